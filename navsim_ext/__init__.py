@@ -1,0 +1,1 @@
+"""The base that all three stages stand on: scenes, maps, caches, scoring, evaluation. It knows no stage."""

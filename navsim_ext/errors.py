@@ -1,0 +1,17 @@
+"""The one root of all errors that Trivium raises on purpose.
+
+Failure is never data: a message names the file, the key, both values and the remedy. Concrete errors live
+beside the concept they belong to and derive from :class:`TriviumError`, so a command line can tell them from bugs.
+"""
+
+
+class TriviumError(Exception):
+    """Something the user can act on: the message says what is wrong, where, and what to do."""
+
+
+class DataError(TriviumError, ValueError):
+    """Input data that breaks its contract (shape, range, finiteness, consistency)."""
+
+
+class MissingError(TriviumError, FileNotFoundError):
+    """A file, token or field that should be there is not."""

@@ -1,0 +1,1 @@
+"""Running things: configuration, training runs, exact resume, EMA, signals, preflight."""

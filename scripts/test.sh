@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Runs what CI runs: set-up, lint, import directions, tests. Further arguments go to pytest.
+#   bash scripts/test.sh            the suite (minutes on 2 cores)
+#   bash scripts/test.sh --slow     the slow tests too
+# Reference data (golden and real sets) is looked for in TRIVIUM_REFERENCE_DATA; without it those tests skip.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh
+bin="${TRIVIUM_VENV:-.venv}/bin"
+# Two OpenMP threads on a loaded machine can be 100 times slower than one.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_OFFLINE=1 HYDRA_FULL_ERROR=1 DS_ACCELERATOR=cpu RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+export PATH="$PWD/$bin:$PATH"
+
+args=()
+for argument in "$@"; do
+  if [[ "$argument" == "--slow" ]]; then args+=(-m "slow or not slow"); else args+=("$argument"); fi
+done
+ruff check .
+lint-imports
+python -m pytest "${args[@]}"

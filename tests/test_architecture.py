@@ -1,0 +1,38 @@
+"""The house rules that a machine can check."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from navsim_ext.errors import MissingError
+from navsim_ext.runtime.config import check_choices, compose, config_root
+
+ROOT = Path(__file__).resolve().parents[1]
+JOBS = sorted(folder.parent.name for folder in config_root().glob("*/config.yaml"))
+EXPERIMENTS = sorted((file.parents[1].name, file.stem) for file in config_root().glob("*/experiment/*.yaml"))
+
+
+def test_imports_point_down():
+    command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    result = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_composes(job):
+    assert compose(job)
+
+
+@pytest.mark.parametrize(("job", "experiment"), EXPERIMENTS)
+def test_every_experiment_composes(job, experiment):
+    assert compose(job, [f"experiment={experiment}"])
+
+
+def test_a_misspelt_choice_names_the_nearest(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "demo.yaml").touch()
+    with pytest.raises(MissingError, match="did you mean experiment=demo"):
+        check_choices(tmp_path, ["experiment=dmeo"])
+    check_choices(tmp_path, ["experiment=demo", "trainer.max_steps=3"])
