@@ -1,0 +1,109 @@
+"""Which windows of which logs are read: NAVSIM's scene filter."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from navsim_ext.errors import DataError, MissingError
+
+# Keys of NAVSIM's own YAML files -> fields here; the rest selects NAVSIM 2's synthetic second stage.
+_YAML_KEYS = {
+    "log_names": "log_names",
+    "tokens": "tokens",
+    "frame_interval": "frame_interval",
+    "num_history_frames": "num_history",
+    "num_future_frames": "num_future",
+    "has_route": "has_route",
+    "max_scenes": "max_scenes",
+}
+_SECOND_STAGE_KEYS = (
+    "include_synthetic_scenes",
+    "all_mapping",
+    "synthetic_scene_tokens",
+    "reactive_synthetic_initial_tokens",
+    "non_reactive_synthetic_initial_tokens",
+)
+
+
+@dataclass(frozen=True)
+class SceneFilter:
+    """Selection of windows; None means no restriction.
+
+    A window starts at every ``frame_interval``-th frame of a log and has ``num_history + num_future`` frames; its
+    token is that of the frame "now", the last history frame. ``frame_interval=None`` is NAVSIM's default: windows
+    that do not overlap. ``has_route`` drops windows whose frame now has no roadblocks. ``max_scenes`` stops early
+    (logs in alphabetical order; NAVSIM takes them in directory order).
+    """
+
+    log_names: Sequence[str] | None = None
+    tokens: Sequence[str] | None = None
+    frame_interval: int | None = 1
+    num_history: int = 4
+    num_future: int = 10
+    has_route: bool = True
+    max_scenes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("log_names", "tokens"):
+            values = getattr(self, name)
+            if isinstance(values, str):
+                raise DataError(f"scene filter: {name} is the single string {values!r}; a list was expected")
+            if values is not None:
+                object.__setattr__(self, name, tuple(values))
+                twice = [value for value, count in Counter(values).items() if count > 1]
+                if twice:
+                    raise DataError(
+                        f"scene filter: {name} lists {twice[0]!r} {Counter(values)[twice[0]]} times "
+                        f"({len(twice)} entries are repeated): list each once"
+                    )
+        for name, least in (("frame_interval", 1), ("num_history", 1), ("num_future", 0), ("max_scenes", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DataError(f"scene filter: {name} is {value}; at least {least} was expected")
+
+    @property
+    def num_frames(self) -> int:
+        return self.num_history + self.num_future
+
+    @property
+    def stride(self) -> int:
+        """Frames between the starts of two windows."""
+        return self.num_frames if self.frame_interval is None else self.frame_interval
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> SceneFilter:
+        """Reads a scene-filter YAML in NAVSIM's own format. Raises DataError for a key that would be ignored."""
+        file = Path(path)
+        if not file.is_file():
+            raise MissingError(f"scene filter {file} does not exist")
+        content: Any = yaml.safe_load(file.read_text())
+        if not isinstance(content, dict):
+            raise DataError(f"scene filter {file} holds a {type(content).__name__}; a mapping was expected")
+        fields = {}
+        for key, value in content.items():
+            if key in _YAML_KEYS:
+                fields[_YAML_KEYS[key]] = value
+            elif key in _SECOND_STAGE_KEYS and not value:
+                continue
+            elif not key.startswith("_"):  # _target_, _convert_
+                raise DataError(f"scene filter {file}: key {key!r} = {value!r} is not supported; remove it")
+        return cls(**fields)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able content for fingerprints and messages; long lists are kept whole."""
+        listed = {name: None if (v := getattr(self, name)) is None else sorted(v) for name in ("log_names", "tokens")}
+        return {
+            **listed,
+            "frame_interval": self.stride,
+            "num_history": self.num_history,
+            "num_future": self.num_future,
+            "has_route": self.has_route,
+            "max_scenes": self.max_scenes,
+        }
