@@ -1,0 +1,20 @@
+"""Which scorer this is: the fields that caches and score files carry so that they are never mixed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from navsim_ext.fingerprint import Fingerprint
+
+SCORER_VERSION = 1  # raise whenever any score may change
+NAVSIM_VERSIONS = {"v1": "NAVSIM 1.1 (3e8291b)", "v2": "NAVSIM 2.2 (0a380a9)"}
+
+
+def scorer_fields() -> dict[str, Any]:
+    """Identity of the scorer: its version, what it reproduces, the vehicle and the traffic it assumes."""
+    return {"version": SCORER_VERSION, "reproduces": NAVSIM_VERSIONS, "vehicle": "pacifica", "traffic": "log_replay"}
+
+
+def scorer_fingerprint() -> Fingerprint:
+    """The scorer as a parent of score files and of checkpoints that were trained on its reward."""
+    return Fingerprint(kind="pdm_scorer", fields=scorer_fields())
