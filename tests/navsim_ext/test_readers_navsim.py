@@ -1,0 +1,250 @@
+"""NAVSIM logs: windows, tokens, filters, and one clear error for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from navsim_ext.errors import DataError, MissingError
+from navsim_ext.readers import NavsimLogs, NothingSelected, SceneFilter, open_source
+from navsim_ext.readers.source import SceneSource
+
+
+def make_frame(index: int, log: str = "log-a", **changes) -> dict:
+    heading = 0.1 * index
+    frame = {
+        "token": f"{abs(hash((log, index))) % 16**16:016x}",
+        "timestamp": 1_600_000_000_000_000 + 500_000 * index,
+        "log_name": log,
+        "scene_token": "s",
+        "map_location": "us-ma-boston",
+        "roadblock_ids": ["1", "2"],
+        "traffic_lights": [(17, True), (18, False)],
+        "ego2global_translation": np.array([331000.0 + 2.0 * index, 4690000.0, 5.0]),
+        "ego2global_rotation": np.array([np.cos(heading / 2), 0.0, 0.0, np.sin(heading / 2)]),
+        "ego_dynamic_state": [4.0, 0.1, 0.2, 0.3],
+        "driving_command": np.array([0, 1, 0, 0]),
+        "cams": {
+            "CAM_F0": {
+                "data_path": f"{log}/CAM_F0/{index}.jpg",
+                "sensor2lidar_rotation": np.eye(3),
+                "sensor2lidar_translation": np.array([1.6, 0.0, 1.5]),
+                "cam_intrinsic": np.eye(3),
+                "distortion": np.zeros(5),
+            }
+        },
+        "anns": {
+            "gt_boxes": np.ones((2, 7), dtype=np.float32),
+            "gt_names": np.array(["vehicle", "pedestrian"]),
+            "gt_velocity_3d": np.zeros((2, 3), dtype=np.float32),
+            "instance_tokens": ["i0", "i1"],
+            "track_tokens": ["t0", "t1"],
+        },
+    }
+    frame.update(changes)
+    return frame
+
+
+def write_log(root: Path, frames: list, log: str = "log-a") -> Path:
+    path = root / "navsim_logs" / "mini" / f"{log}.pkl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(frames))
+    return path
+
+
+def token(index: int, log: str = "log-a") -> str:
+    return make_frame(index, log)["token"]
+
+
+@pytest.mark.parametrize("dataset", ["golden/navsim", "golden/navsim_real"])
+def test_finds_the_tokens_of_the_reference_sets(reference, dataset):
+    root = reference(f"{dataset}/dataset")
+    index = json.loads((root / "index.json").read_text())
+    source = open_source(root, "trainval", scene_filter=SceneFilter(frame_interval=1))
+    wanted = [token for log in index["logs"] for token in log["tokens"]]
+    if dataset == "golden/navsim":
+        assert sorted(source.tokens) == sorted(wanted)
+    else:  # this set lists a selection; its logs hold more windows
+        logs = {log["log"]: log for log in index["logs"]}
+        found = {name: [scene.token for scene in scenes] for name, scenes in source.logs()}
+        for name, tokens in found.items():
+            assert len(tokens) == logs[name]["n_frames"] - 13
+            assert [tokens[now - 3] for now in logs[name]["now_frames"]] == logs[name]["tokens"]
+
+
+def test_scene_equals_what_the_reference_exported(reference):
+    root = reference("golden/navsim")
+    source = NavsimLogs(root / "dataset", "trainval")
+    for token in source.tokens:
+        golden = np.load(root / "metric_cache" / f"{token}_v11.npz")
+        scene = source.scene(token)
+        np.testing.assert_allclose(scene.ego_global[scene.now], golden["ego_state11"][:3], atol=2e-9)
+        np.testing.assert_array_equal(scene.ego_dynamics[scene.now], golden["ego_state11"][3:7].astype(np.float32))
+        assert scene.timestamps_us[scene.now] == golden["ego_time_us"]
+        np.testing.assert_allclose(scene.future_poses(8), golden["gt_future_poses"], atol=2e-6)
+        np.testing.assert_allclose(scene.history_poses(), golden["gt_history_poses"], atol=2e-6)
+
+
+@pytest.mark.parametrize(("count", "interval"), [(14, 1), (15, 1), (31, 3), (31, None), (13, 1), (30, 7)])
+def test_windows_are_those_of_navsim(tmp_path, count, interval):
+    write_log(tmp_path, [make_frame(i) for i in range(count)])
+    source = NavsimLogs(tmp_path, "mini", scene_filter=SceneFilter(frame_interval=interval))
+    step = interval or 14
+    wanted = [token(start + 3) for start in range(0, count, step) if start + 14 <= count]
+    if not wanted:
+        with pytest.raises(NothingSelected, match="0 scenes"):
+            len(source)
+        return
+    assert isinstance(source, SceneSource)
+    assert source.tokens == wanted
+    scene = source.scene(wanted[-1])
+    first = scene.frame_tokens.index(scene.token)
+    assert (first, len(scene.frame_tokens), scene.num_future) == (3, 14, 10)
+    assert scene.traffic_lights[0] == (("17", True), ("18", False))
+    np.testing.assert_allclose(np.diff(scene.ego_global[:, 2]), 0.1, atol=1e-12)
+    assert scene.annotations[0].boxes.dtype == np.float32
+
+
+def test_route_history_horizon_and_limits(tmp_path):
+    frames = [make_frame(i) for i in range(20)]
+    frames[5]["roadblock_ids"] = []
+    write_log(tmp_path, frames)
+    write_log(tmp_path, [make_frame(i, "log-b") for i in range(20)], "log-b")
+    read = lambda **fields: NavsimLogs(tmp_path, "mini", scene_filter=SceneFilter(**fields))  # noqa: E731
+    assert token(5) not in read().tokens
+    assert token(5) in read(has_route=False).tokens
+    assert len(read(num_history=2, num_future=4, has_route=False)) == 2 * 15
+    assert read(log_names=["log-b"]).tokens == [token(i, "log-b") for i in range(3, 10)]
+    assert read(max_scenes=3).tokens == [token(i) for i in (3, 4, 6)]
+    assert read(tokens=[token(9, "log-b"), token(4)]).tokens == [token(4), token(9, "log-b")]
+
+
+def test_yaml_filter_in_navsims_format(tmp_path):
+    path = tmp_path / "navtrain.yaml"
+    content = {
+        "_target_": "navsim.common.dataclasses.SceneFilter",
+        "_convert_": "all",
+        "num_history_frames": 4,
+        "num_future_frames": 10,
+        "frame_interval": 1,
+        "has_route": True,
+        "max_scenes": None,
+        "log_names": ["a", "b"],
+        "tokens": None,
+        "include_synthetic_scenes": False,
+    }
+    path.write_text(yaml.safe_dump(content))
+    assert SceneFilter.from_yaml(path) == SceneFilter(log_names=("a", "b"))
+    path.write_text(yaml.safe_dump({**content, "frame_intervall": 2}))
+    with pytest.raises(DataError, match=r"navtrain\.yaml.*frame_intervall.*2"):
+        SceneFilter.from_yaml(path)
+    path.write_text(yaml.safe_dump({**content, "include_synthetic_scenes": True}))
+    with pytest.raises(DataError, match="include_synthetic_scenes"):
+        SceneFilter.from_yaml(path)
+
+
+def bad_annotations(**changes) -> dict:
+    return {"anns": make_frame(0)["anns"] | changes}
+
+
+BAD_FRAMES = {
+    "unknown map": ({"map_location": "de-berlin"}, r"map_location.*'de-berlin'.*us-ma-boston"),
+    "unequal arrays": (bad_annotations(track_tokens=["t0"]), r"anns.*'gt_boxes': 2.*'track_tokens': 1.*equal length"),
+    "nan pose": ({"ego2global_translation": np.array([1.0, np.nan, 0.0])}, r"ego2global_translation.*nan.*finite"),
+    "quaternion": ({"ego2global_rotation": np.array([1.0, 0, 0, 0.5])}, r"ego2global_rotation.*norm 1\.118.*norm 1"),
+    "nan box": (bad_annotations(gt_boxes=np.full((2, 7), np.nan)), r"gt_boxes\[0\] of track t0.*nan"),
+    "unknown object": (bad_annotations(gt_names=["vehicle", "dragon"]), r"gt_names.*'dragon'.*pedestrian"),
+    "command": ({"driving_command": np.array([0, 1, 1, 0])}, r"driving_command.*\[0.0, 1.0, 1.0, 0.0\].*one-hot"),
+    "dynamics": ({"ego_dynamic_state": [1.0, 2.0]}, r"ego_dynamic_state.*\(2,\).*\(4,\)"),
+    "lights": ({"traffic_lights": [3]}, r"traffic_lights.*\[3\].*is red"),
+    "time": ({"timestamp": 1.5}, r"timestamp.*1\.5.*microseconds"),
+    "camera": ({"cams": {"CAM_F0": {"data_path": "x"}}}, r"cams\.CAM_F0\.cam_intrinsic.*absent"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FRAMES)
+def test_bad_frame_names_file_frame_key_and_both_values(tmp_path, kind):
+    changes, pattern = BAD_FRAMES[kind]
+    frames = [make_frame(i) for i in range(20)]
+    frames[4] = make_frame(4, **changes)
+    write_log(tmp_path, frames)
+    with pytest.raises(DataError, match=rf"log-a\.pkl, frame 4 .*{pattern}"):
+        len(NavsimLogs(tmp_path, "mini"))
+    source = NavsimLogs(tmp_path, "mini", skip_bad=True, report_path=tmp_path / "out" / "skipped.json")
+    spoiled = {token(now) for now in range(3, 10) if now - 3 <= 4 <= now + 10}
+    if kind == "camera":  # only the pictures of the frame now matter
+        spoiled = {token(4)}
+    assert set(source.tokens) == {token(now) for now in range(3, 10)} - spoiled
+    report = json.loads((tmp_path / "out" / "skipped.json").read_text())
+    assert report["skipped"] == len(report["entries"]) >= 1
+    assert report["entries"][0]["frame"] == 4
+    assert report["counts"] == {"DataError": len(report["entries"])}
+
+
+def test_absent_key_names_it(tmp_path):
+    frames = [make_frame(i) for i in range(14)]
+    del frames[2]["roadblock_ids"]
+    write_log(tmp_path, frames)
+    with pytest.raises(DataError, match=r"frame 2 .*roadblock_ids is absent"):
+        len(NavsimLogs(tmp_path, "mini"))
+
+
+def test_truncated_log_is_skipped_whole_and_nothing_left_is_an_error(tmp_path):
+    path = write_log(tmp_path, [make_frame(i, "log-b") for i in range(14)], "log-b")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"log-b\.pkl is truncated"):
+        len(NavsimLogs(tmp_path, "mini"))
+    with pytest.raises(NothingSelected, match=r"0 scenes.*1 bad.*DamagedPickle.*skipped\.json"):
+        len(NavsimLogs(tmp_path, "mini", skip_bad=True, report_path=tmp_path / "skipped.json"))
+    write_log(tmp_path, [make_frame(i) for i in range(14)])
+    assert NavsimLogs(tmp_path, "mini", skip_bad=True).tokens == [token(3)]
+
+
+def test_token_twice(tmp_path):
+    write_log(tmp_path, [make_frame(i) for i in range(14)])
+    write_log(tmp_path, [make_frame(i) for i in range(14)], "log-b")
+    with pytest.raises(DataError, match=rf"log-b\.pkl: token {token(3)}.*second.*log-a"):
+        len(NavsimLogs(tmp_path, "mini"))
+    assert NavsimLogs(tmp_path, "mini", skip_bad=True).tokens == [token(3)]
+    with pytest.raises(DataError, match="'x' 2 times"):
+        SceneFilter(tokens=["x", "y", "x"])
+
+
+def test_filters_that_match_nothing(tmp_path):
+    write_log(tmp_path, [make_frame(i) for i in range(14)])
+    with pytest.raises(MissingError, match=r"none of the 1 logs.*'log-z'.*'log-a'"):
+        NavsimLogs(tmp_path, "mini", scene_filter=SceneFilter(log_names=["log-z"]))
+    with pytest.raises(NothingSelected):
+        len(NavsimLogs(tmp_path, "mini", scene_filter=SceneFilter(tokens=["0" * 16])))
+    with pytest.raises(MissingError, match=r"1 of 2 tokens.*first: 0000"):
+        len(NavsimLogs(tmp_path, "mini", scene_filter=SceneFilter(tokens=[token(3), "0" * 16])))
+    with pytest.raises(MissingError, match="split 'trainval'"):
+        NavsimLogs(tmp_path, "trainval")
+    with pytest.raises(MissingError, match="not among the 1 scenes"):
+        NavsimLogs(tmp_path, "mini").scene("nope")
+    with pytest.raises(MissingError, match="navsim_logs"):
+        open_source(tmp_path / "nowhere", "mini")
+
+
+def test_missing_picture(tmp_path):
+    write_log(tmp_path, [make_frame(i) for i in range(15)])
+    picture = tmp_path / "sensor_blobs" / "mini" / "log-a" / "CAM_F0" / "4.jpg"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"jpeg")
+    with pytest.raises(MissingError, match=r"cams\.CAM_F0\.data_path 'log-a/CAM_F0/3\.jpg'.*sensor"):
+        len(NavsimLogs(tmp_path, "mini", required_cameras=["CAM_F0"]))
+    source = NavsimLogs(tmp_path, "mini", required_cameras=["CAM_F0"], skip_bad=True)
+    assert source.tokens == [token(4)]
+    assert source.report.counts == {"MissingError": 1}
+
+
+def test_unwritable_report_folder(tmp_path):
+    write_log(tmp_path, [make_frame(i) for i in range(14)])
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match=r"report .*cannot be written"):
+        len(NavsimLogs(tmp_path, "mini", skip_bad=True, report_path=tmp_path / "file" / "skipped.json"))
