@@ -132,16 +132,18 @@ class PolygonLayer(FeatureLayer):
     @cached_property
     def polygons(self) -> NDArray[np.object_]:
         """[N] shapely polygons (MultiPolygon for features of several parts)."""
-        built = np.empty(len(self), dtype=object)
-        for position in range(len(self)):
-            parts: list[tuple[NDArray[np.float64], list[NDArray[np.float64]]]] = []
-            for ring, is_hole in self.rings_of(position):
-                if is_hole:
-                    parts[-1][1].append(ring)
-                else:
-                    parts.append((ring, []))
-            polygons = [shapely.Polygon(shell, holes) for shell, holes in parts]
-            built[position] = polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(polygons)
+        if not len(self):
+            return np.empty(0, dtype=object)
+        ring_count = len(self.ring_is_hole)
+        rings = shapely.linearrings(self.xy, indices=np.repeat(np.arange(ring_count), np.diff(self.ring_offsets)))
+        part_of_ring = np.cumsum(~self.ring_is_hole) - 1
+        parts = shapely.polygons(rings, indices=part_of_ring)
+        feature_of_ring = np.repeat(np.arange(len(self)), np.diff(self.polygon_offsets))
+        feature_of_part = feature_of_ring[~self.ring_is_hole]
+        first = np.searchsorted(feature_of_part, np.arange(len(self)))
+        built = parts[first]
+        for position in np.flatnonzero(np.bincount(feature_of_part, minlength=len(self)) > 1):
+            built[position] = shapely.MultiPolygon(list(parts[feature_of_part == position]))
         return built
 
     @cached_property
