@@ -118,7 +118,7 @@ class SceneMetricCache:
             return cls(token=token, time_us=int(arrays["time_us"][0]), **header, **values)
         except KeyError as error:
             raise DataError(
-                f"metric cache record {token} has no field {error}: the cache was written by another version; rebuild it"
+                f"metric cache record {token} has no field {error}: it was written by another version; rebuild the cache"
             ) from error
 
     def validate(self) -> SceneMetricCache:
