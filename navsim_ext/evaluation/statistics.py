@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,10 @@ class Estimate:
     high: float
     count: int
     logs: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Plain JSON: NaN (nothing measured, or no interval) becomes null."""
+        return {key: None if math.isnan(value) else value for key, value in asdict(self).items()}
 
     def format(self, scale: float = 100.0, digits: int = 1) -> str:
         """``83.2 [80.1, 86.0]``; a dash where nothing was measured, no interval where one log was."""

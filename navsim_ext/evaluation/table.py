@@ -1,0 +1,125 @@
+"""From one row per token to the table that a paper prints: means with intervals by log, what was invalid, what scored.
+
+A score table is a DataFrame with ``token``, ``name`` (planner), ``log_name``, ``valid``, ``reason``, ``map_label`` and
+the columns of :data:`COLUMNS`. Invalid rows never enter a mean; they are counted beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from navsim_ext.errors import DataError, MissingError
+from navsim_ext.evaluation.statistics import REPLICATES, Estimate, bootstrap_mean
+from navsim_ext.fingerprint import Fingerprint, digest_tokens
+
+V1_COLUMNS = ("pdms_v1", "v1_nc", "v1_dac", "v1_ttc", "v1_ep", "v1_comfort", "v1_ddc")
+V2_COLUMNS = (
+    "epdms_v2", "epdms_v2_nofilter",
+    "v2_nc", "v2_dac", "v2_ddc", "v2_tlc", "v2_ep", "v2_ttc", "v2_lk", "v2_hc", "v2_ec",
+)  # fmt: skip
+COLUMNS = V1_COLUMNS + V2_COLUMNS
+HEADLINE = ("pdms_v1", "epdms_v2", "epdms_v2_nofilter")
+TITLES = {
+    "pdms_v1": "PDMS v1.1",
+    "epdms_v2": "EPDMS v2.2",
+    "epdms_v2_nofilter": "EPDMS v2.2, no filter",
+    "v1_nc": "NC", "v1_dac": "DAC", "v1_ttc": "TTC", "v1_ep": "EP", "v1_comfort": "C", "v1_ddc": "DDC",
+    "v2_nc": "NC", "v2_dac": "DAC", "v2_ddc": "DDC", "v2_tlc": "TLC", "v2_ep": "EP", "v2_ttc": "TTC", "v2_lk": "LK",
+    "v2_hc": "HC", "v2_ec": "EC",
+}  # fmt: skip
+
+SCORES_FILE = "scores.parquet"
+NAVTRAIN_SIZES = {85_109: "the 85k part of navtrain", 103_288: "the full 103k navtrain"}
+
+
+def summarise(scores: pd.DataFrame, *, replicates: int = REPLICATES) -> dict[str, dict[str, Estimate]]:
+    """{planner: {column: Estimate}} over the valid rows, planners in order of first appearance."""
+    summary: dict[str, dict[str, Estimate]] = {}
+    for name, rows in scores.groupby("name", sort=False):
+        valid = rows[rows["valid"]]
+        logs = valid["log_name"].tolist()
+        present = [column for column in COLUMNS if column in rows]
+        summary[str(name)] = {
+            column: bootstrap_mean(valid[column].to_numpy(float), logs, replicates=replicates) for column in present
+        }
+    return summary
+
+
+def identity(scores: pd.DataFrame, *, split: str = "") -> dict[str, Any]:
+    """What was scored: split, number of tokens and logs, token-list digest, part of navtrain, invalid rows, labels."""
+    tokens = scores["token"].unique().tolist()
+    labels = sorted(scores["map_label"].unique()) if "map_label" in scores else []
+    return {
+        "split": split,
+        "tokens": len(tokens),
+        "logs": int(scores["log_name"].nunique()),
+        "token_digest": digest_tokens(tokens)[:16],
+        "part": NAVTRAIN_SIZES.get(len(tokens), "") if split == "navtrain" else "",
+        "map_labels": labels,
+        "invalid": {str(name): int((~rows["valid"]).sum()) for name, rows in scores.groupby("name", sort=False)},
+    }
+
+
+def identity_line(what: Mapping[str, Any], fingerprint: Fingerprint | None = None) -> str:
+    """The line that stands under every score."""
+    part = f", {what['part']}" if what["part"] else ""
+    approx = " | maps of approximate origin (label approx): not comparable with NAVSIM's" if _is_approx(what) else ""
+    scorer = f" | scorer {fingerprint.digest[:12]}" if fingerprint else ""
+    split = what["split"] or "(unnamed split)"
+    return (
+        f"{split}: {what['tokens']} tokens in {what['logs']} logs{part} | tokens {what['token_digest']}{scorer}{approx}"
+    )
+
+
+def _is_approx(what: Mapping[str, Any]) -> bool:
+    return "approx" in what["map_labels"]
+
+
+def print_table(
+    summary: Mapping[str, Mapping[str, Estimate]], what: Mapping[str, Any], *, sub_scores: bool = True
+) -> list[Table]:
+    """Rich tables of at most 80 columns: the scores with intervals, then the sub-scores of each version."""
+    suffix = " (approx maps)" if _is_approx(what) else ""
+    scores = Table(title=f"Scores x 100, mean [95 % by log]{suffix}", title_justify="left", pad_edge=False)
+    scores.add_column("planner", overflow="fold", min_width=12)
+    for column in HEADLINE:
+        scores.add_column(TITLES[column].replace("EPDMS v2.2, no filter", "no filter"), justify="right")
+    scores.add_column("invalid", justify="right")
+    for name, estimates in summary.items():
+        cells = [estimates[column].format() if column in estimates else "-" for column in HEADLINE]
+        scores.add_row(name, *cells, str(what["invalid"].get(name, 0)))
+    tables = [scores]
+    for version, columns in (("v1.1", V1_COLUMNS[1:]), ("v2.2", V2_COLUMNS[2:])):
+        if not sub_scores or not any(columns[0] in estimates for estimates in summary.values()):
+            continue
+        table = Table(
+            title=f"Sub-scores {version} x 100 (before the human filter)", title_justify="left", pad_edge=False
+        )
+        table.add_column("planner", overflow="fold", min_width=12)
+        for column in columns:
+            table.add_column(TITLES[column], justify="right")
+        for name, estimates in summary.items():
+            row = [f"{estimates[c].mean * 100:.1f}" if estimates[c].count else "-" for c in columns]
+            table.add_row(name, *row)
+        tables.append(table)
+    return tables
+
+
+def read_scores(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, Fingerprint]:
+    """The per-token table and the fingerprint of a folder that ``navsim_ext.evaluation.score`` finished."""
+    path = Path(folder) / SCORES_FILE
+    if not path.is_file():
+        raise MissingError(
+            f"{path} is missing: run `python -m navsim_ext.evaluation.score output_dir={folder} ...` first"
+        )
+    scores = pd.read_parquet(path)
+    missing = sorted({"token", "name", "log_name", "valid"} - set(scores.columns))
+    if missing:
+        raise DataError(f"{path} has no column {', '.join(missing)}: it is not a score table; score again")
+    return scores, Fingerprint.load(folder)
