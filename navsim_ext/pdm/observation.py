@@ -1,0 +1,153 @@
+"""What a scene's log says to the scorer: ego states, tracks at 2 Hz, red lights (NAVSIM ``metric_cache_processor``).
+
+Legend: K = 11 frames 0, 0.5 ... 5 s from now on (the first 9 are NAVSIM 2.2's horizon), n tracks, r red connectors.
+The record is at 2 Hz, so that both scorer versions share it; :mod:`navsim_ext.pdm.log_replay` makes the 10 Hz world
+of either version from it. Frame k is placed at 0.5 k s; the recorded time stamps of the future are not used, as in
+NAVSIM. Only vehicles, pedestrians and bicycles keep a velocity; all other types stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navsim_ext.errors import DataError
+from navsim_ext.frames import rotate, wrap_angle
+from navsim_ext.metric_cache.schema import NUM_FRAMES, NUM_FRAMES_V2
+from navsim_ext.scene import OBJECT_TYPES, Scene
+
+REAR_AXLE_TO_CENTER_M = 1.461  # nuPlan's Pacifica: 5.176 / 2 - 1.127
+MOVING_TYPES = frozenset(OBJECT_TYPES.index(name) for name in ("vehicle", "pedestrian", "bicycle"))
+TYPE_NUMBER = {name: number for number, name in enumerate(OBJECT_TYPES)}
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectsNow:
+    """Annotated objects of one frame in the global frame, in the order of the log."""
+
+    poses: NDArray[np.float64]  # [n,3] box centre x, y, heading
+    velocities: NDArray[np.float64]  # [n,2] m/s, 0 for types that stand
+    sizes: NDArray[np.float64]  # [n,3] length, width, height
+    types: NDArray[np.int8]  # [n]
+    tokens: tuple[str, ...]  # n
+
+
+@dataclass(frozen=True, eq=False)
+class Tracks:
+    """Tracks over K frames; rows sorted by type, then by first sighting. See ``SceneMetricCache`` for the fields."""
+
+    poses: NDArray[np.float64]  # [n,K,3], NaN where not seen
+    velocities: NDArray[np.float64]  # [n,2] of the first sighting
+    sizes: NDArray[np.float64]  # [n,3] of the first sighting
+    types: NDArray[np.int8]  # [n]
+    tokens: tuple[str, ...]  # n
+
+
+def center_pose(rear_axle: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[...,3] poses of the box centre from rear-axle poses [...,3]: c = p + 1.461 (cos h, sin h)."""
+    heading = rear_axle[..., 2]
+    forward = np.stack([np.cos(heading), np.sin(heading), np.zeros_like(heading)], axis=-1)
+    return rear_axle + REAR_AXLE_TO_CENTER_M * forward
+
+
+def ego_states(scene: Scene) -> NDArray[np.float64]:
+    """[H,11] logged ego states up to now, in the order of ``SceneMetricCache.ego_state``.
+
+    The log holds no steering and no yaw rate: they are 0. NAVSIM stores the box centre and derives the rear axle
+    from it again, which moves it by up to 1e-10 m (rounding in UTM coordinates); so does this.
+    """
+    history = scene.ego_global[: scene.num_history].astype(np.float64)
+    center = center_pose(history)
+    heading = history[:, 2]
+    states = np.zeros((len(history), 11))
+    states[:, 0] = center[:, 0] - REAR_AXLE_TO_CENTER_M * np.cos(heading)
+    states[:, 1] = center[:, 1] - REAR_AXLE_TO_CENTER_M * np.sin(heading)
+    states[:, 2] = heading
+    states[:, 3:7] = scene.ego_dynamics[: scene.num_history].astype(np.float64)
+    return states
+
+
+def objects_at(scene: Scene, frame: int) -> ObjectsNow:
+    """The annotations of one frame in the global frame: R(h) p + t, h + yaw, R(h) v (no ego-motion compensation).
+
+    Raises DataError when a track stands twice in the frame: NAVSIM would interpolate between the two.
+    """
+    annotations = scene.annotations[frame]
+    count = len(annotations.names)
+    if len(set(annotations.track_tokens)) != count:
+        twice = next(t for t in annotations.track_tokens if annotations.track_tokens.count(t) > 1)
+        raise DataError(
+            f"log {scene.log_name}, scene {scene.token}: track {twice} stands more than once in frame {frame}; "
+            "track tokens must be unique within a frame"
+        )
+    types = np.array([TYPE_NUMBER[name] for name in annotations.names], dtype=np.int8)
+    ego = scene.ego_global[frame]
+    boxes = np.asarray(annotations.boxes, dtype=np.float64).reshape(count, 7)
+    moving = np.isin(types, list(MOVING_TYPES))[:, None]
+    return ObjectsNow(
+        poses=np.column_stack([rotate(boxes[:, :2], ego[2]) + ego[:2], wrap_angle(boxes[:, 6] + ego[2])]),
+        velocities=np.where(moving, rotate(np.asarray(annotations.velocities, np.float64)[:, :2], ego[2]), 0.0),
+        sizes=boxes[:, 3:6].copy(),
+        types=types,
+        tokens=annotations.track_tokens,
+    )
+
+
+def tracks(scene: Scene) -> Tracks:
+    """Tracks of the frames from now to 5 s. Raises DataError when the window ends before."""
+    last = scene.now + NUM_FRAMES
+    if last > len(scene.timestamps_us):
+        raise DataError(
+            f"log {scene.log_name}, scene {scene.token}: {scene.num_future} future frames, {NUM_FRAMES - 1} are needed "
+            "for scoring; read it with num_future=10"
+        )
+    rows: dict[str, int] = {}
+    sightings: list[tuple[int, int, NDArray[np.float64]]] = []
+    first: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []  # type, velocity, size
+    for k, frame in enumerate(range(scene.now, last)):
+        objects = objects_at(scene, frame)
+        for i, token in enumerate(objects.tokens):
+            if token not in rows:
+                rows[token] = len(rows)
+                first.append((int(objects.types[i]), objects.velocities[i], objects.sizes[i]))
+            sightings.append((rows[token], k, objects.poses[i]))
+    poses = np.full((len(rows), NUM_FRAMES, 3), np.nan)
+    for row, k, pose in sightings:
+        poses[row, k] = pose
+    types = np.array([kind for kind, _, _ in first], dtype=np.int8)
+    order = np.argsort(types, kind="stable")
+    tokens = list(rows)
+    return Tracks(
+        poses=poses[order],
+        velocities=np.array([velocity for _, velocity, _ in first]).reshape(-1, 2)[order],
+        sizes=np.array([size for _, _, size in first]).reshape(-1, 3)[order],
+        types=types[order],
+        tokens=tuple(tokens[row] for row in order),
+    )
+
+
+def red_connectors(scene: Scene, route_connectors: set[str]) -> tuple[list[str], NDArray[np.bool_]]:
+    """Connectors on the route that are red at some time: (fids [r], red at frame k [r,9]).
+
+    ``route_connectors``: lanes and connectors of the *uncorrected* route's roadblocks. Each status holds from its
+    frame until the next one, so steps 5k ... 5k+4 (NAVSIM 2.2; 1.1 stores none).
+    """
+    red: dict[str, list[int]] = {}
+    for k, frame in enumerate(range(scene.now, scene.now + NUM_FRAMES_V2)):
+        for connector, is_red in scene.traffic_lights[frame]:
+            if is_red and connector in route_connectors:
+                red.setdefault(connector, []).append(k)
+    frames = np.zeros((len(red), NUM_FRAMES_V2), dtype=bool)
+    for row, ks in enumerate(red.values()):
+        frames[row, ks] = True
+    return list(red), frames
+
+
+def human_poses(scene: Scene, count: int = 8) -> NDArray[np.float64]:
+    """[count,3] driven poses after now in the ego frame; NaN where the log ends before."""
+    poses = np.full((count, 3), np.nan)
+    available = min(count, scene.num_future)
+    poses[:available] = scene.future_poses(available)
+    return poses
