@@ -1,0 +1,261 @@
+"""``python -m navsim_ext.evaluation.report``: one self-contained HTML file of a whole job.
+
+Reads score folders (``navsim_ext.evaluation.score``), training folders of the stages and the scenes themselves;
+writes ``report.html`` with everything inside (no script, no network): table, intervals, waterfalls, training curves,
+flight recorder, gallery of best, worst and most improved scenes, fingerprints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig
+from rich.console import Console
+
+from navsim_ext.errors import DataError, MissingError
+from navsim_ext.evaluation.compare import compare
+from navsim_ext.evaluation.drawing import scene_figure
+from navsim_ext.evaluation.report_figures import curves_plot, jpeg_uri, score_plot, svg_uri, waterfall_plot
+from navsim_ext.evaluation.statistics import REPLICATES, Estimate
+from navsim_ext.evaluation.table import (
+    HEADLINE,
+    TITLES,
+    V1_COLUMNS,
+    V2_COLUMNS,
+    identity,
+    identity_line,
+    read_scores,
+    summarise,
+)
+from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.readers import SceneSource, open_source
+from navsim_ext.runtime.config import job
+
+TRAJECTORIES_FILE = "trajectories.parquet"
+REPORT_FILE = "report.html"
+
+
+def load_folders(folders: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Fingerprint]]:
+    """Score rows and trajectories of several score folders, and the fingerprint of each planner's scores.
+
+    Raises DataError when a planner name comes twice, FingerprintMismatch when the scorers differ.
+    """
+    if not folders:
+        raise DataError("scores=[] names no score folder: nothing to report")
+    tables, paths, made = [], [], {}
+    for folder in folders:
+        scores, fingerprint = read_scores(folder)
+        for name in scores["name"].unique():
+            if name in made:
+                raise DataError(
+                    f"planner {name!r} is in {folder} and in an earlier folder: give one of them another name"
+                )
+            made[str(name)] = fingerprint
+        first = next(iter(made.values()))
+        first.parents["scorer"].require_equal(
+            fingerprint.parents["scorer"],
+            mine=f"scores in {folders[0]}",
+            theirs=f"scores in {folder}",
+            remedy="A table may hold one scorer only: score again.",
+        )
+        tables.append(scores)
+        paths.append(pd.read_parquet(Path(folder) / TRAJECTORIES_FILE))
+    return pd.concat(tables, ignore_index=True), pd.concat(paths, ignore_index=True), made
+
+
+def training_section(title: str, folder: str, columns: Sequence[str] | None) -> dict[str, str]:
+    """Curves of one training folder, from the newest ``metrics.csv`` in it. Raises MissingError if there is none."""
+    table, path = newest_csv(folder, "metrics.csv")
+    x = "step" if "step" in table else table.columns[0]
+    available = [c for c in table.columns if c not in (x, "epoch") and table[c].notna().any()]
+    chosen = list(columns) if columns else available[:8]
+    unknown = sorted(set(chosen) - set(table.columns))
+    if unknown:
+        raise DataError(f"{path} has no column {unknown}; it has {available}")
+    plot = svg_uri(curves_plot(table, chosen, x, smooth=max(1, len(table) // 40)))
+    return {"title": title, "plot": plot, "caption": f"{path.name} of {title}, {len(table)} rows over {x}"}
+
+
+def newest_csv(folder: str | os.PathLike[str], name: str) -> tuple[pd.DataFrame, Path]:
+    """The newest file of that name under a training folder, by modification time."""
+    found = sorted(Path(folder).rglob(name), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise MissingError(f"no {name} under {folder}: is it the output_dir of a training run?")
+    return pd.read_csv(found[-1]), found[-1]
+
+
+def recorder_section(folder: str, columns: Sequence[str] | None) -> dict[str, Any]:
+    """Stage 3's flight recorder: ``rewards.csv``, ``kl_divergence.csv`` and ``advantages.csv``, and its alarms."""
+    tables = [newest_csv(folder, name)[0] for name in ("rewards.csv", "kl_divergence.csv", "advantages.csv")]
+    table = tables[0]
+    for other in tables[1:]:
+        table = table.merge(other[[c for c in other if c == "step" or c not in table]], on="step", how="outer")
+    chosen = list(columns) if columns else [c for c in table if c not in ("step", "epoch")][:16]
+    alarms = [
+        json.dumps(json.loads(line), ensure_ascii=False)
+        for path in sorted(Path(folder).rglob("alarms.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    plot = svg_uri(curves_plot(table, chosen, "step", smooth=max(1, len(table) // 40)))
+    caption = f"{len(table)} steps; {len(alarms)} alarms" + (":" if alarms else ".")
+    return {"plot": plot, "caption": caption, "alarms": alarms}
+
+
+def gallery_section(
+    scores: pd.DataFrame,
+    trajectories: pd.DataFrame,
+    source: SceneSource,
+    *,
+    planner: str,
+    baseline: str,
+    metric: str,
+    count: int,
+) -> list[dict[str, Any]]:
+    """Most improved, best and worst scenes of ``planner`` against ``baseline``, each drawn with both and the human."""
+    pairs = compare(scores[scores["name"] == baseline], scores[scores["name"] == planner]).pairs
+    change, after = pairs[f"{metric}_change"], pairs[f"{metric}_b"]
+    groups = {
+        f"Most improved over {baseline}": change.sort_values(ascending=False, kind="stable").index[:count],
+        f"Most lost against {baseline}": change.sort_values(kind="stable").index[:count],
+        f"Best scenes of {planner}": after.sort_values(ascending=False, kind="stable").index[:count],
+        f"Worst scenes of {planner}": after.sort_values(kind="stable").index[:count],
+    }
+    by_key = {(row.token, row.name_): row.poses for row in trajectories.rename(columns={"name": "name_"}).itertuples()}
+    sections = []
+    for title, index in groups.items():
+        drawn = []
+        for _, row in pairs.loc[index].iterrows():
+            scene = source.scene(row["token"])
+            paths = {
+                name: np.asarray(by_key[row["token"], name]).reshape(-1, 3)
+                for name in ("human", baseline, planner)
+                if (row["token"], name) in by_key
+            }
+            figure = scene_figure(
+                scene, source.map_for(scene), paths, sensor_root=source.sensor_root if scene.cameras else None
+            )
+            score = (
+                f"{TITLES[metric]} {baseline} {row[f'{metric}_a'] * 100:.1f}, {planner} {row[f'{metric}_b'] * 100:.1f}"
+            )
+            drawn.append(
+                {
+                    "token": row["token"],
+                    "picture": jpeg_uri(figure),
+                    "caption": f"{row['token']} ({row['log_name']}): {score}",
+                }
+            )
+        sections.append({"title": title, "scenes": drawn})
+    return sections
+
+
+def comparison_sections(scores: pd.DataFrame, pairs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Waterfalls of the configured [before, after] planners, PDMS and EPDMS."""
+    sections = []
+    for before, after in pairs:
+        result = compare(scores[scores["name"] == before], scores[scores["name"] == after])
+        for score, shares in result.waterfall.items():
+            total = result.differences[score]
+            title = f"{after} minus {before}: {TITLES[score]}"
+            interval = f"{total.mean * 100:+.1f} [{total.low * 100:+.1f}, {total.high * 100:+.1f}]"
+            caption = f"Paired difference {interval} over {total.count} tokens in {total.logs} logs"
+            sections.append({"title": title, "plot": svg_uri(waterfall_plot(shares, total, title)), "caption": caption})
+    return sections
+
+
+def table_rows(summary: Mapping[str, Mapping[str, Estimate]], columns: Sequence[str], *, intervals: bool) -> list[dict]:
+    rows = []
+    for name, estimates in summary.items():
+        cells = []
+        for column in columns:
+            estimate = estimates.get(column)
+            if estimate is None or estimate.count == 0:
+                cells.append("-")
+            else:
+                cells.append(estimate.format() if intervals else f"{estimate.mean * 100:.1f}")
+        rows.append({"name": name, "cells": cells})
+    return rows
+
+
+def build_report(cfg: DictConfig) -> Path:
+    """Writes ``<output_dir>/report.html`` atomically and returns its path."""
+    scores, trajectories, made = load_folders(cfg.scores)
+    summary = summarise(scores)
+    what = identity(scores, split=cfg.data.split or "")
+    scorer = next(iter(made.values())).parents["scorer"]
+    planners = table_rows(summary, HEADLINE, intervals=True)
+    for row in planners:
+        row["invalid"] = what["invalid"][row["name"]]
+    warnings = []
+    if "approx" in what["map_labels"]:
+        warnings.append(
+            "Maps of approximate origin: these scores carry the label approx and compare with none of NAVSIM's."
+        )
+    gallery = []
+    if cfg.gallery.count:
+        source = open_source(cfg.data.root, cfg.data.split, maps_root=cfg.data.maps_root)
+        gallery = gallery_section(
+            scores,
+            trajectories,
+            source,
+            planner=cfg.gallery.planner,
+            baseline=cfg.gallery.baseline,
+            metric=cfg.gallery.metric,
+            count=cfg.gallery.count,
+        )
+    content = {
+        "title": cfg.title,
+        "identity": [identity_line(what, scorer)],
+        "warnings": warnings,
+        "headline": [TITLES[column] for column in HEADLINE],
+        "planners": planners,
+        "replicates": REPLICATES,
+        "score_plot": svg_uri(score_plot(summary)),
+        "sub_scores": [
+            {
+                "title": f"Sub-scores of {version} (before the human filter)",
+                "columns": [TITLES[column] for column in columns],
+                "rows": table_rows(summary, columns, intervals=False),
+            }
+            for version, columns in (("NAVSIM v1.1", V1_COLUMNS[1:]), ("NAVSIM v2.2", V2_COLUMNS[2:]))
+        ],
+        "comparisons": comparison_sections(scores, cfg.comparisons),
+        "training": [training_section(run.title, run.folder, run.columns) for run in cfg.training],
+        "recorder": recorder_section(cfg.recorder.folder, cfg.recorder.columns) if cfg.recorder.folder else None,
+        "gallery": gallery,
+        "fingerprints": [
+            {
+                "name": name,
+                "digest": fingerprint.digest[:16],
+                "text": json.dumps(fingerprint.to_json(), indent=1, sort_keys=True),
+            }
+            for name, fingerprint in made.items()
+        ],
+    }
+    template = resources.files("navsim_ext.evaluation").joinpath("report_template.html").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    html = environment.from_string(template).render(content)
+    output = Path(cfg.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / REPORT_FILE
+    temporary = path.with_name(f".{REPORT_FILE}.{os.getpid()}.tmp")
+    temporary.write_text(html, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+@job("report")
+def main(cfg: DictConfig) -> None:
+    path = build_report(cfg)
+    Console().print(f"Report: {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
