@@ -183,30 +183,38 @@ def test_merge_after_more_writing_and_from_other_folders(tmp_path):
 
 
 def test_a_merge_cut_off_anywhere_loses_nothing(tmp_path, monkeypatch):
+    """Before each rename (parts, then store.json) and before each removal of an old shard."""
     reference = tmp_path / "reference"
     fill(reference, range(20))
-    merge(reference, part_bytes=900)
-    real = os.replace
-    moments = len(list(reference.glob("part-*"))) + 1  # each part, and store.json
-    assert moments > 4
-    for cut in range(moments):
+    merge(reference, part_bytes=600)
+    real = {"replace": (os, os.replace), "unlink": (Path, Path.unlink)}
+    for cut in range(100):
         folder = tmp_path / str(cut)
         fill(folder, range(0, 20, 2), writer="a", shard_bytes=500)
         fill(folder, range(1, 20, 2), writer="b", shard_bytes=500)
-        calls = iter(range(cut + 1))
+        calls = []
 
-        def failing(source, target, calls=calls, cut=cut):
-            if next(calls, cut) == cut:
-                raise KeyboardInterrupt
-            real(source, target)
+        def interrupted(function, calls=calls, cut=cut):
+            def call(*arguments, **options):
+                if len(calls) == cut:
+                    raise KeyboardInterrupt
+                calls.append(arguments)
+                return function(*arguments, **options)
 
-        monkeypatch.setattr(os, "replace", failing)
-        with pytest.raises(KeyboardInterrupt):
-            merge(folder, part_bytes=900)
-        monkeypatch.setattr(os, "replace", real)
+            return call
+
+        with monkeypatch.context() as patch:
+            for name, (owner, function) in real.items():
+                patch.setattr(owner, name, interrupted(function))
+            try:
+                merge(folder, part_bytes=600)
+                break
+            except KeyboardInterrupt:
+                pass
         assert_holds(folder, range(20))
-        merge(folder, part_bytes=900)
+        merge(folder, part_bytes=600)
         assert contents(folder) == contents(reference)
+    assert cut > 12  # it was cut off at all of these
 
 
 def test_identical_records_of_two_writers_are_counted_and_different_ones_refused(tmp_path):
