@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from navsim_ext.errors import DataError
 from navsim_ext.frames import rotate, wrap_angle
 from navsim_ext.metric_cache.schema import NUM_FRAMES, NUM_FRAMES_V2
+from navsim_ext.pdm.ego import state_from_pose
 from navsim_ext.scene import OBJECT_TYPES, Scene
 
-REAR_AXLE_TO_CENTER_M = 1.461  # nuPlan's Pacifica: 5.176 / 2 - 1.127
 MOVING_TYPES = frozenset(OBJECT_TYPES.index(name) for name in ("vehicle", "pedestrian", "bicycle"))
 TYPE_NUMBER = {name: number for number, name in enumerate(OBJECT_TYPES)}
 
@@ -45,28 +45,10 @@ class Tracks:
     tokens: tuple[str, ...]  # n
 
 
-def center_pose(rear_axle: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[...,3] poses of the box centre from rear-axle poses [...,3]: c = p + 1.461 (cos h, sin h)."""
-    heading = rear_axle[..., 2]
-    forward = np.stack([np.cos(heading), np.sin(heading), np.zeros_like(heading)], axis=-1)
-    return rear_axle + REAR_AXLE_TO_CENTER_M * forward
-
-
 def ego_states(scene: Scene) -> NDArray[np.float64]:
-    """[H,11] logged ego states up to now, in the order of ``SceneMetricCache.ego_state``.
-
-    The log holds no steering and no yaw rate: they are 0. NAVSIM stores the box centre and derives the rear axle
-    from it again, which moves it by up to 1e-10 m (rounding in UTM coordinates); so does this.
-    """
-    history = scene.ego_global[: scene.num_history].astype(np.float64)
-    center = center_pose(history)
-    heading = history[:, 2]
-    states = np.zeros((len(history), 11))
-    states[:, 0] = center[:, 0] - REAR_AXLE_TO_CENTER_M * np.cos(heading)
-    states[:, 1] = center[:, 1] - REAR_AXLE_TO_CENTER_M * np.sin(heading)
-    states[:, 2] = heading
-    states[:, 3:7] = scene.ego_dynamics[: scene.num_history].astype(np.float64)
-    return states
+    """[H,11] logged ego states up to now, in the order of ``SceneMetricCache.ego_state``."""
+    history = zip(scene.ego_global[: scene.num_history], scene.ego_dynamics[: scene.num_history])
+    return np.stack([state_from_pose(pose, dynamics) for pose, dynamics in history])
 
 
 def objects_at(scene: Scene, frame: int) -> ObjectsNow:

@@ -1,0 +1,1 @@
+"""PDM-Closed, the rule-based planner that the PDM score measures progress against."""
