@@ -90,7 +90,8 @@ def merge(
         kept = {part.name for part in plan}
         old = [path for path in finished_shards(folder) if path.name not in kept]
         journal.sync_folder(folder)
-        for path in [*old, *folder.glob("shard-*.journal"), *folder.glob(".part-*.tmp")]:
+        # the last of each writer first: what is left never has a gap in its numbers, which would look like a loss
+        for path in [*reversed(old), *folder.glob("shard-*.journal"), *folder.glob(".part-*.tmp")]:
             path.unlink()
         journal.sync_folder(folder)
     total = sum(part.num_bytes for part in plan)
