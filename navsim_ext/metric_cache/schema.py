@@ -118,7 +118,7 @@ class SceneMetricCache:
             return cls(token=token, time_us=int(arrays["time_us"][0]), **header, **values)
         except KeyError as error:
             raise DataError(
-                f"metric cache record {token} has no field {error}: it was written by another version; rebuild the cache"
+                f"metric cache record {token} has no field {error}: another version wrote it; rebuild the cache"
             ) from error
 
     def validate(self) -> SceneMetricCache:

@@ -41,7 +41,7 @@ def cache_folder(module: str) -> Path:
     return Path(base) / source_digest(module)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def source_digest(module: str) -> str:
     """Hex digest (16 characters) of a module's source and of all modules of the package that it reaches by import."""
     sources: dict[str, bytes] = {}

@@ -38,7 +38,7 @@ MAX_CONDITION = 1e3  # of the velocity system: it is a constant, below 10
 
 
 def velocity_matrix() -> NDArray[np.float64]:
-    """I + L [40,40] with L = (penalty / dt^4) (sum_{j<=36} D_j^T D_j + w^T w), D_j v = v_{j+1} - v_j, w v the last jump."""
+    """I + L [40,40], L = (penalty / dt^4) (sum_{j<=36} D_j^T D_j + w^T w), D_j v = v_{j+1} - v_j, w v the last jump."""
     weight = VELOCITY_PENALTY / STEP_S**4
     rows = np.zeros((NUM_DISPLACEMENTS - 2, NUM_DISPLACEMENTS))
     for j in range(NUM_DISPLACEMENTS - 3):
