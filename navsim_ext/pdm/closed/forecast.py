@@ -77,13 +77,17 @@ class Forecast:
 def box_corners(
     poses: NDArray[np.float64], half_length: NDArray[np.float64] | float, half_width: NDArray[np.float64] | float
 ) -> NDArray[np.float64]:
-    """[...,4,2] corners (front-left, rear-left, rear-right, front-right) of boxes with centre poses [...,3]."""
+    """[...,4,2] corners (front-left, rear-left, rear-right, front-right) of boxes with centre poses [...,3].
+
+    c + (+-w (cos(h + pi/2), sin(h + pi/2)) +- l (cos h, sin h)): nuPlan's order of operations, because at UTM
+    northings one rounding is 1e-9 m.
+    """
     heading = poses[..., 2]
     forward = np.stack([np.cos(heading), np.sin(heading)], axis=-1) * np.asarray(half_length)[..., None]
-    left = np.stack([-np.sin(heading), np.cos(heading)], axis=-1) * np.asarray(half_width)[..., None]
-    center = poses[..., :2]
-    corners = [center + forward + left, center - forward + left, center - forward - left, center + forward - left]
-    return np.stack(corners, axis=-2)
+    side = heading + np.pi / 2.0
+    left = np.stack([np.cos(side), np.sin(side)], axis=-1) * np.asarray(half_width)[..., None]
+    offsets = np.stack([left + forward, left - forward, -left - forward, -left + forward], axis=-2)
+    return poses[..., None, :2] + offsets
 
 
 def forecast(
