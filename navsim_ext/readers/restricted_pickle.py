@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -83,13 +83,14 @@ for _module in ("builtins", "__builtin__"):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: BinaryIO, where: str) -> None:
+    def __init__(self, stream: BinaryIO, where: str, also_allowed: Mapping[tuple[str, str], Any]) -> None:
         super().__init__(stream, encoding="latin1")  # also reads arrays that Python 2 wrote
         self._where = where
+        self._allowed = _ALLOWED | dict(also_allowed)
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         try:
-            return _ALLOWED[module, name]
+            return self._allowed[module, name]
         except KeyError:
             raise RefusedObject(
                 f"{self._where} names the object {module}.{name}, which is not among numpy arrays, plain containers "
@@ -97,16 +98,18 @@ class _Unpickler(pickle.Unpickler):
             ) from None
 
 
-def load(path: str | os.PathLike[str]) -> Any:
+def load(path: str | os.PathLike[str], *, also_allowed: Mapping[tuple[str, str], Any] | None = None) -> Any:
     """Content of a pickle file made of numpy arrays, plain containers, strings and numbers.
 
+    ``also_allowed`` maps further (module, name) pairs to stand-in classes of the caller's own, which are built
+    instead; the named originals are never imported.
     Raises MissingError (no such file), RefusedObject (names the object) or DamagedPickle (truncated, not a pickle).
     """
     where = os.fspath(path)
     try:
         with open(path, "rb") as stream:
             try:
-                return _Unpickler(stream, where).load()
+                return _Unpickler(stream, where, also_allowed or {}).load()
             except RefusedObject:
                 raise
             except _DAMAGE as error:

@@ -1,0 +1,66 @@
+"""Submission files: what is written reads back, under the original class names, and faults are named."""
+
+import pickle
+import pickletools
+import sys
+
+import numpy as np
+import pytest
+
+from navsim_ext.devkit import submission
+from navsim_ext.devkit.submission import InvalidSubmission, check_submission, write_submission
+from navsim_ext.readers.restricted_pickle import RefusedObject
+
+TEAM = {"name": "t", "authors": "a", "email": "e@x.org", "institution": "i", "country": "c"}
+POSES = {f"{i:016x}": np.arange(24, dtype=np.float64).reshape(8, 3) + i for i in range(3)}
+
+
+@pytest.mark.parametrize("version", ["v1.1", "v2.2"])
+def test_round_trip(tmp_path, version):
+    path = tmp_path / "s.pkl"
+    write_submission(path, POSES, TEAM, version=version, expected_tokens=list(POSES))
+    back = check_submission(path, list(POSES))
+    assert back.keys() == POSES.keys()
+    for token, poses in POSES.items():
+        np.testing.assert_array_equal(back[token], poses.astype(np.float32))
+    assert [p.name for p in tmp_path.iterdir()] == ["s.pkl"]
+
+
+def test_pickle_names_the_original_classes_and_leaves_no_module_behind(tmp_path):
+    before = set(sys.modules)
+    write_submission(tmp_path / "s.pkl", POSES, TEAM)
+    assert not {name for name in set(sys.modules) - before if name.startswith(("navsim.", "nuplan"))}
+    assert submission.Trajectory.__module__ == "navsim_ext.devkit.submission"
+    strings = [argument for _, argument, _ in pickletools.genops((tmp_path / "s.pkl").read_bytes())]
+    for name in ("navsim.common.dataclasses", "Trajectory", "TrajectorySampling"):
+        assert name in strings
+    assert "navsim_ext.devkit.submission" not in strings
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda poses, team: team.update(email=""), "email"),
+        (lambda poses, team: poses.clear(), "0 tokens"),
+        (lambda poses, team: poses.update(bad=np.zeros((7, 3))), "bad has poses"),
+        (lambda poses, team: poses.update(bad=np.full((8, 3), np.nan)), "not finite"),
+    ],
+)
+def test_faults_are_named_and_nothing_is_written(tmp_path, change, message):
+    poses, team = dict(POSES), dict(TEAM)
+    change(poses, team)
+    with pytest.raises(InvalidSubmission, match=message):
+        write_submission(tmp_path / "s.pkl", poses, team)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_and_unknown_tokens_are_counted(tmp_path):
+    with pytest.raises(InvalidSubmission, match=r"1 expected tokens are missing .*1 are unknown"):
+        write_submission(tmp_path / "s.pkl", POSES, TEAM, expected_tokens=[*list(POSES)[:2], "f" * 16])
+
+
+def test_a_foreign_object_is_refused_without_being_built(tmp_path):
+    path = tmp_path / "s.pkl"
+    path.write_bytes(pickle.dumps({"predictions": [{"t": pytest.approx(1.0)}]}))
+    with pytest.raises(RefusedObject, match=r"pytest|approx"):
+        check_submission(path)
