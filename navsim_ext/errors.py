@@ -8,6 +8,8 @@ beside the concept they belong to and derive from :class:`TriviumError`, so a co
 class TriviumError(Exception):
     """Something the user can act on: the message says what is wrong, where, and what to do."""
 
+    exit_code = 2  # of a command line that ends with it
+
 
 class DataError(TriviumError, ValueError):
     """Input data that breaks its contract (shape, range, finiteness, consistency)."""

@@ -46,8 +46,8 @@ Plugins.instance().register(SharedConfigs)
 def job(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
     """Decorator: a function of a composed config becomes the command line of ``configs/<name>/config.yaml``.
 
-    A :class:`TriviumError` ends the command with its message on stderr and exit code 2; any other exception is a
-    bug and keeps its traceback. A misspelt group choice names the nearest one that exists.
+    A :class:`TriviumError` ends the command with its message on stderr and its ``exit_code``; any other exception is
+    a bug and keeps its traceback. A misspelt group choice names the nearest one that exists.
     """
 
     def decorate(main: Callable[[DictConfig], object]) -> Callable[[], None]:
@@ -59,7 +59,7 @@ def job(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], No
                 return main(cfg)
             except TriviumError as error:
                 Console(stderr=True, soft_wrap=True).print(f"{type(error).__name__}: {error}", markup=False)
-                sys.exit(2)
+                sys.exit(error.exit_code)
 
         def entry() -> None:
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")

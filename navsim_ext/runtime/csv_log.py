@@ -1,0 +1,108 @@
+"""CSV tables that survive kill -9 and resume: appended row by row, cut back to the checkpoint when a run continues.
+
+Lightning's CSVLogger deletes what was there when it opens the folder again; here history is kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class CsvLog:
+    """One table with a ``step`` column; columns may appear later (the file is then rewritten atomically)."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.columns: list[str] = []
+        self._seen: set[tuple[str, frozenset[str]]] = set()
+        if self.path.is_file():
+            rows = self.read()
+            self.columns = list(rows[0]) if rows else []
+            self._seen = {self._key(row) for row in rows}
+
+    def read(self) -> list[dict[str, str]]:
+        """All complete rows, as text; a last line that a crash cut short is left out."""
+        text = self.path.read_text()
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        return list(csv.DictReader(lines))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends a row; one with the step and columns of an earlier row (a replay after a resume) is dropped."""
+        key = self._key(row)
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        new = [column for column in row if column not in self.columns]
+        if new:
+            rows = self.read() if self.path.is_file() else []
+            self.columns += new
+            self._rewrite([*rows, row])
+            return
+        with open(self.path, "a", newline="") as stream:
+            csv.DictWriter(stream, self.columns, restval="").writerow(row)
+
+    def truncate(self, step: int) -> None:
+        """Removes the rows of ``step`` and later: they belong to work that will be done again."""
+        if not self.path.is_file():
+            return
+        rows = [row for row in self.read() if row.get("step") and int(row["step"]) < step]
+        self._seen = {self._key(row) for row in rows}
+        self._rewrite(rows)
+
+    def _key(self, row: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
+        return str(row["step"]), frozenset(name for name, value in row.items() if value not in ("", None))
+
+    def _rewrite(self, rows: list[Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with open(temporary, "w", newline="") as stream:
+            writer = csv.DictWriter(stream, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self.path)
+
+
+class MetricsCsv(Logger):
+    """Lightning logger: ``<run_dir>/metrics.csv`` (one row per logged step)."""
+
+    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.run_dir = Path(run_dir)
+        self._table: CsvLog | None = None
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return self.run_dir.name
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.run_dir)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> CsvLog:
+        if self._table is None:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._table = CsvLog(self.run_dir / "metrics.csv")
+        return self._table
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step if step is not None else 0}
+        self.experiment.write(row | {name: f"{float(value):.9g}" for name, value in metrics.items()})
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: :func:`navsim_ext.runtime.run.run` writes ``hparams.yaml`` from the configuration."""

@@ -1,0 +1,101 @@
+"""Where a run writes and what it continues from; refuses to continue what another configuration began.
+
+<output_dir>/config.yaml, training_log.txt
+<output_dir>/version_N/checkpoints/epoch=E-step=S.ckpt, last.ckpt
+<output_dir>/version_N/metrics.csv, hparams.yaml, identity.json
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from navsim_ext.errors import MissingError
+from navsim_ext.fingerprint import flatten_json, write_json_atomic
+from navsim_ext.runtime.checkpoints import is_complete, newest_complete, step_of
+from navsim_ext.runtime.rng import ResumeMismatch
+
+IDENTITY_NAME = "identity.json"
+# what may change between two parts of one run without changing its result
+FREE_KEYS = frozenset({"num_workers", "prefetch_factor", "persistent_workers", "pin_memory"})
+TRAINER_KEYS = ("precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches", "strategy")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``checkpoint`` is None for a fresh start in ``run_dir``."""
+
+    run_dir: Path
+    checkpoint: Path | None
+
+
+def plan_run(output_dir: Path, resume: str) -> Plan:
+    """Decides from the files alone, changing none, so that every process of a run decides alike.
+
+    ``auto``: the newest version folder continues if it holds a complete checkpoint, and is begun again if it holds
+    none. ``never``: a new version folder. Anything else: the path of a checkpoint; one of this output_dir continues
+    in its own version folder, one from elsewhere starts a new one here.
+    """
+    versions = sorted(
+        (int(folder.name.removeprefix("version_")), folder)
+        for folder in output_dir.glob("version_*")
+        if folder.name.removeprefix("version_").isdigit()
+    )
+    following = output_dir / f"version_{versions[-1][0] + 1 if versions else 0}"
+    if resume == "never":
+        return Plan(following, None)
+    if resume == "auto":
+        if not versions:
+            return Plan(following, None)
+        folder = versions[-1][1]
+        return Plan(folder, newest_complete(folder / "checkpoints"))
+    path = Path(resume)
+    if not path.exists():
+        raise MissingError(f"resume={path} does not exist: give a checkpoint's path, or auto or never")
+    if not is_complete(path.resolve()):
+        raise ResumeMismatch(f"resume={path} is not a complete checkpoint: take an earlier one of its folder")
+    path = path.resolve()
+    step_of(path)
+    own = path.parents[1] if path.parents[1].parent == output_dir.resolve() else None
+    return Plan(own or following, path)
+
+
+def identity(cfg: DictConfig, world_size: int) -> dict[str, Any]:
+    """All configured values that a resumed run must share with its beginning, flat, as JSON."""
+    content = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("module", "datamodule")}
+    trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
+    content["trainer"] = {key: trainer[key] for key in TRAINER_KEYS if key in trainer}
+    content |= {"seed": cfg.seed, "world_size": world_size}
+    callbacks = OmegaConf.to_container(cfg.get("callbacks") or OmegaConf.create(), resolve=True)
+    content["callbacks"] = {name: each for name, each in callbacks.items() if name == "ema"}
+    return {key: value for key, value in flatten_json(content).items() if key.rsplit(".", 1)[-1] not in FREE_KEYS}
+
+
+def check_identity(checkpoint: Path, now: dict[str, Any], ignore: list[str]) -> None:
+    """Raises ResumeMismatch listing ``key: then | now`` for each difference outside the prefixes in ``ignore``."""
+    path = checkpoint.parents[1] / IDENTITY_NAME
+    if not path.is_file():
+        raise MissingError(f"{path} is missing, so {checkpoint} cannot be checked: it is not a run of Trivium")
+    then = json.loads(path.read_text())
+    now = json.loads(json.dumps(now))
+    differing = [
+        f"{key}: {then.get(key, '(absent)')!r} | {now.get(key, '(absent)')!r}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key, "(absent)") != now.get(key, "(absent)")
+        and not any(key == prefix or key.startswith(f"{prefix}.") for prefix in ignore)
+    ]
+    if differing:
+        lines = "\n  ".join(differing)
+        raise ResumeMismatch(
+            f"{checkpoint} was made by another configuration (then | now):\n  {lines}\nSet these back, start afresh "
+            "with resume=never, or accept them by name with resume_ignore=[key,...]"
+        )
+
+
+def save_identity(run_dir: Path, content: dict[str, Any]) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(run_dir / IDENTITY_NAME, content)

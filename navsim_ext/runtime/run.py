@@ -1,0 +1,165 @@
+"""One training run from one configuration: seed, instantiate, resume exactly where it was, fit.
+
+    cfg.output_dir      folder of the run; no second run may use it meanwhile
+    cfg.seed            of everything
+    cfg.module, cfg.datamodule, cfg.trainer, cfg.callbacks.*, cfg.logger.*    Hydra nodes with _target_
+    cfg.resume          auto (default) | never | path of a checkpoint
+    cfg.resume_ignore   keys whose change a resume accepts, e.g. [datamodule.root]
+
+Configurations refer to the version folder as ``${run_dir}``. Under torchrun each process calls :func:`run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from navsim_ext.errors import TriviumError
+from navsim_ext.runtime.checkpoints import AtomicCheckpointIO, newest_complete, step_of
+from navsim_ext.runtime.csv_log import CsvLog
+from navsim_ext.runtime.lock import FolderLock
+from navsim_ext.runtime.resume import Plan, check_identity, identity, plan_run, save_identity
+from navsim_ext.runtime.rng import RngState
+
+log = logging.getLogger(__name__)
+
+LOG_NAME = "training_log.txt"
+
+
+class ConfigError(TriviumError):
+    """A configuration lacks a value that the run needs."""
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Trains as configured and returns where and how far.
+
+    Keys of the result: ``output_dir``, ``run_dir``, ``global_step``, ``epoch``, ``resumed_from`` (path or None),
+    ``last`` and ``best`` (checkpoint paths or None), ``best_score``, ``metrics`` (last logged values), ``module``.
+    Raises ConfigError, FolderBusy, ResumeMismatch before anything is trained, and Interrupted after a signal.
+    """
+    missing = sorted(OmegaConf.missing_keys(with_run_dir(cfg, Path("unknown yet"))))
+    if missing:
+        raise ConfigError(f"these keys have no value: {', '.join(missing)}; give each as key=value")
+    output_dir = Path(cfg.output_dir)
+    first = global_rank() == 0
+    with FolderLock(output_dir) if first else contextlib.nullcontext():
+        plan = plan_run(output_dir, str(cfg.get("resume") or "auto"))
+        cfg = with_run_dir(cfg, plan.run_dir)
+        with log_file(output_dir, first):
+            return _fit(cfg, plan, first)
+
+
+def _fit(cfg: DictConfig, plan: Plan, first: bool) -> dict[str, Any]:
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    trainer = build_trainer(cfg)
+    trainer.callbacks.insert(0, Bookkeeping(cfg, plan))
+    if plan.checkpoint is not None:
+        check_identity(plan.checkpoint, identity(cfg, trainer.world_size), list(cfg.get("resume_ignore") or []))
+        log.info("continuing %s", plan.checkpoint)
+        if first:
+            for table in plan.run_dir.glob("*.csv"):
+                CsvLog(table).truncate(step_of(plan.checkpoint))
+    datamodule, module = instantiate(cfg.datamodule), instantiate(cfg.module)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=plan.checkpoint and str(plan.checkpoint), weights_only=True)
+    best = [each for each in trainer.checkpoint_callbacks if is_best(each) and each.best_model_path]
+    return {
+        "output_dir": str(cfg.output_dir),
+        "run_dir": str(plan.run_dir),
+        "global_step": trainer.global_step,
+        "epoch": trainer.current_epoch,
+        "resumed_from": plan.checkpoint and str(plan.checkpoint),
+        "last": (newest := newest_complete(plan.run_dir / "checkpoints")) and str(newest),
+        "best": best[0].best_model_path if best else None,
+        "best_score": float(best[0].best_model_score) if best and best[0].best_model_score is not None else None,
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "module": module,
+    }
+
+
+def build_trainer(cfg: DictConfig) -> pl.Trainer:
+    """The trainer with callbacks and loggers of a configuration whose ``run_dir`` is set."""
+    callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node]
+    loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values() if node]
+    deepspeed = "deepspeed" in str(cfg.trainer.get("strategy", "")).lower()  # brings its own way of writing
+    return instantiate(
+        cfg.trainer,
+        callbacks=[RngState(cfg.seed), *callbacks],
+        logger=loggers or False,
+        plugins=[] if deepspeed else [AtomicCheckpointIO()],
+        default_root_dir=str(cfg.run_dir),
+    )
+
+
+class Bookkeeping(pl.Callback):
+    """Files beside the checkpoints, written once all processes have made the same plan."""
+
+    def __init__(self, cfg: DictConfig, plan: Plan) -> None:
+        self.cfg, self.plan = cfg, plan
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        mine = (str(self.plan.run_dir), str(self.plan.checkpoint))
+        theirs = trainer.strategy.broadcast(mine)
+        if mine != theirs:
+            raise TriviumError(f"process {trainer.global_rank} would use {mine}, process 0 {theirs}: start them again")
+        if not trainer.is_global_zero:
+            return
+        output_dir, run_dir = Path(self.cfg.output_dir), self.plan.run_dir
+        save_identity(run_dir, identity(self.cfg, trainer.world_size))
+        (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(self.cfg, resolve=True))
+        nodes = {name: OmegaConf.to_container(self.cfg[name], resolve=True) for name in ("module", "datamodule")}
+        (run_dir / "hparams.yaml").write_text(yaml.safe_dump(nodes, sort_keys=False))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.plan.checkpoint is not None:
+            log.info("continued at epoch %d, step %d", trainer.current_epoch, trainer.global_step)
+
+
+def is_best(callback: Any) -> bool:
+    """Whether a checkpoint callback keeps the best by a metric (the resume checkpoints go by step)."""
+    return isinstance(callback, ModelCheckpoint) and callback.monitor not in (None, "step", "epoch")
+
+
+def with_run_dir(cfg: DictConfig, run_dir: Path) -> DictConfig:
+    """A copy of the configuration in which ``${run_dir}`` is the version folder."""
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.run_dir = str(run_dir)
+    return cfg
+
+
+def global_rank() -> int:
+    """Rank that the launcher (torchrun, SLURM, Lightning's own) gave this process; 0 without one."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+@contextlib.contextmanager
+def log_file(output_dir: Path, first: bool) -> Iterator[None]:
+    """Appends the log of the first process to ``training_log.txt`` while the run lasts."""
+    if not first:
+        yield
+        return
+    handler = logging.FileHandler(output_dir / LOG_NAME)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(min(level, logging.INFO))
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+        handler.close()
