@@ -1,1 +1,36 @@
-"""stage2_dit package."""
+"""Stage 2: the diffusion planner on the hidden states of a VLM. What stands here is what stage 3 may use."""
+
+from stage2_dit.checkpoint import LoadedPlanner, load_planner, planner_record, require_hidden, save_planner
+from stage2_dit.conditioning import Conditioning
+from stage2_dit.diffusion.process import PRESETS, Chain, Exploration, NoDensity, Process, WrongProcess
+from stage2_dit.diffusion.sampling import build_process, log_prob, sample_chain
+from stage2_dit.noise import ChainNoise, keyed_generator, keyed_noise
+from stage2_dit.normaliser import NormaliserBounds, TrajectoryNormaliser
+from stage2_dit.planner import DiffusionPlanner, PlannerConfig
+from stage2_dit.published import CheckpointMismatch
+
+__all__ = [
+    "PRESETS",
+    "Chain",
+    "ChainNoise",
+    "CheckpointMismatch",
+    "Conditioning",
+    "DiffusionPlanner",
+    "Exploration",
+    "LoadedPlanner",
+    "NoDensity",
+    "NormaliserBounds",
+    "PlannerConfig",
+    "Process",
+    "TrajectoryNormaliser",
+    "WrongProcess",
+    "build_process",
+    "keyed_generator",
+    "keyed_noise",
+    "load_planner",
+    "log_prob",
+    "planner_record",
+    "require_hidden",
+    "sample_chain",
+    "save_planner",
+]

@@ -1,0 +1,153 @@
+"""Saving and loading planners with what belongs to them: configuration, normaliser, and the hidden states' origin.
+
+Two kinds of file: checkpoints of a training run (``*.ckpt``, with optimizer and EMA; a planner stands under
+``planner.`` in the state dict and its record under ``planner``), and single planners (``*.safetensors``, the record
+in the metadata). Both are read without executing anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from navsim_ext.errors import MissingError
+from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint
+from stage2_dit.planner import DiffusionPlanner, PlannerConfig
+from stage2_dit.published import CheckpointMismatch, differences
+
+PREFIX = "planner."  # of the planner's weights in a training checkpoint
+RECORD = "planner"  # key of the record there
+METADATA_KEY = "trivium_planner"  # of the record in a safetensors file
+
+
+@dataclass(frozen=True)
+class LoadedPlanner:
+    """A planner from a file; ``hidden`` is the fingerprint of the hidden states it was trained on (None: unknown)."""
+
+    planner: DiffusionPlanner
+    hidden: Fingerprint | None
+    path: Path
+    averaged: bool  # weights are the EMA
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Identity of the planner: configuration and weights, made from its hidden states."""
+        parents = {"hidden": self.hidden} if self.hidden else {}
+        fields = {"config": self.planner.config.to_json(), "weights": weights_digest(self.planner)}
+        return Fingerprint("planner", fields, parents, {"path": str(self.path), "ema": self.averaged})
+
+
+def planner_record(planner: DiffusionPlanner, hidden: Fingerprint | None) -> dict[str, Any]:
+    """What a checkpoint carries beside the weights, as plain JSON; stages put it under :data:`RECORD`."""
+    return {"config": planner.config.to_json(), "hidden": hidden.to_json() if hidden else None}
+
+
+def load_planner(path: str | os.PathLike[str], *, ema: bool | None = None) -> LoadedPlanner:
+    """Reads a planner from a ``.ckpt`` of any training stage or a ``.safetensors`` file, on the CPU, in eval mode.
+
+    ``ema`` None: averaged weights where the file has them; True or False ask for one kind. Raises MissingError,
+    CheckpointMismatch (no planner in the file, or weights that do not fit its record; every difference listed).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingError(f"planner checkpoint {path} does not exist: check the path or train it first")
+    if path.suffix == ".safetensors":
+        record, weights = _read_safetensors(path)
+        averaged = bool(record.get("averaged"))
+        if ema is not None and ema != averaged:
+            raise CheckpointMismatch(f"{path} holds {'averaged' if averaged else 'live'} weights only, ema={ema} was "
+                                     "asked for")  # fmt: skip
+    else:
+        record, weights, averaged = _read_training(path, ema)
+    config = PlannerConfig.from_json(record["config"])
+    with torch.device("meta"):
+        wanted = DiffusionPlanner(config).state_dict()
+    wrong = differences(weights, wanted)
+    if wrong:
+        raise CheckpointMismatch(f"{path}: weights do not fit the recorded configuration:\n  " + "\n  ".join(wrong))
+    planner = DiffusionPlanner(config)
+    planner.load_state_dict(weights, strict=True)
+    hidden = Fingerprint.from_json(record["hidden"]) if record.get("hidden") else None
+    return LoadedPlanner(planner.eval(), hidden, path, averaged)
+
+
+def save_planner(
+    path: str | os.PathLike[str], planner: DiffusionPlanner, hidden: Fingerprint | None, *, averaged: bool = False
+) -> Path:
+    """Writes a single planner as ``.safetensors`` (float32), atomically."""
+    path = Path(path).with_suffix(".safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = planner_record(planner, hidden) | {"averaged": averaged}
+    weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in planner.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(weights, temporary, metadata={METADATA_KEY: json.dumps(record)})
+    os.replace(temporary, path)
+    return path
+
+
+def require_hidden(loaded: LoadedPlanner, source: Fingerprint, *, allow_mismatch: bool = False) -> None:
+    """Raises FingerprintMismatch listing every difference when hidden states of another origin are to be used.
+
+    ``allow_mismatch`` is the loud way round it. A planner of unknown origin (a converted one) accepts any source.
+    """
+    if loaded.hidden is None or allow_mismatch:
+        return
+    loaded.hidden.require_equal(
+        source,
+        mine=f"the hidden states that {loaded.path} was trained on",
+        theirs="the hidden states given",
+        remedy="export the hidden states with the planner's VLM and prompt, or pass allow_hidden_mismatch=true",
+    )
+
+
+def weights_digest(planner: DiffusionPlanner) -> str:
+    """SHA-256 over names and bytes of all weights, independent of device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(planner.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if METADATA_KEY not in metadata:
+            raise CheckpointMismatch(
+                f"{path} has no planner record in its metadata: convert a published file with "
+                "`python -m stage2_dit.convert` first"
+            )
+        return json.loads(metadata[METADATA_KEY]), {name: file.get_tensor(name) for name in file.keys()}
+
+
+def _read_training(path: Path, ema: bool | None) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
+    checkpoint = load_checkpoint(path)
+    record = checkpoint.get(RECORD)
+    if not isinstance(record, Mapping) or "config" not in record:
+        raise CheckpointMismatch(
+            f"{path} has no planner record under {RECORD!r}; its keys are {sorted(checkpoint)[:8]}: convert a "
+            "published file with `python -m stage2_dit.convert` first"
+        )
+    weights = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(PREFIX)
+    }
+    average = ema_weights(checkpoint)
+    if ema is True and average is None:
+        raise CheckpointMismatch(f"{path} holds no EMA weights: use ema=false, or train with callbacks.ema")
+    use = average is not None and ema is not False
+    if use:
+        weights |= {name.removeprefix(PREFIX): tensor for name, tensor in average.items() if name.startswith(PREFIX)}
+    return dict(record), weights, use

@@ -1,0 +1,1 @@
+"""Diffusion processes behind one protocol: what is corrupted in training, and each step's mean and deviation."""

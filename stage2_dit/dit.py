@@ -1,0 +1,118 @@
+"""The diffusion transformer: blocks with adaptive norms, even ones self attention, odd ones cross attention.
+
+Legend: R rows scene-major, S scenes, H poses, N context tokens, d inner width, o output width, c the conditioning
+vector T(t) + ego of a row.
+
+Block (Peebles & Xie, arXiv 2212.09748, adaLN-Zero; RMSNorm and SwiGLU in place of LayerNorm and GELU):
+
+    (shift1, scale1, gate1, shift2, scale2, gate2) = adaLN_modulation(SiLU(c))
+    y += gate1 Attention(rms(y) (1 + scale1) + shift1)
+    y += gate2 SwiGLU(rms(y) (1 + scale2) + shift2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from stage2_dit.attention import Attention, LayerContext
+from stage2_dit.layers import RMSNorm, RotaryEmbedding, SwiGLU, TimestepEncoder
+
+
+class Block(nn.Module):
+    """One layer; the kind of attention is the caller's choice through ``layer`` (None: self attention)."""
+
+    def __init__(self, num_heads: int, head_width: int) -> None:
+        super().__init__()
+        width = num_heads * head_width
+        self.norm1 = RMSNorm(width)
+        self.attn = Attention(num_heads, head_width)
+        self.norm2 = RMSNorm(width)
+        self.ffn = SwiGLU(width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        nn.init.zeros_(self.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.adaLN_modulation[1].bias)
+
+    def forward(
+        self,
+        y_RHd: Tensor,
+        c_Rd: Tensor,
+        rope: RotaryEmbedding,
+        layer: LayerContext | None,
+        tokens_SNd: Tensor,
+        bias_SN: Tensor | None,
+    ) -> Tensor:
+        modulation = self.adaLN_modulation(c_Rd)[:, None].chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        z = self.norm1(y_RHd) * (1 + scale1) + shift1
+        if layer is None:
+            attended = self.attn.attend_self(z, rope)
+        else:
+            attended = self.attn.attend_cross(z, rope, layer, tokens_SNd, bias_SN)
+        y = y_RHd + gate1 * attended
+        z = self.norm2(y) * (1 + scale2) + shift2
+        return y + gate2 * self.ffn(z)
+
+
+class FinalLayer(nn.Module):
+    """linear(rms(y) (1 + scale) + shift), (shift, scale) = modulation_proj(SiLU(c))."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.norm_final = RMSNorm(width)
+        self.linear = nn.Linear(width, outputs)
+        self.modulation_proj = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        nn.init.zeros_(self.modulation_proj[1].weight)
+        nn.init.zeros_(self.modulation_proj[1].bias)
+
+    def forward(self, y_RHd: Tensor, c_Rd: Tensor) -> Tensor:
+        shift, scale = self.modulation_proj(c_Rd)[:, None].chunk(2, dim=-1)
+        return self.linear(self.norm_final(y_RHd) * (1 + scale) + shift)
+
+
+class DiT(nn.Module):
+    """Pose tokens [R,H,d] -> [R,H,o] under time and ego state, asking the context of each scene."""
+
+    def __init__(self, num_heads: int, head_width: int, num_layers: int, outputs: int, positions: int) -> None:
+        super().__init__()
+        width = num_heads * head_width
+        self.timestep_encoder = TimestepEncoder(width)
+        self.rotary_embedder = RotaryEmbedding(head_width, positions)
+        self.transformer_blocks = nn.ModuleList(Block(num_heads, head_width) for _ in range(num_layers))
+        self.final_layer = FinalLayer(width, outputs)
+
+    @property
+    def cross_blocks(self) -> list[Block]:
+        """The odd layers, which ask the context."""
+        return [block for i, block in enumerate(self.transformer_blocks) if i % 2]
+
+    def context(self, tokens_SNd: Tensor, *, project_values: bool) -> tuple[LayerContext, ...]:
+        """Keys (and values) of every cross layer, in layer order."""
+        attentions = [block.attn for block in self.cross_blocks]
+        if project_values:
+            return tuple(attention.context(tokens_SNd) for attention in attentions)
+        return tuple(attention.deferred_context(tokens_SNd) for attention in attentions)
+
+    def forward(
+        self,
+        y_RHd: Tensor,
+        time_R: Tensor,
+        ego_Rd: Tensor,
+        tokens_SNd: Tensor,
+        bias_SN: Tensor | None,
+        layers: Sequence[LayerContext],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Returns the output [R,H,o] and the states before each block and after the last (L + 1 of [R,H,d])."""
+        c = self.timestep_encoder(time_R) + ego_Rd
+        y, states = y_RHd, [y_RHd]
+        for i, block in enumerate(self.transformer_blocks):
+            layer = layers[i // 2] if i % 2 else None
+            y = block(y, c, self.rotary_embedder, layer, tokens_SNd, bias_SN)
+            states.append(y)
+        return self.final_layer(y, c), states
+
+
+def deferred_is_cheaper(queries_per_scene: int, num_heads: int, width: int) -> bool:
+    """Multiplications per context token: Q h d (average of tokens) against d d + Q d (values first)."""
+    return queries_per_scene * num_heads < width + queries_per_scene
