@@ -1,0 +1,3 @@
+"""ScenarioNet map features -> VectorMap."""
+
+STATED_LINES: dict[int, tuple[bool, bool]] = {}
