@@ -214,7 +214,7 @@ def test_a_merge_cut_off_anywhere_loses_nothing(tmp_path, monkeypatch):
         assert_holds(folder, range(20))
         merge(folder, part_bytes=600)
         assert contents(folder) == contents(reference)
-    assert cut > 12  # it was cut off at all of these
+    assert cut > 10  # parts, store.json and old shards: it was cut off at all of these
 
 
 def test_identical_records_of_two_writers_are_counted_and_different_ones_refused(tmp_path):
