@@ -8,7 +8,7 @@ history frame; windows do not respect ``scene_token`` borders. One log is held i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +88,32 @@ class NavsimLogs:
         if log_name is None:
             raise MissingError(f"token {token} is not among the {len(self)} scenes of {self.root} / {self.split}")
         if self._open_log is None or self._open_log[0] != log_name:
-            self._open_log = (log_name, list(self._read_log(log_name, self._log_paths[log_name])))
+            self._open_log = (log_name, self.scenes_of(log_name))
         return next(scene for scene in self._open_log[1] if scene.token == token)
+
+    @property
+    def log_names(self) -> list[str]:
+        """Logs that the filter admits, in alphabetical order, whether or not they hold a selected scene."""
+        return list(self._log_paths)
+
+    def scenes_of(self, log_name: str) -> list[Scene]:
+        """Selected scenes of one log, by time; ``max_scenes`` and tokens of other logs are not looked at."""
+        scenes: dict[str, Scene] = {}
+        path = self._log_paths[log_name]
+        for scene in self._read_log(log_name, path):
+            if scene.token in scenes:
+                self._repeated(path, scene, log_name)
+            else:
+                scenes[scene.token] = scene
+        self.report.write()
+        return list(scenes.values())
+
+    def _repeated(self, path: Path, scene: Scene, first_log: str) -> None:
+        error = DataError(
+            f"{path}: token {scene.token} (now at {scene.timestamps_us[scene.now]} us) occurs a second time; log "
+            f"{first_log} has it already. Tokens must be unique: remove one of the logs"
+        )
+        self.report.add(error, log_name=path.stem, token=scene.token)
 
     def logs(self) -> Iterator[tuple[str, list[Scene]]]:
         """(log name, its scenes) in alphabetical order; logs without a selected scene are left out."""
@@ -97,16 +121,9 @@ class NavsimLogs:
         limit = self.scene_filter.max_scenes
         for log_name, path in self._log_paths.items():
             scenes = []
-            for scene in self._read_log(log_name, path):
-                if limit is not None and len(log_of_token) >= limit:
-                    break
+            for scene in self.scenes_of(log_name)[: None if limit is None else limit - len(log_of_token)]:
                 if scene.token in log_of_token:
-                    first = log_of_token[scene.token]
-                    error = DataError(
-                        f"{path}: token {scene.token} (now at {scene.timestamps_us[scene.now]} us) occurs a second "
-                        f"time; log {first} has it already. Tokens must be unique: remove one of the logs"
-                    )
-                    self.report.add(error, log_name=log_name, token=scene.token)
+                    self._repeated(path, scene, log_of_token[scene.token])
                     continue
                 log_of_token[scene.token] = log_name
                 scenes.append(scene)
@@ -116,7 +133,7 @@ class NavsimLogs:
             if limit is not None and len(log_of_token) >= limit:
                 break
         self.report.require_some(len(log_of_token), f"{self.root / 'navsim_logs' / self.split}")
-        self._require_listed_tokens(log_of_token)
+        self.require_listed(log_of_token)
         self._log_of_token = log_of_token
 
     def map_for(self, scene: Scene) -> VectorMap:
@@ -135,12 +152,12 @@ class NavsimLogs:
                 pass
         return self._log_of_token
 
-    def _require_listed_tokens(self, log_of_token: Mapping[str, str]) -> None:
-        """Every token that the filter lists must have been found: NAVSIM drops unknown ones without a word."""
+    def require_listed(self, found: Collection[str]) -> None:
+        """Every token that the filter lists must be among ``found``: NAVSIM drops unknown ones without a word."""
         wanted = self.scene_filter.tokens
         if wanted is None or self.scene_filter.max_scenes is not None or self.report.skip_bad:
             return
-        missing = [token for token in wanted if token not in log_of_token]
+        missing = [token for token in wanted if token not in found]
         if missing:
             raise MissingError(
                 f"{len(missing)} of {len(wanted)} tokens of the scene filter are not in {self.root} / {self.split} "

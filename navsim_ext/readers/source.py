@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.scene import Scene
 
 if TYPE_CHECKING:
@@ -27,12 +28,23 @@ class SceneSource(Protocol):
     """A set of scenes on disk. Scenes come by token (random access) or by log (each log is opened once)."""
 
     sensor_root: Path  # camera paths of the scenes are relative to this folder
+    scene_filter: SceneFilter
+    report: SkipReport
 
     def __len__(self) -> int: ...
 
     @property
     def tokens(self) -> list[str]:
         """Tokens of all selected windows, by log name and then by time."""
+        ...
+
+    @property
+    def log_names(self) -> list[str]:
+        """Logs that the filter admits, in alphabetical order."""
+        ...
+
+    def scenes_of(self, log_name: str) -> list[Scene]:
+        """Selected scenes of one log, by time. The unit of work of anything that can be resumed."""
         ...
 
     def scene(self, token: str) -> Scene: ...

@@ -9,7 +9,6 @@ zero coefficients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -158,11 +157,3 @@ def place(unit_points: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArr
     x = cos * local[..., 0] - sin * local[..., 1]
     y = sin * local[..., 0] + cos * local[..., 1]
     return np.stack([x, y, local[..., 2]], axis=-1) + boxes[:, None, :3]
-
-
-def camera_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Checks a list of camera views; raises DataError naming the unknown one."""
-    for name in names:
-        if name not in CAMERAS:
-            raise DataError(f"camera {name!r} does not exist; there are {', '.join(CAMERAS)}")
-    return tuple(names)
