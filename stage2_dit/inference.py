@@ -1,0 +1,121 @@
+"""Batched inference: hidden states in, trajectories out, optionally compiled and captured as a CUDA graph.
+
+Legend: B scenes, N context tokens, f width of the VLM, P history poses, F future poses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from navsim_ext.errors import DataError, TriviumError
+from stage2_dit.diffusion.process import Exploration, Process
+from stage2_dit.diffusion.sampling import check_process
+from stage2_dit.noise import ChainNoise, keyed_noise
+from stage2_dit.planner import DiffusionPlanner
+
+Autocast = Literal["fp32", "fp16", "bf16"]
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+WARM_UP_CALLS = 3  # before a CUDA graph is captured
+
+
+class GraphError(TriviumError):
+    """CUDA graphs were asked for where there are none."""
+
+
+class PlannerRunner:
+    """Runs a planner on batches; deterministic by default, with noise keyed by (seed, token) whatever the batch.
+
+    ``compile``: torch.compile of condition and denoiser. ``cuda_graphs``: one graph for each shape of input, replayed
+    from static buffers (GPU only); inputs of a new shape are captured on first use, so pad N to few sizes.
+    """
+
+    def __init__(
+        self,
+        planner: DiffusionPlanner,
+        *,
+        exploration: Exploration | None = None,
+        process: Process | None = None,
+        seed: int = 0,
+        autocast: Autocast = "fp32",
+        compile: bool = False,
+        cuda_graphs: bool = False,
+    ) -> None:
+        self.planner, self.seed, self.autocast = planner, seed, autocast
+        self.exploration = exploration or Exploration.preset("deterministic")
+        self.device = planner.position_embedding.weight.device
+        self.process = check_process(planner, process).to(self.device)
+        if autocast not in ("fp32", *DTYPES):
+            raise DataError(f"autocast {autocast!r} does not exist; choose fp32, fp16 or bf16")
+        if cuda_graphs and self.device.type != "cuda":
+            raise GraphError(f"cuda_graphs=true needs a planner on a GPU, it is on {self.device}: set it to false")
+        self.cuda_graphs = cuda_graphs
+        self._sample = torch.compile(self._eager, dynamic=False) if compile else self._eager
+        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+
+    @torch.inference_mode()
+    def plan(
+        self, hidden: Tensor, mask: Tensor | None, history: Tensor, status: Tensor, tokens: Sequence[str]
+    ) -> Tensor:
+        """[B,F,3] float32 metres and radians on the CPU, for inputs on any device."""
+        noise = keyed_noise(
+            self.seed, 0, tokens, group_size=1, num_steps=self.process.num_steps, horizon=self.planner.config.horizon
+        )
+        moved = [None if each is None else each.to(self.device) for each in (hidden, mask, history, status)]
+        result = self.sample(*moved, noise.initial.to(self.device), noise.steps.to(self.device))
+        return result.float().cpu()
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        history: Tensor,
+        status: Tensor,
+        initial: Tensor,
+        steps: Tensor | None = None,
+    ) -> Tensor:
+        """[B,F,3] on the planner's device; ``steps`` None: zeros (they have no effect on deterministic samples)."""
+        if steps is None:
+            steps = initial.new_zeros(len(initial), self.process.num_steps, *initial.shape[1:])
+        inputs = [hidden, mask, history, status, initial, steps]
+        return self._replay(inputs) if self.cuda_graphs else self._sample(*inputs)
+
+    def _eager(
+        self, hidden: Tensor, mask: Tensor | None, history: Tensor, status: Tensor, initial: Tensor, steps: Tensor
+    ) -> Tensor:
+        dtype = DTYPES.get(self.autocast)
+        precision = torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+        with precision:
+            conditioning = self.planner.condition(hidden, mask, history, status)
+            states = self.process.sample(
+                lambda x, time: self.planner(x, time, conditioning), ChainNoise(initial, steps), self.exploration
+            )
+        return self.planner.normaliser.denormalise(states[:, -1])
+
+    def _replay(self, inputs: list[Tensor | None]) -> Tensor:
+        key = tuple(None if each is None else (tuple(each.shape), each.dtype) for each in inputs)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(inputs)
+        graph, static, output = self._graphs[key]
+        for buffer, value in zip(static, (each for each in inputs if each is not None)):
+            buffer.copy_(value)
+        graph.replay()
+        return output.clone()
+
+    def _capture(self, inputs: list[Tensor | None]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        buffers = [None if each is None else each.clone() for each in inputs]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_CALLS):
+                self._sample(*buffers)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = self._sample(*buffers)
+        return graph, [each for each in buffers if each is not None], output
