@@ -1,0 +1,196 @@
+"""The contract between Trivium and a vision-language model, and how a checkpoint folder becomes one.
+
+Legend: B rows, L tokens, D hidden width, V vocabulary.
+A family contributes a :class:`~stage1_vlm.processor.ChatProcessor` and a subclass of this one; everything else
+(data, training, export, evaluation) speaks to the contract. No remote code is ever run: a folder is read with
+transformers' native classes or refused.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+
+from navsim_ext.errors import MissingError, TriviumError
+from navsim_ext.fingerprint import digest_file, digest_json
+from stage1_vlm.collate import VisionLanguageBatch, pad
+from stage1_vlm.processor import ChatProcessor, Example
+
+OFFICIAL_ARCHITECTURE = "InternVLChatModel"  # OpenGVLab's own classes, which need remote code
+
+
+class CheckpointError(TriviumError):
+    """A checkpoint folder that does not hold the model it says, whole and in the native form."""
+
+
+class VisionLanguageBackbone(ABC):
+    """A model with its processor."""
+
+    model_class: ClassVar[type[PreTrainedModel]]
+    no_split: ClassVar[tuple[str, ...]]  # blocks that sharding (FSDP2, device maps) keeps whole
+
+    def __init__(self, model: PreTrainedModel, processor: ChatProcessor) -> None:
+        self.model = model
+        self.processor = processor
+        self.adapter: Any = None  # the peft model around it, when LoRA is on
+
+    @classmethod
+    @abstractmethod
+    def make_processor(cls, folder: str | Path, config: Any, max_image_tokens: int | None) -> ChatProcessor:
+        """The processor of a checkpoint folder; ``max_image_tokens`` bounds the tokens of one picture."""
+
+    @property
+    def hidden_width(self) -> int:
+        """D, the width of the last hidden states (1,536 for InternVL3-2B, 3,584 for 8B)."""
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    @abstractmethod
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Modules by part: vision, projector, language; together they hold every parameter."""
+
+    @property
+    @abstractmethod
+    def vision_blocks(self) -> list[tuple[nn.Module, nn.Module]]:
+        """(attention, feed-forward) of each vision block, for stochastic depth; empty where it does not apply."""
+
+    @abstractmethod
+    def position_ids(self, batch: VisionLanguageBatch) -> Tensor | None:
+        """Positions of a packed batch in the model's own form; None for a padded one."""
+
+    @abstractmethod
+    def blank_pixels(self) -> dict[str, Tensor]:
+        """The smallest picture input: lets the vision tower take part in a batch that has no picture."""
+
+    @abstractmethod
+    def image_features(self, pixels: dict[str, Tensor]) -> Tensor:
+        """Projected picture tokens of the whole batch."""
+
+    @abstractmethod
+    def vision_flops(self, pixels: dict[str, Tensor]) -> float:
+        """Floating-point operations of one forward pass of the vision tower."""
+
+    def language_flops(self, tokens: int, documents: Sequence[int]) -> float:
+        """Operations of one forward pass of the language model without its head: 2 x weights + causal attention."""
+        text = self.model.config.get_text_config()
+        layers = self.parts["language"][0].layers
+        weights = sum(p.numel() for p in layers.parameters())
+        width = text.num_attention_heads * (
+            getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        )
+        attention = len(layers) * 2 * width * sum(length * length for length in documents)
+        return 2.0 * tokens * weights + attention
+
+    def model_inputs(self, batch: VisionLanguageBatch) -> dict[str, Tensor | None]:
+        """Keyword arguments of the model for a batch."""
+        dtype = self.model.dtype
+        pixels = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.pixels.items()}
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **pixels}
+
+    def last_hidden_states(self, batch: VisionLanguageBatch) -> Tensor:
+        """[B,L,D] after the final norm; equal to ``hidden_states[-1]`` on valid tokens, without the LM head."""
+        inputs = self.model_inputs(batch)
+        inputs["position_ids"] = self.position_ids(batch)
+        return self.model.model(**inputs, use_cache=False).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[...,D] -> [...,V]."""
+        return self.model.lm_head(hidden)
+
+    @torch.no_grad()
+    def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
+        """Greedy answers to prompts, decoded together (left-padded)."""
+        batch = pad(examples, self.processor.pad_token_id, side="left").to(self.model.device)
+        generated = self.model.generate(
+            **self.model_inputs(batch),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=self.processor.end_of_turn_id,
+            pad_token_id=self.processor.pad_token_id,
+        )
+        answers = generated[:, batch.input_ids.shape[1] :]
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Weights (safetensors), config, tokeniser and picture settings, readable by transformers and load_backbone."""
+        self.model.save_pretrained(str(folder))
+        self.processor.save_pretrained(folder)
+
+
+def families() -> dict[str, type[VisionLanguageBackbone]]:
+    """Backbone class by ``model_type`` of config.json."""
+    from stage1_vlm.internvl import InternVLBackbone
+    from stage1_vlm.qwen import QwenBackbone
+
+    return {"internvl": InternVLBackbone, "qwen2_5_vl": QwenBackbone}
+
+
+def read_config(folder: str | Path) -> tuple[type[VisionLanguageBackbone], Any]:
+    """The family and config of a checkpoint folder; raises MissingError or CheckpointError naming the remedy."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise MissingError(f"{path} is missing: {folder} is not a checkpoint folder")
+    content = json.loads(path.read_text())
+    if OFFICIAL_ARCHITECTURE in content.get("architectures", []):
+        raise CheckpointError(
+            f"{folder} holds OpenGVLab's own format, which needs remote code; convert it once with "
+            f"`python -m stage1_vlm.convert source={folder} output_dir={folder}-hf`"
+        )
+    known = families()
+    if content.get("model_type") not in known:
+        raise CheckpointError(f"{path}: model_type {content.get('model_type')!r} is not one of {sorted(known)}")
+    return known[content["model_type"]], AutoConfig.from_pretrained(str(folder))
+
+
+def load_processor(folder: str | Path, *, max_image_tokens: int | None = None) -> ChatProcessor:
+    """The processor alone: what data loaders need."""
+    family, config = read_config(folder)
+    return family.make_processor(folder, config, max_image_tokens)
+
+
+def load_backbone(
+    folder: str | Path,
+    *,
+    dtype: str | torch.dtype = torch.float32,
+    max_image_tokens: int | None = None,
+    attention: str = "sdpa",
+    device_map: str | dict[str, Any] | None = None,
+) -> VisionLanguageBackbone:
+    """Loads a checkpoint folder strictly.
+
+    Modules are created empty (meta device) and filled shard by shard, so the peak is the model plus one shard;
+    ``device_map="auto"`` lets accelerate spread it. Raises CheckpointError listing missing, unexpected and
+    mismatched keys: nothing is ever left at its random initialisation.
+    """
+    family, config = read_config(folder)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    model, report = family.model_class.from_pretrained(
+        str(folder),
+        dtype=dtype,
+        attn_implementation=attention,
+        device_map=device_map,
+        output_loading_info=True,
+        local_files_only=True,
+        use_safetensors=True,
+    )
+    problems = {key: sorted(map(str, values)) for key, values in report.items() if values}
+    if problems:
+        raise CheckpointError(f"{folder} does not fit {family.model_class.__name__}: {problems}")
+    return family(model, family.make_processor(folder, config, max_image_tokens))
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 hex over the safetensors files and the config of a checkpoint folder."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise MissingError(f"{folder} holds no *.safetensors")
+    config = json.loads((Path(folder) / "config.json").read_text())
+    config.pop("transformers_version", None)
+    return digest_json({"config": config, "files": {file.name: digest_file(file) for file in files}})

@@ -1,0 +1,1 @@
+"""Driving questions and answers: mixture of data sets, line index, examples, batches."""

@@ -1,0 +1,187 @@
+"""Tiny vision-language models with random weights and a tokeniser trained on the spot: demo and tests need no download.
+
+They are written as ordinary checkpoint folders and read back by the same ``load_backbone`` as the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GotOcr2ImageProcessorPil,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2VLImageProcessorPil,
+)
+
+from stage1_vlm.internvl import IMAGENET_MEAN, IMAGENET_STD, InternVLProcessor
+
+# The special tokens of InternVL3's tokeniser (Qwen2.5's own, then the ones for pictures and grounding).
+CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+INTERNVL_TOKENS = (
+    "<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>", "<video>",
+)  # fmt: skip
+INTERNVL_ROLES = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+def train_tokenizer(
+    texts: Iterable[str], special_tokens: Iterable[str], *, vocabulary: int = 1024, roles: dict[str, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokeniser of at most ``vocabulary`` entries, learnt from ``texts``; digits stay single."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[*CHAT_TOKENS, *special_tokens],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=[token for token in special_tokens if token not in (roles or {}).values()],
+        **({"extra_special_tokens": roles} if roles else {}),
+    )
+
+
+def text_config(tokenizer: PreTrainedTokenizerFast, *, width: int, layers: int, heads: int) -> Qwen2Config:
+    """A Qwen2 language model of that size; the vocabulary is rounded up to a multiple of 64."""
+    return Qwen2Config(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
+        max_position_embeddings=32_768,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def build_tiny_internvl(
+    folder: str | Path,
+    texts: Iterable[str],
+    *,
+    width: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    vision_width: int = 64,
+    vision_layers: int = 2,
+    vision_heads: int = 4,
+    tile: int = 56,
+    patch: int = 14,
+    max_tiles: int = 12,
+    vocabulary: int = 1024,
+    seed: int = 0,
+) -> Path:
+    """Writes a randomly initialised InternVL checkpoint folder; tokens per tile = (tile / patch / 2)^2."""
+    texts = [*texts, *[f"system\n{InternVLProcessor.default_system}\nuser\nassistant\n"] * 100]
+    tokenizer = train_tokenizer(texts, INTERNVL_TOKENS, vocabulary=vocabulary, roles=INTERNVL_ROLES)
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(
+            hidden_size=vision_width,
+            intermediate_size=4 * vision_width,
+            num_hidden_layers=vision_layers,
+            num_attention_heads=vision_heads,
+            attention_bias=True,
+            image_size=tile,
+            patch_size=patch,
+        ),
+        text_config=text_config(tokenizer, width=width, layers=layers, heads=heads),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=(tile // patch // 2) ** 2,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = InternVLForConditionalGeneration(config)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    image_processor = GotOcr2ImageProcessorPil(
+        size={"height": tile, "width": tile},
+        crop_to_patches=True,
+        max_patches=max_tiles,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+    )
+    return _write(folder, model, tokenizer, image_processor)
+
+
+def build_tiny_qwen(
+    folder: str | Path,
+    texts: Iterable[str],
+    *,
+    width: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    vision_width: int = 64,
+    vision_layers: int = 2,
+    vision_heads: int = 4,
+    patch: int = 14,
+    max_image_tokens: int = 64,
+    vocabulary: int = 1024,
+    seed: int = 0,
+) -> Path:
+    """Writes a randomly initialised Qwen2.5-VL checkpoint folder."""
+    tokenizer = train_tokenizer(texts, QWEN_TOKENS, vocabulary=vocabulary)
+    ids = dict(zip(QWEN_TOKENS, tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS))))
+    text = text_config(tokenizer, width=width, layers=layers, heads=heads).to_dict()
+    text = {key: value for key, value in text.items() if key not in {"model_type", "architectures", "use_cache"}}
+    half = width // heads // 2
+    sections = [half - 2 * (half // 3), half // 3, half // 3]
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config={
+            "depth": vision_layers,
+            "hidden_size": vision_width,
+            "intermediate_size": 4 * vision_width,
+            "num_heads": vision_heads,
+            "patch_size": patch,
+            "out_hidden_size": width,
+            "window_size": 4 * patch,
+            "fullatt_block_indexes": [vision_layers - 1],
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    area = (2 * patch) ** 2
+    size = {"shortest_edge": 4 * area, "longest_edge": max_image_tokens * area}
+    return _write(folder, model, tokenizer, Qwen2VLImageProcessorPil(size=size, patch_size=patch))
+
+
+def _write(folder: str | Path, model, tokenizer: PreTrainedTokenizerFast, image_processor) -> Path:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    image_processor.save_pretrained(str(folder))
+    return folder

@@ -1,0 +1,109 @@
+"""Fine-tunes a vision-language model: ``python -m stage1_vlm.train experiment=demo output_dir=...``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from navsim_ext.errors import DataError
+from navsim_ext.fingerprint import Fingerprint, digest_json, package_versions
+from navsim_ext.runtime.config import job
+from navsim_ext.runtime.run import global_rank, run
+from stage1_vlm.backbone import weights_digest
+from stage1_vlm.data.mixture import read_mixture
+from stage1_vlm.outputs import publish
+from stage1_vlm.tiny import build_tiny_internvl
+
+_log = logging.getLogger(__name__)
+
+
+def build_initial_model(cfg: DictConfig) -> None:
+    """Writes the tiny model of ``cfg.tiny`` into ``cfg.model_path``, once; its tokeniser learns from the mixture."""
+    folder = Path(cfg.model_path)
+    if cfg.get("tiny") is None or (folder / "config.json").is_file() or global_rank() != 0:
+        return
+    texts = []
+    for entry in read_mixture(cfg.data.mixture):
+        with open(entry.annotation, "rb") as stream:
+            lines = [line for line, _ in zip(stream, range(cfg.tiny_texts))]
+        for line in lines:
+            try:
+                texts += [message["value"] for message in json.loads(line)["conversations"]]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue  # counted and listed when the data set is indexed
+    if not texts:
+        raise DataError(f"{cfg.data.mixture}: no readable conversation to learn a vocabulary from")
+    options = OmegaConf.to_container(cfg.tiny, resolve=True)
+    build_tiny_internvl(folder, texts, seed=cfg.seed, **options)
+    _log.info("wrote a tiny InternVL with random weights to %s", folder)
+
+
+def world_size() -> int:
+    """Processes that the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def with_accumulation(cfg: DictConfig) -> DictConfig:
+    """Sets the accumulation that makes ``global_batch_size`` of batch size x processes, or raises DataError."""
+    per_step = cfg.data.batch_size * world_size()
+    accumulation, rest = divmod(cfg.global_batch_size, per_step)
+    if rest or not accumulation:
+        raise DataError(
+            f"global_batch_size={cfg.global_batch_size} is not a multiple of data.batch_size={cfg.data.batch_size} x "
+            f"{world_size()} processes: change one of them"
+        )
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.trainer.accumulate_grad_batches = accumulation
+    return cfg
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Builds the tiny model if asked, trains, and publishes the result; returns the metrics."""
+    needed = ((cfg, "output_dir"), (cfg, "model_path"), (cfg.data, "mixture"))
+    if any(OmegaConf.is_missing(node, key) for node, key in needed):
+        return run(cfg)  # says which keys have no value
+    build_initial_model(cfg)
+    start = time.perf_counter()
+    result = run(with_accumulation(cfg))
+    if global_rank() != 0:
+        return result["metrics"]
+    output_dir = Path(cfg.output_dir)
+    previous = output_dir / "metrics.json"
+    if result["resumed_from"] and not result["metrics"] and previous.is_file():
+        return json.loads(previous.read_text())  # nothing was left to do
+    data = result["module"].trainer.datamodule.report
+    metrics = {
+        **result["metrics"],
+        "global_step": result["global_step"],
+        "epoch": result["epoch"],
+        "seconds": time.perf_counter() - start,
+        "data": data,
+    }
+    publish(output_dir, result["global_step"], metrics)
+    fields = {
+        "initial_weights": weights_digest(cfg.model_path),
+        "weights": weights_digest(output_dir),
+        "data": digest_json(data["datasets"]),
+        "module": OmegaConf.to_container(cfg.module, resolve=True),
+        "seed": cfg.seed,
+        "steps": result["global_step"],
+    }
+    info = {"versions": package_versions("torch", "transformers", "lightning", "peft", "deepspeed")}
+    Fingerprint("vlm", fields, info=info).save(output_dir)
+    return metrics
+
+
+@job("stage1")
+def main(cfg: DictConfig) -> None:
+    train(cfg)
+
+
+if __name__ == "__main__":
+    main()
