@@ -86,8 +86,7 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        last = batch_idx + 1 >= trainer.num_training_batches  # the end of the epoch is saved after its validation
-        if last or not at_step_boundary(trainer, batch_idx):
+        if not resumable_after(trainer, batch_idx):
             return
         due = False
         if self._every_n_steps is not None:
@@ -118,10 +117,17 @@ class Checkpoints(ModelCheckpoint):
             (Path(filepath) / COMPLETE_MARK).touch()
 
 
-def at_step_boundary(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the batch that just ended completed an optimizer step."""
-    last = batch_idx + 1 >= trainer.num_training_batches
-    return last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+def resumable_after(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a checkpoint of the end of this batch continues exactly.
+
+    Not within a gradient accumulation (no checkpoint holds those gradients), and not right before a validation
+    (Lightning would leave it out when it continues); the end of an epoch is saved after its validation.
+    """
+    if batch_idx + 1 >= trainer.num_training_batches or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        return False
+    per_epoch = trainer.check_val_every_n_epoch is not None
+    batches = batch_idx + 1 if per_epoch else trainer.fit_loop.total_batch_idx + 1
+    return not trainer.val_check_batch or batches % trainer.val_check_batch != 0
 
 
 def is_complete(path: Path) -> bool:

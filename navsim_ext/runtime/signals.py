@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from navsim_ext.errors import TriviumError
-from navsim_ext.runtime.checkpoints import Checkpoints, at_step_boundary
+from navsim_ext.runtime.checkpoints import Checkpoints, resumable_after
 
 
 class Interrupted(TriviumError):
@@ -26,12 +26,13 @@ class Interrupted(TriviumError):
 class SaveOnSignal(Checkpoint):  # a Checkpoint, so that Lightning calls it after every other callback
     """Raises Interrupted after saving, at the first optimizer step that ends after one of ``signals`` arrived.
 
-    A signal during validation is answered at the next step; a second one ends the process at once.
+    A signal during validation is answered after it; a second one ends the process at once.
     """
 
     def __init__(self, signals: tuple[str, ...] = ("SIGTERM", "SIGUSR1")) -> None:
         self.signals = tuple(signal.Signals[name] for name in signals)
         self._received: signal.Signals | None = None
+        self._stopping = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,15 +48,27 @@ class SaveOnSignal(Checkpoint):  # a Checkpoint, so that Lightning calls it afte
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not at_step_boundary(trainer, batch_idx):
-            return
+        if resumable_after(trainer, batch_idx):
+            self._save_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_if_asked(trainer)
+        self._stop(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._stop(trainer)  # only now has the step that was saved been logged
+
+    def _save_if_asked(self, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
-            saver = self._saver(trainer)
-            saver.save_now(trainer)
+            self._saver(trainer).save_now(trainer)
+            self._stopping = True
+
+    def _stop(self, trainer: Trainer) -> None:
+        if self._stopping:
             name = self._received.name if self._received else "a signal on another process"
             raise Interrupted(
-                f"stopped by {name} after step {trainer.global_step}; saved in {saver.dirpath}: the same command "
-                "continues from there"
+                f"stopped by {name} after step {trainer.global_step}; saved in {self._saver(trainer).dirpath}: the "
+                "same command continues from there"
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

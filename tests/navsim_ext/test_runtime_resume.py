@@ -1,0 +1,194 @@
+"""A run may be killed at any moment; the same command then ends with the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import runtime_toy
+from runtime_toy import config
+
+from navsim_ext.errors import MissingError
+from navsim_ext.runtime.checkpoints import CheckpointError, ema_weights, load_checkpoint, load_weights, newest_complete
+from navsim_ext.runtime.lock import FolderBusy, FolderLock
+from navsim_ext.runtime.resume import plan_run
+from navsim_ext.runtime.rng import ResumeMismatch
+from navsim_ext.runtime.run import ConfigError, run
+
+PROGRAM = Path(runtime_toy.__file__)
+CHECKPOINTS = "version_0/checkpoints"
+
+
+def spawn(output: Path, trouble: dict, *overrides: str, rank: int | None = None, port: int = 0) -> subprocess.Popen:
+    environment = os.environ | {"TOY_TROUBLE": json.dumps(trouble), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    if rank is not None:
+        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": str(port)}  # fmt: skip
+    command = [sys.executable, str(PROGRAM), str(output), *overrides]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def train_ddp(output: Path, trouble: dict, *overrides: str) -> list[int]:
+    """Two processes; when one dies the other is killed, as a launcher does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    strategy = "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: gloo}"
+    overrides = ("trainer.devices=2", strategy, *overrides)
+    processes = [spawn(output, trouble if rank == 1 else {}, *overrides, rank=rank, port=port) for rank in (0, 1)]
+    processes[1].wait(timeout=300)
+    if trouble:
+        processes[0].kill()
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert trouble or codes == [0, 0], errors
+    return codes
+
+
+def final(output: Path) -> dict:
+    return load_checkpoint(newest_complete(output / CHECKPOINTS))
+
+
+def assert_same_training(one: Path, two: Path) -> None:
+    first, second = final(one), final(two)
+    assert first["global_step"] == second["global_step"] > 0
+    assert first["state_dict"].keys() == second["state_dict"].keys()
+    for name, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][name]), name
+    for name, value in ema_weights(first).items():
+        assert torch.equal(value, ema_weights(second)[name]), name
+    assert losses(one) == losses(two)
+
+
+def losses(output: Path) -> list[tuple[str, str, str]]:
+    with open(output / "version_0/metrics.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return [(row["step"], row["loss"], row["val/loss"]) for row in rows if row["loss"] or row["val/loss"]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("whole")
+    run(config(output, []))
+    return output
+
+
+def test_kill_and_resume_with_workers_and_accumulation(whole, tmp_path):
+    killed = spawn(tmp_path, {"epoch": 1, "batch": 15, "signal": "SIGKILL"}, "datamodule.num_workers=1")
+    killed.communicate(timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert newest_complete(tmp_path / CHECKPOINTS).name == "epoch=1-step=17.ckpt"
+    result = run(config(tmp_path, []))  # another number of workers: the items are the same
+    assert result["resumed_from"].endswith("epoch=1-step=17.ckpt")
+    assert_same_training(whole, tmp_path)
+
+
+def test_sigterm_saves_the_step_and_ends(whole, tmp_path):
+    stopped = spawn(tmp_path, {"epoch": 1, "batch": 4, "signal": "SIGTERM"})
+    _, errors = stopped.communicate(timeout=300)
+    assert stopped.returncode == 143, errors
+    assert "stopped by SIGTERM after step 15" in errors  # batch 4 begins an accumulation of two: 12 + 3 steps
+    assert newest_complete(tmp_path / CHECKPOINTS).name == "epoch=1-step=15.ckpt"
+    assert (tmp_path / CHECKPOINTS / "last.ckpt").resolve().name == "epoch=1-step=15.ckpt"
+    run(config(tmp_path, []))
+    assert_same_training(whole, tmp_path)
+
+
+def test_sigterm_in_the_last_batch_of_an_epoch(whole, tmp_path):
+    stopped = spawn(tmp_path, {"epoch": 0, "batch": 23, "signal": "SIGTERM"})
+    stopped.communicate(timeout=300)
+    assert newest_complete(tmp_path / CHECKPOINTS).name == "epoch=0-step=12.ckpt"
+    run(config(tmp_path, []))
+    assert_same_training(whole, tmp_path)
+
+
+def test_resume_at_the_end_of_an_epoch(whole, tmp_path):
+    run(config(tmp_path, ["trainer.max_epochs=2"]))
+    assert newest_complete(tmp_path / CHECKPOINTS).name == "epoch=1-step=24.ckpt"
+    result = run(config(tmp_path, []))
+    assert result["resumed_from"].endswith("epoch=1-step=24.ckpt")
+    assert_same_training(whole, tmp_path)
+
+
+def test_resume_between_validations_within_an_epoch(tmp_path):
+    often = ["trainer.val_check_interval=0.25", "trainer.max_epochs=1", "callbacks.checkpoint.every_n_steps=3"]
+    run(config(tmp_path / "whole", often))  # steps 3, 6, 9 fall on validations: saved one step later
+    stopped = spawn(tmp_path / "cut", {"epoch": 0, "batch": 17, "signal": "SIGKILL"}, *often)
+    stopped.communicate(timeout=300)
+    assert newest_complete(tmp_path / "cut" / CHECKPOINTS).name == "epoch=0-step=7.ckpt"
+    run(config(tmp_path / "cut", often))
+    assert_same_training(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_two_processes_killed_and_resumed(tmp_path):
+    sizes = ("trainer.max_epochs=1", "callbacks.checkpoint.every_n_steps=2", "trainer.accumulate_grad_batches=1")
+    train_ddp(tmp_path / "whole", {}, *sizes)
+    train_ddp(tmp_path / "killed", {"epoch": 0, "batch": 7, "signal": "SIGKILL"}, *sizes)
+    assert newest_complete(tmp_path / "killed" / CHECKPOINTS).name == "epoch=0-step=6.ckpt"
+    train_ddp(tmp_path / "killed", {}, *sizes)
+    assert_same_training(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_layout_of_a_run(whole):
+    for name in ("config.yaml", "training_log.txt", "version_0/metrics.csv", "version_0/hparams.yaml",
+                 "version_0/tensorboard/scalars.json", f"{CHECKPOINTS}/last.ckpt"):  # fmt: skip
+        assert (whole / name).exists(), name
+    scalars = json.loads((whole / "version_0/tensorboard/scalars.json").read_text())
+    assert [event[1] for event in scalars["loss"]] == list(range(36))
+    assert {"samples_per_s", "data_wait", "val/loss"} <= scalars.keys()
+
+
+def test_another_configuration_is_refused_by_name(whole):
+    with pytest.raises(ResumeMismatch, match=r"module.lr: 0.01 \| 0.02"):
+        run(config(whole, ["module.lr=0.02"]))
+    with pytest.raises(ResumeMismatch, match=r"seed: 5 \| 6"):
+        run(config(whole, ["seed=6"]))
+    before = final(whole)["global_step"]
+    result = run(config(whole, ["module.lr=0.02", "resume_ignore=[module.lr]"]))
+    assert result["global_step"] == before  # already finished: nothing to do, and no error
+
+
+def test_a_cut_checkpoint_is_passed_over(whole, tmp_path):
+    folder = tmp_path / CHECKPOINTS
+    folder.mkdir(parents=True)
+    good = newest_complete(whole / CHECKPOINTS)
+    (folder / "epoch=2-step=36.ckpt").write_bytes(good.read_bytes())
+    (folder / "epoch=9-step=99.ckpt").write_bytes(good.read_bytes()[:-50])
+    assert plan_run(tmp_path, "auto").checkpoint.name == "epoch=2-step=36.ckpt"
+    assert plan_run(tmp_path, "never").run_dir.name == "version_1"
+    with pytest.raises(CheckpointError, match="cut short"):
+        load_checkpoint(folder / "epoch=9-step=99.ckpt")
+    with pytest.raises(MissingError, match="does not exist"):
+        plan_run(tmp_path, str(folder / "nothing.ckpt"))
+
+
+def test_weights_come_with_or_without_the_average(whole):
+    path = whole / CHECKPOINTS / "last.ckpt"
+    live, average = load_weights(path, ema=False), load_weights(path)
+    assert torch.equal(average["net.0.weight"], ema_weights(final(whole))["net.0.weight"])
+    assert not torch.equal(live["net.0.weight"], average["net.0.weight"])
+    assert torch.equal(live["seen"], average["seen"])
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    with FolderLock(tmp_path), pytest.raises(FolderBusy, match=f'"pid": {os.getpid()}'):
+        run(config(tmp_path, []))
+
+
+def test_missing_values_are_named_before_anything_is_made(tmp_path):
+    cfg = config(tmp_path / "new", [])
+    cfg.module.lr = "???"
+    with pytest.raises(ConfigError, match=r"module\.lr"):
+        run(cfg)
+    assert not (tmp_path / "new").exists()
