@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Scores a planner: PDMS v1.1 and EPDMS v2.2 with intervals, per-token tables.
+#   bash scripts/eval_pdm.sh planner=diffusion planner.checkpoint=last.ckpt hidden=cached hidden.folder=... output_dir=...
+#   bash scripts/eval_pdm.sh planner=diffusion planner.checkpoint=last.ckpt hidden=live hidden.weights=... output_dir=...
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec "${PYTHON_BIN:-${TRIVIUM_VENV:-.venv}/bin/python}" -m navsim_ext.evaluation.score "$@"
