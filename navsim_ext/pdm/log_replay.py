@@ -36,68 +36,77 @@ NUM_STEPS_V1 = 51  # v1 needs 0 ... 5 s, v2 0 ... 4 s
 
 def replay(scene: SceneMetricCache) -> Traffic:
     """Traffic of a scene. Presence bits tell the versions apart; tracks over the ego at t = 0 are ignored in v2."""
-    poses, presence = _replay_tracks(np.ascontiguousarray(scene.track_poses))
+    source, poses, presence = replay_tracks(scene.track_poses)
     red_presence = np.zeros((NUM_STEPS_V1, len(scene.red_polygons)), dtype=np.uint8)
     for step in range(NUM_STEPS):
         red_presence[step] = np.where(scene.red_frames[:, step // STEPS_PER_FRAME], V2, 0)
+    velocities = scene.track_velocities[source]
     traffic = make_traffic(
         poses,
-        scene.track_sizes,
-        scene.track_types,
-        np.hypot(scene.track_velocities[:, 0], scene.track_velocities[:, 1]),
+        scene.track_sizes[source],
+        scene.track_types[source],
+        np.hypot(velocities[:, 0], velocities[:, 1]),
         presence=presence,
         red_polygons=scene.red_polygons,
         red_presence=red_presence,
     )
-    return traffic._replace(ignored=_overlapping(traffic, scene.ego_state))
+    return traffic._replace(ignored=_overlapping(traffic, np.ascontiguousarray(scene.ego_state)))
 
 
 def replayed_boxes(scene: SceneMetricCache, version: str) -> NDArray[np.float64]:
     """Corners [T,n,4,2] of a version's observation (v1: T = 51, v2: 41), NaN where absent: for inspection and tests."""
-    poses, presence = _replay_tracks(np.ascontiguousarray(scene.track_poses))
+    source, poses, presence = replay_tracks(scene.track_poses)
     steps, bit = (NUM_STEPS_V1, V1) if version == "v1" else (NUM_STEPS, V2)
-    traffic = make_traffic(poses, scene.track_sizes, scene.track_types, np.zeros(len(scene.track_types)))
+    traffic = make_traffic(poses, scene.track_sizes[source], scene.track_types[source], np.zeros(len(source)))
     corners = np.full((steps, len(scene.track_types), 4, 2), np.nan)
     for m in range(steps):
         for j in np.flatnonzero(presence[m] & bit):
-            object_box(traffic, m, j, corners[m, j])
+            object_box(traffic, m, j, corners[m, source[j]])
     return corners
 
 
+def replay_tracks(
+    sightings: NDArray[np.float64],
+) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.uint8]]:
+    """Sightings [n,11,3] (NaN: not seen) -> rows' tracks [n'], poses [51,n',3], presence bits [51,n'].
+
+    A track that v2 sees once, but v1 more often, stands still in one version and moves in the other: it gets two rows.
+    """
+    seen = np.isfinite(sightings[:, :, 0])
+    twice = np.flatnonzero((seen[:, :NUM_FRAMES_V2].sum(axis=1) == 1) & (seen.sum(axis=1) > 1))
+    source = np.concatenate([np.arange(len(sightings)), twice])
+    rows = np.array(sightings, dtype=np.float64)[source]
+    bits = np.full(len(rows), V1 | V2, dtype=np.uint8)
+    bits[twice], bits[len(sightings) :] = V1, V2
+    rows[len(sightings) :, NUM_FRAMES_V2:] = np.nan
+    return source, *_replay_rows(rows, bits)
+
+
 @kernel
-def _replay_tracks(sightings):
-    """Sightings [n,11,3] (NaN: not seen) -> poses [51,n,3] and presence bits [51,n]."""
-    count, frames = sightings.shape[0], sightings.shape[1]
+def _replay_rows(rows, bits):
+    count, frames = rows.shape[0], rows.shape[1]
     poses = np.full((NUM_STEPS_V1, count, 3), np.nan)
     presence = np.zeros((NUM_STEPS_V1, count), dtype=np.uint8)
     for j in range(count):
-        first, last, last_v2, seen_v2 = -1, -1, -1, 0
+        first, last, last_v2 = -1, -1, -1
         for k in range(frames):
-            if not math.isnan(sightings[j, k, 0]):
+            if not math.isnan(rows[j, k, 0]):
                 if first < 0:
                     first = k
                 last = k
                 if k < NUM_FRAMES_V2:
                     last_v2 = k
-                    seen_v2 += 1
         if first < 0:
             continue
-        if first == last:  # one sighting: it stands at every step
+        if first == last:  # one sighting: it stands at every step; v2 does not know of it when it lies beyond 4 s
+            present = bits[j] if last_v2 >= 0 else bits[j] & V1
             for step in range(NUM_STEPS_V1):
-                _place(poses[step, j], sightings[j, first, 0], sightings[j, first, 1], sightings[j, first, 2])
-                presence[step, j] |= V1
-        else:
-            _move(sightings[j], first, last, poses[:, j])
-            for step in range(first * STEPS_PER_FRAME, last * STEPS_PER_FRAME + 1):
-                presence[step, j] |= V1
-        if seen_v2 == 1:  # perhaps seen later too, beyond the horizon of v2
-            for step in range(NUM_STEPS):
-                if first != last:
-                    _place(poses[step, j], sightings[j, first, 0], sightings[j, first, 1], sightings[j, first, 2])
-                presence[step, j] |= V2
-        elif seen_v2 > 1:
-            for step in range(first * STEPS_PER_FRAME, last_v2 * STEPS_PER_FRAME + 1):
-                presence[step, j] |= V2
+                _place(poses[step, j], rows[j, first, 0], rows[j, first, 1], rows[j, first, 2])
+                presence[step, j] = present
+            continue
+        _move(rows[j], first, last, poses[:, j])
+        for step in range(first * STEPS_PER_FRAME, last * STEPS_PER_FRAME + 1):
+            presence[step, j] = bits[j] if step <= last_v2 * STEPS_PER_FRAME else bits[j] & V1
     return poses, presence
 
 

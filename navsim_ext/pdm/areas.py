@@ -1,0 +1,127 @@
+"""Where the ego stands at each step: in several lanes, off the road, off the route, in an intersection.
+
+Source: NAVSIM ``pdm_scorer._calculate_ego_area`` and ``PDMDrivableMap.is_in_layer``. A point is "in" a polygon when it
+lies strictly inside.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navsim_ext.metric_cache.polygon_table import CARPARK_AREA, INTERSECTION, LANE, LANE_CONNECTOR, ROADBLOCK
+from navsim_ext.pdm.compiled import kernel
+from navsim_ext.pdm.ego import (
+    HALF_LENGTH,
+    HALF_WIDTH,
+    HEADING,
+    NUM_STEPS,
+    REAR_AXLE_TO_CENTER,
+    X,
+    Y,
+    box_corners,
+)
+from navsim_ext.pdm.map_index import MapIndex, polygon_contains
+
+# bits of a step's area
+MULTIPLE_LANES, NON_DRIVABLE, ONCOMING, CENTER_IN_INTERSECTION, REAR_AXLE_IN_INTERSECTION = 1, 2, 4, 8, 16
+
+# bits of a polygon's role
+IS_LANE, IS_DRIVABLE, IS_ON_ROUTE, IS_INTERSECTION = 1, 2, 4, 8
+
+
+class Surroundings(NamedTuple):
+    """The fixed part of a scene: its map polygons and the centreline. P polygons in range, C vertices."""
+
+    index: MapIndex
+    polygons: NDArray[np.int32]  # [P] rows of the map
+    roles: NDArray[np.uint8]  # [P] bits IS_LANE ...
+    centerline: NDArray[np.float64]  # [C,2]
+
+
+def make_surroundings(
+    index: MapIndex,
+    polygons: NDArray[np.integer],
+    types: NDArray[np.integer],
+    on_route: NDArray[np.bool_],
+    centerline: NDArray[np.float64],
+) -> Surroundings:
+    """``polygons`` [P] rows of the indexed map, their types [P] and whether they are on the route [P], centreline."""
+    types = np.asarray(types)
+    lane = np.isin(types, (LANE, LANE_CONNECTOR))
+    roles = IS_LANE * lane + IS_DRIVABLE * np.isin(types, (ROADBLOCK, INTERSECTION, CARPARK_AREA))
+    roles = roles + IS_ON_ROUTE * (lane & np.asarray(on_route)) + IS_INTERSECTION * (types == INTERSECTION)
+    return Surroundings(
+        index,
+        np.ascontiguousarray(polygons, dtype=np.int32),
+        roles.astype(np.uint8),
+        np.ascontiguousarray(np.asarray(centerline)[:, :2], dtype=np.float64),
+    )
+
+
+@kernel
+def place_boxes(states, corners, centers) -> None:
+    """``states`` [41,11] -> box corners [41,4,2] and centres [41,2]."""
+    for t in range(NUM_STEPS):
+        cos, sin = math.cos(states[t, HEADING]), math.sin(states[t, HEADING])
+        centers[t, 0] = states[t, X] + REAR_AXLE_TO_CENTER * cos
+        centers[t, 1] = states[t, Y] + REAR_AXLE_TO_CENTER * sin
+        box_corners(centers[t, 0], centers[t, 1], cos, sin, HALF_LENGTH, HALF_WIDTH, corners[t])
+
+
+@kernel
+def classify_areas(surroundings, states, corners, centers, areas) -> None:
+    """Writes the bits of each step into ``areas`` [41].
+
+    MULTIPLE_LANES: more than one lane or connector holds a corner, and none holds all four. NON_DRIVABLE: some corner
+    is in no roadblock, intersection or car park. ONCOMING: the centre is in no lane or connector of the route.
+    """
+    index = surroundings.index
+    low_x, low_y, high_x, high_y = math.inf, math.inf, -math.inf, -math.inf
+    for t in range(NUM_STEPS):
+        for c in range(4):
+            low_x, high_x = min(low_x, corners[t, c, 0]), max(high_x, corners[t, c, 0])
+            low_y, high_y = min(low_y, corners[t, c, 1]), max(high_y, corners[t, c, 1])
+    near = np.empty(len(surroundings.polygons), dtype=np.int64)
+    found = 0
+    for p in range(len(surroundings.polygons)):
+        q = surroundings.polygons[p]
+        if (
+            index.bounds[q, 0] <= high_x
+            and index.bounds[q, 1] <= high_y
+            and index.bounds[q, 2] >= low_x
+            and index.bounds[q, 3] >= low_y
+        ):
+            near[found] = p
+            found += 1
+
+    for t in range(NUM_STEPS):
+        lanes_with_corner, all_in_one, on_route, center_crossing, rear_crossing = 0, False, False, False, False
+        drivable = 0  # bit per corner
+        for n in range(found):
+            q, role = surroundings.polygons[near[n]], surroundings.roles[near[n]]
+            if role & IS_LANE:
+                held = 0
+                for c in range(4):
+                    held += polygon_contains(index, q, corners[t, c, 0], corners[t, c, 1])
+                lanes_with_corner += held > 0
+                all_in_one |= held == 4
+                if role & IS_ON_ROUTE and not on_route:
+                    on_route = polygon_contains(index, q, centers[t, 0], centers[t, 1])
+            if role & IS_DRIVABLE:
+                for c in range(4):
+                    if not drivable >> c & 1 and polygon_contains(index, q, corners[t, c, 0], corners[t, c, 1]):
+                        drivable |= 1 << c
+                if role & IS_INTERSECTION:
+                    center_crossing |= polygon_contains(index, q, centers[t, 0], centers[t, 1])
+                    rear_crossing |= polygon_contains(index, q, states[t, X], states[t, Y])
+        areas[t] = (
+            MULTIPLE_LANES * (lanes_with_corner > 1 and not all_in_one)
+            + NON_DRIVABLE * (drivable != 15)
+            + ONCOMING * (not on_route)
+            + CENTER_IN_INTERSECTION * center_crossing
+            + REAR_AXLE_IN_INTERSECTION * rear_crossing
+        )

@@ -1,0 +1,128 @@
+"""A scene made ready for the kernels: its replayed traffic, indexed map, past and reference terms, all flat arrays."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navsim_ext.errors import TriviumError
+from navsim_ext.metric_cache.polygon_table import PolygonTable
+from navsim_ext.metric_cache.schema import MetricCache, SceneMetricCache
+from navsim_ext.pdm.areas import Surroundings, make_surroundings
+from navsim_ext.pdm.comfort import ComfortFilters, comfort_filters
+from navsim_ext.pdm.compiled import kernel
+from navsim_ext.pdm.ego import AX, AY, HEADING, NUM_STEPS, REAR_AXLE_TO_CENTER, wrap
+from navsim_ext.pdm.log_replay import replay
+from navsim_ext.pdm.map_index import MapIndex, index_map
+from navsim_ext.pdm.traffic import Traffic
+
+PAST_INTERVAL_US = 100_000
+MAP_RADIUS = 100.0  # m, half side of the map patch
+
+
+class UnscorableScene(TriviumError):
+    """The scene itself does not allow a score; results for it are invalid, with this reason."""
+
+
+class ResidentScene(NamedTuple):
+    """What the scoring kernel gets. Versions are in the order v1, v2."""
+
+    ego_state: NDArray[np.float64]  # [11]
+    time_us: int
+    surroundings: Surroundings
+    traffic: Traffic
+    past: NDArray[np.float64]  # [H,3] heading, ax, ay at 10 Hz up to -0.2 s (NAVSIM drops the last sample)
+    filters_v1: ComfortFilters
+    filters_v2: ComfortFilters
+    reference_progress: NDArray[np.float64]  # [2] PDM-Closed's raw progress [m]
+    reference_multiplier: NDArray[np.float64]  # [2] and its multiplicative product
+    human: NDArray[np.float64]  # [8] the human's v2 sub-scores
+
+
+@functools.lru_cache(maxsize=64)
+def indexed(table: PolygonTable) -> MapIndex:
+    """The index of a polygon table, built once per process and table."""
+    return index_map(table)
+
+
+def prepare(scene: SceneMetricCache, table: PolygonTable) -> ResidentScene:
+    """Record + polygons -> kernel input. Raises UnscorableScene when the map patch is empty, far away or degenerate."""
+    index = indexed(table)
+    _check_map(scene, table, index)
+    past = past_rows(scene.past_states, scene.past_time_us)
+    rows = scene.map_polygons
+    return ResidentScene(
+        ego_state=np.array(scene.ego_state),
+        time_us=scene.time_us,
+        surroundings=make_surroundings(index, rows, table.types[rows], scene.map_on_route, scene.centerline),
+        traffic=replay(scene),
+        past=past,
+        filters_v1=comfort_filters("v1", NUM_STEPS),
+        filters_v2=comfort_filters("v2", NUM_STEPS + len(past)),
+        reference_progress=np.array(scene.pdm_progress),
+        reference_multiplier=np.array(scene.pdm_multiplier),
+        human=np.array(scene.human_sub_scores),
+    )
+
+
+def resident(token: str, cache: MetricCache) -> ResidentScene:
+    """The prepared scene of a token, kept in the cache's least-recently-used store."""
+    scene = cache.prepared.get(token)
+    if scene is not None:
+        cache.prepared.move_to_end(token)
+        return scene
+    record = cache.load(token)
+    scene = prepare(record, cache.polygons(record.map_location))
+    cache.prepared[token] = scene
+    while len(cache.prepared) > cache.resident:
+        cache.prepared.popitem(last=False)
+    return scene
+
+
+def past_rows(states: NDArray[np.float64], times_us: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Logged states [4,11] at ``times_us`` [4] -> rows [H,3] (heading, ax, ay) for v2's history comfort.
+
+    NAVSIM samples every 0.1 s from the first stamp, end exclusive, and then drops the last sample: with exact 0.5 s
+    stamps the past ends at -0.2 s; a microsecond more and there is one more row.
+    """
+    samples = np.arange(times_us[0], times_us[-1], PAST_INTERVAL_US, dtype=np.int64)[:-1]
+    return _interpolate_past(np.ascontiguousarray(states), np.ascontiguousarray(times_us, dtype=np.int64), samples)
+
+
+@kernel
+def _interpolate_past(states, times_us, samples):
+    rows = np.empty((len(samples), 3))
+    headings = states[:, HEADING].copy()
+    for i in range(1, len(headings)):
+        headings[i] = headings[i - 1] + wrap(states[i, HEADING] - states[i - 1, HEADING])
+    high = 1
+    for i in range(len(samples)):
+        while high < len(times_us) - 1 and times_us[high] < samples[i]:
+            high += 1
+        low = high - 1
+        span, elapsed = float(times_us[high] - times_us[low]), float(samples[i] - times_us[low])
+        rows[i, 0] = wrap((headings[high] - headings[low]) / span * elapsed + headings[low])
+        rows[i, 1] = (states[high, AX] - states[low, AX]) / span * elapsed + states[low, AX]
+        rows[i, 2] = (states[high, AY] - states[low, AY]) / span * elapsed + states[low, AY]
+    return rows
+
+
+def _check_map(scene: SceneMetricCache, table: PolygonTable, index: MapIndex) -> None:
+    rows = scene.map_polygons
+    if len(rows) == 0:
+        raise UnscorableScene(f"empty map patch: no polygon of {scene.map_location} within {MAP_RADIUS:g} m of the ego")
+    if rows.min() < 0 or rows.max() >= len(table):
+        raise UnscorableScene(f"map polygon {int(rows.max())} is not in the table of {scene.map_location}")
+    bounds = index.bounds[rows]
+    extent = bounds[:, 2:] - bounds[:, :2]
+    if not (extent > 0.0).all():
+        bad = rows[int(np.argwhere(~(extent > 0.0).all(axis=1))[0, 0])]
+        raise UnscorableScene(f"degenerate map polygon {table.ids[bad]} of {scene.map_location}")
+    heading = scene.ego_state[2]
+    center = scene.ego_state[:2] + REAR_AXLE_TO_CENTER * np.array([np.cos(heading), np.sin(heading)])
+    gap = np.maximum(np.maximum(bounds[:, :2] - center, center - bounds[:, 2:]), 0.0).max(axis=1).min()
+    if not gap <= MAP_RADIUS:
+        raise UnscorableScene(f"the ego is {gap:.0f} m off the map of {scene.map_location}")
