@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -50,6 +50,10 @@ class SceneSource(Protocol):
     def scene(self, token: str) -> Scene: ...
 
     def map_for(self, scene: Scene) -> VectorMap: ...
+
+    def require_listed(self, found: Collection[str]) -> None:
+        """Raises MissingError when the filter lists a token that is not among ``found`` (unless bad is skipped)."""
+        ...
 
     def logs(self) -> Iterator[tuple[str, list[Scene]]]:
         """(log name, its selected scenes), logs in alphabetical order, one log in memory at a time."""

@@ -1,0 +1,290 @@
+"""The on-disk scene index: what a planner needs of every sample, as memory-mapped arrays, without the logs.
+
+Legend: S samples, H history poses, F future poses, C cameras, U bytes of text. Files of an index folder:
+
+    index.json        counts, cameras, logs, sensor root; written last: a folder without it is unfinished
+    fingerprint.json  what it was made from
+    tokens.npy        [S] bytes; log.npy [S] int32 position in index.json's "logs"; timestamp_us.npy [S] int64
+    history.npy       [S,H,3] float32 poses in the ego frame of now, oldest first (metres, radians)
+    status.npy        [S,8] float32; target.npy [S,F,3] float32
+    camera_text.npy   [U] uint8 and camera_offsets.npy [S*C+1] int64: picture paths relative to the sensor root
+
+Building reads one log at a time and leaves one part file per log, so that it can be killed at any moment and goes on
+where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navsim_ext.errors import DataError, MissingError
+from navsim_ext.fingerprint import Fingerprint, digest_json, digest_tokens, write_json_atomic
+from navsim_ext.readers import SceneSource
+from navsim_ext.runtime.lock import FolderLock
+from navsim_ext.runtime.progress import track
+from navsim_ext.scene import CAMERAS, Scene
+
+log = logging.getLogger(__name__)
+
+FORMAT = "trivium-scene-index-1"
+ARRAYS = ("tokens", "log", "timestamp_us", "history", "status", "target", "camera_text", "camera_offsets")
+_PART_ARRAYS = ("tokens", "timestamp_us", "history", "status", "target", "paths")
+
+
+@dataclass(frozen=True)
+class SceneIndex:
+    """An opened index: arrays are memory-mapped, nothing is read until it is asked for."""
+
+    folder: Path
+    arrays: Mapping[str, NDArray]
+    logs: tuple[str, ...]
+    cameras: tuple[str, ...]
+    sensor_root: Path
+    fingerprint: Fingerprint
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> SceneIndex:
+        """Raises MissingError for an unfinished folder, DataError for one of another format or of unequal lengths."""
+        folder = Path(folder)
+        path = folder / "index.json"
+        if not path.is_file():
+            raise MissingError(f"{folder} is not a finished scene index: build it with python -m navsim_ext.dataset")
+        content = json.loads(path.read_text())
+        if content.get("format") != FORMAT:
+            raise DataError(f"{path} has format {content.get('format')!r}; {FORMAT!r} was expected: build it again")
+        arrays = {}
+        for name in ARRAYS:
+            try:
+                mapped = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{folder / name}.npy is absent or damaged ({error}): build the index again") from error
+            arrays[name] = mapped.view(np.ndarray)
+        count = content["num_samples"]
+        wanted = {name: count for name in ("tokens", "log", "timestamp_us", "history", "status", "target")}
+        wanted["camera_offsets"] = count * len(content["cameras"]) + 1
+        for name, length in wanted.items():
+            if len(arrays[name]) != length:
+                raise DataError(
+                    f"{folder / name}.npy has {len(arrays[name])} rows; {length} were expected: build it again"
+                )
+        return cls(
+            folder,
+            arrays,
+            tuple(content["logs"]),
+            tuple(content["cameras"]),
+            Path(content["sensor_root"]),
+            Fingerprint.load(folder),
+        )
+
+    def __len__(self) -> int:
+        return len(self.arrays["tokens"])
+
+    def camera_path(self, sample: int, camera: int) -> str:
+        """Picture path of camera number ``camera``, relative to the sensor root; empty where the log has none."""
+        offsets = self.arrays["camera_offsets"]
+        row = sample * len(self.cameras) + camera
+        return self.arrays["camera_text"][offsets[row] : offsets[row + 1]].tobytes().decode()
+
+
+def build_index(
+    source: SceneSource,
+    folder: str | os.PathLike[str],
+    *,
+    cameras: Sequence[str] = ("CAM_F0",),
+    workers: int = 1,
+) -> SceneIndex:
+    """Builds, or finishes, the index of all scenes of ``source`` in ``folder`` and opens it.
+
+    A complete index of the same source and options is opened as it is. Raises DataError when ``folder`` holds an
+    index of something else, when a token occurs twice (unless the source skips what is bad), or when writing fails.
+    """
+    folder = Path(folder)
+    unknown = [name for name in cameras if name not in CAMERAS]
+    if unknown:
+        raise DataError(f"camera {unknown[0]!r} does not exist; there are {', '.join(CAMERAS)}")
+    plan = _plan(source, cameras)
+    with FolderLock(folder), _clear_disk_errors(folder):
+        _require_same_plan(folder, plan)
+        if (folder / "index.json").is_file():
+            log.info("%s is complete", folder)
+            return SceneIndex.open(folder)
+        parts = folder / "parts"
+        parts.mkdir(exist_ok=True)
+        for stale in parts.glob(".*.tmp"):
+            stale.unlink()
+        _build_parts(source, parts, tuple(cameras), workers)
+        _merge(source, folder, parts, tuple(cameras), plan)
+        shutil.rmtree(parts)
+    return SceneIndex.open(folder)
+
+
+def _plan(source: SceneSource, cameras: Sequence[str]) -> Fingerprint:
+    fields = {
+        "format": FORMAT,
+        "source": type(source).__name__,
+        "sensor_root": str(Path(source.sensor_root).absolute()),
+        "filter": digest_json(source.scene_filter.describe()),
+        "logs": digest_json(source.log_names),
+        "cameras": list(cameras),
+        "skip_bad": source.report.skip_bad,
+    }
+    return Fingerprint("scene_index_plan", fields)
+
+
+def _require_same_plan(folder: Path, plan: Fingerprint) -> None:
+    path = folder / "plan.json"
+    if path.is_file():
+        stored = Fingerprint.from_json(json.loads(path.read_text()))
+        remedy = "choose another output_dir, or delete this one to build it anew"
+        plan.require_equal(stored, mine="the index asked for", theirs=str(folder), remedy=remedy)
+    else:
+        write_json_atomic(path, plan.to_json())
+
+
+def _build_parts(source: SceneSource, parts: Path, cameras: tuple[str, ...], workers: int) -> None:
+    names = source.log_names
+    todo = [name for name in names if not (parts / f"{name}.npz").is_file()]
+    done = len(names) - len(todo)
+    limit = source.scene_filter.max_scenes
+    log.info("scene index: %d logs, %d of them done, %d processes", len(names), done, workers)
+    if workers > 1 and limit is None and len(todo) > 1:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            jobs = [pool.submit(_build_part, source, name, parts, cameras) for name in todo]
+            for finished in track(jobs, "logs", total=len(names), done=done):
+                finished.result()
+        return
+    found = sum(_part_length(parts / f"{name}.npz") for name in names if name not in set(todo))
+    for name in track(todo, "logs", total=len(names), done=done):
+        if limit is not None and found >= limit:
+            break
+        found += _build_part(source, name, parts, cameras)
+
+
+def _part_length(path: Path) -> int:
+    with np.load(path, allow_pickle=False) as archive:
+        return len(archive["tokens"])
+
+
+def _build_part(source: SceneSource, name: str, parts: Path, cameras: tuple[str, ...]) -> int:
+    """Writes the samples of one log, and what was skipped in it, as one file; returns the number of samples."""
+    already_skipped = len(source.report.entries)
+    scenes = source.scenes_of(name)
+    skipped = json.dumps(source.report.entries[already_skipped:])
+    history, future = source.scene_filter.num_history, source.scene_filter.num_future
+    rows = {
+        "tokens": np.array([scene.token.encode() for scene in scenes], dtype=np.bytes_),
+        "timestamp_us": np.array([scene.timestamps_us[scene.now] for scene in scenes], dtype=np.int64),
+        "history": _stack([scene.history_poses() for scene in scenes], (history, 3)),
+        "status": _stack([scene.status() for scene in scenes], (8,)),
+        "target": _stack([scene.future_poses(future) for scene in scenes], (future, 3)),
+        "paths": np.array([[_path(scene, camera).encode() for camera in cameras] for scene in scenes], np.bytes_),
+        "skipped": np.frombuffer(skipped.encode(), dtype=np.uint8),
+    }
+    temporary = parts / f".{name}.{os.getpid()}.tmp"
+    with open(temporary, "wb") as stream:
+        np.savez(stream, **rows)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, parts / f"{name}.npz")
+    return len(scenes)
+
+
+def _path(scene: Scene, camera: str) -> str:
+    return scene.cameras[camera].path if camera in scene.cameras else ""
+
+
+def _stack(rows: Sequence[NDArray], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.stack(rows).astype(np.float32) if rows else np.empty((0, *shape), np.float32)
+
+
+def _merge(source: SceneSource, folder: Path, parts: Path, cameras: tuple[str, ...], plan: Fingerprint) -> None:
+    limit = source.scene_filter.max_scenes
+    columns: dict[str, list[NDArray]] = {name: [] for name in (*_PART_ARRAYS, "log")}
+    logs: list[str] = []
+    seen: dict[bytes, str] = {}
+    source.report.entries.clear()  # the parts have it all, those of an interrupted run too
+    for name, part in _parts_in_order(source, parts):
+        source.report.entries.extend(json.loads(part["skipped"].tobytes()))
+        kept = []
+        for row, token in enumerate(part["tokens"].tolist()):
+            if limit is not None and len(seen) >= limit:
+                break
+            if token in seen:
+                error = DataError(
+                    f"token {token.decode()} of log {name} is in log {seen[token]} as well. Tokens must be unique: "
+                    "remove one of the logs"
+                )
+                source.report.add(error, log_name=name, token=token.decode())
+                continue
+            seen[token] = name
+            kept.append(row)
+        if kept:
+            for key in _PART_ARRAYS:
+                columns[key].append(part[key][kept])
+            columns["log"].append(np.full(len(kept), len(logs), np.int32))
+            logs.append(name)
+    source.report.write()
+    source.report.require_some(len(seen), f"{folder}")
+    found = {token.decode() for token in seen}
+    source.require_listed(found)
+    joined = {key: np.concatenate(values) for key, values in columns.items()}
+    paths = joined.pop("paths").reshape(-1)
+    joined["camera_offsets"] = np.concatenate([[0], np.cumsum([len(path) for path in paths.tolist()])]).astype(np.int64)
+    joined["camera_text"] = np.frombuffer(b"".join(paths.tolist()), dtype=np.uint8)
+    for name in ARRAYS:
+        with open(folder / f"{name}.npy", "wb") as stream:
+            np.save(stream, joined[name], allow_pickle=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+    fields = {**plan.fields, "tokens": digest_tokens(found), "num_samples": len(found)}
+    info = {"skipped": source.report.counts}
+    Fingerprint("scene_index", fields, info=info).save(folder)
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "num_samples": len(found),
+        "num_history": source.scene_filter.num_history,
+        "num_future": source.scene_filter.num_future,
+        "cameras": list(cameras),
+        "sensor_root": str(Path(source.sensor_root).absolute()),
+        "logs": logs,
+    }
+    write_json_atomic(folder / "index.json", content)
+
+
+def _parts_in_order(source: SceneSource, parts: Path) -> Iterator[tuple[str, dict[str, NDArray]]]:
+    for name in source.log_names:
+        path = parts / f"{name}.npz"
+        if path.is_file():  # absent only where max_scenes ended the reading
+            with np.load(path, allow_pickle=False) as archive:
+                yield name, {key: archive[key] for key in (*_PART_ARRAYS, "skipped")}
+
+
+@contextlib.contextmanager
+def _clear_disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a full disk or a folder without permission into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(folder).free / 2**20
+            raise DataError(
+                f"{folder}: the disk is full ({free:.0f} MiB free). Free space and run the same command again: "
+                "finished logs are kept"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise DataError(f"cannot write to {folder} ({error.strerror}): choose another output_dir") from error
+        raise
