@@ -38,7 +38,9 @@ class Forecast:
     headings: NDArray[np.float64]  # [n]
     velocities: NDArray[np.float64]  # [n,2] m/s as annotated
     displacement: NDArray[np.float64]  # [n,2] m/s along the heading, against it for reversing objects
-    corners: NDArray[np.float64]  # [n,4,2] now: front-left, rear-left, rear-right, front-right; NaN for red connectors
+    centers: NDArray[np.float64]  # [boxes,2] now
+    sizes: NDArray[np.float64]  # [boxes,3] length, width, height
+    corners: NDArray[np.float64]  # [boxes,4,2] now: front-left, rear-left, rear-right, front-right
     red_polygons: tuple[shapely.Geometry, ...]  # r, of the last entries
     collided: NDArray[np.bool_]  # [n] touches the ego now (a red connector: contains it): ignored by the planner
 
@@ -56,7 +58,7 @@ class Forecast:
         boxes = self.num_boxes
         seconds = np.arange(0, NUM_MAPS * STEPS_PER_MAP, STEPS_PER_MAP).astype(np.float64) * STEP_S
         moved = seconds[:, None, None] * self.displacement[None, :boxes]
-        return self.corners[None, :boxes] + moved[:, :, None, :]
+        return self.corners[None] + moved[:, :, None, :]
 
     @cached_property
     def polygons_over_time(self) -> NDArray[np.object_]:
@@ -125,7 +127,9 @@ def forecast(
         headings=np.concatenate([headings, np.zeros(red)]),
         velocities=np.concatenate([velocities, np.zeros((red, 2))]),
         displacement=np.concatenate([displacement, np.zeros((red, 2))]),
-        corners=np.concatenate([corners, np.full((red, 4, 2), np.nan)]),
+        centers=poses[:, :2],
+        sizes=objects.sizes[chosen],
+        corners=corners,
         red_polygons=tuple(polygon for _, polygon in red_connectors),
         collided=touched,
     )

@@ -123,8 +123,13 @@ class Rollout:
             self.leaders[row, time] = record
 
 
-def ego_boxes(rear_axles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[...,4,2] corners of the ego box at rear-axle poses [...,3]."""
+def ego_centers(rear_axles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[...,3] poses of the box centre at rear-axle poses [...,3]."""
     heading = rear_axles[..., 2]
     forward = np.stack([np.cos(heading), np.sin(heading), np.zeros_like(heading)], axis=-1)
-    return box_corners(rear_axles + REAR_AXLE_TO_CENTER * forward, HALF_LENGTH, HALF_WIDTH)
+    return rear_axles + REAR_AXLE_TO_CENTER * forward
+
+
+def ego_boxes(rear_axles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[...,4,2] corners of the ego box at rear-axle poses [...,3]."""
+    return box_corners(ego_centers(rear_axles), HALF_LENGTH, HALF_WIDTH)

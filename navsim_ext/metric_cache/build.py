@@ -1,0 +1,177 @@
+"""Builds a metric cache: ``python -m navsim_ext.metric_cache.build data.root=DATASET data.split=SPLIT output_dir=DIR``.
+
+Can be killed at any moment and run again; the finished folder is byte-identical whatever the number of workers and
+the order of logs. It holds the merged shards, ``maps/<location>`` polygon tables, ``report.json`` (what could not be
+cached and why) and ``logs.jsonl``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.metric_cache import engines, journal
+from navsim_ext.metric_cache.journal import Invalid, LogResult
+from navsim_ext.metric_cache.schema import KIND, cache_fields
+from navsim_ext.metric_cache.settings import BuildSettings, read_tokens
+from navsim_ext.readers import NothingSelected
+from navsim_ext.runtime.config import job
+from navsim_ext.runtime.lock import FolderLock
+from navsim_ext.shards import ShardWriter, merge
+
+logger = logging.getLogger(__name__)
+
+WORKERS = ("sequential", "processes", "ray")
+SCENES_PER_SECOND = 10.0  # per core, of both versions; only for the estimate that is told beforehand
+RECORD_BYTES = 60_000
+
+
+class NothingCached(TriviumError):
+    """Not one scene could be cached."""
+
+
+def build(
+    settings: BuildSettings,
+    *,
+    workers: str = "sequential",
+    num_workers: int | None = None,
+    ray_address: str | None = None,
+) -> dict[str, Any]:
+    """Builds (or goes on building) the cache in ``settings.output_dir``; returns the content of ``report.json``.
+
+    Raises NothingCached, MissingError for absent data, FingerprintMismatch when the folder holds another cache,
+    FolderBusy when another build is at work in it, WorkerDied when a worker was killed.
+    """
+    if workers not in WORKERS:
+        raise DataError(f"workers={workers}: one of {', '.join(WORKERS)} was expected")
+    count = num_workers if num_workers is not None else os.cpu_count() or 1
+    if count < 1:
+        raise DataError(f"num_workers={num_workers}: at least 1 is needed")
+    cache = Path(settings.output_dir)
+    with FolderLock(cache):
+        fingerprint = cache_fingerprint(settings)
+        log_names = list(settings.log_files())
+        with ShardWriter(cache, fingerprint, writer="start") as writer:  # checks the folder, finishes open shards
+            stored = set(writer.done)
+        finished = journal.finished_logs(cache, stored)
+        remaining = [name for name in log_names if name not in finished]
+        tell_cost(settings, remaining, len(finished), len(stored), count if workers != "sequential" else 1)
+        results = [finished[name] for name in log_names if name in finished]
+        results += _progress(
+            _run(settings, fingerprint, remaining, workers, count, ray_address), len(finished), log_names
+        )
+        results += _absent_tokens(settings, results)
+        merge(cache)
+        report = journal.write_report(cache, results)
+    if not report["cached"]:
+        raise NothingCached(
+            f"{cache}: 0 scenes were cached of {len(log_names)} logs; {report['invalid']} were invalid "
+            f"{report['counts']}, listed in {cache / journal.REPORT_FILE}"
+        )
+    return report
+
+
+def cache_fingerprint(settings: BuildSettings) -> Fingerprint:
+    """What the cache is made of; the doctor's verdict on this machine stands in ``info``."""
+    from navsim_ext.doctor import verdict
+
+    return Fingerprint(kind=KIND, fields=cache_fields() | {"data": settings.identity()}, info={"doctor": verdict()})
+
+
+def tell_cost(settings: BuildSettings, remaining: Sequence[str], finished: int, stored: int, num_workers: int) -> None:
+    """Logs an estimate of time and disk before the work, from the windows of the first remaining log."""
+    if not remaining:
+        logger.info("%s: all %d logs are done", settings.output_dir, finished)
+        return
+    try:
+        _, scenes = next(settings.open_logs(remaining[0]).logs())
+        per_log = len(scenes)
+    except NothingSelected:
+        per_log = 0
+    estimate = per_log * len(remaining)
+    if settings.tokens is not None:
+        estimate = min(estimate, len(settings.tokens) - stored) if per_log else len(settings.tokens) - stored
+    needed, free = estimate * RECORD_BYTES, shutil.disk_usage(settings.output_dir).free
+    logger.info(
+        "%s: %d logs (%d done before), about %d scenes, %.0f s on %d workers, %.2f GB of %.1f GB free",
+        settings.output_dir, len(remaining), finished, estimate, estimate / SCENES_PER_SECOND / num_workers,
+        num_workers, needed / 1e9, free / 1e9,
+    )  # fmt: skip
+    if 2 * needed > free:  # merging writes a second copy before it removes the first
+        logger.warning(
+            "the disk of %s may be too small: about %.2f GB are needed", settings.output_dir, 2 * needed / 1e9
+        )
+
+
+def _run(
+    settings: BuildSettings,
+    fingerprint: Fingerprint,
+    logs: Sequence[str],
+    workers: str,
+    num_workers: int,
+    ray_address: str | None,
+) -> Iterator[LogResult]:
+    if not logs:
+        return iter(())
+    if workers == "sequential":
+        return engines.sequential(settings, fingerprint, logs)
+    num_workers = min(num_workers, len(logs))
+    if workers == "processes":
+        return engines.processes(settings, fingerprint, logs, num_workers)
+    return engines.ray_cluster(settings, fingerprint, logs, num_workers, ray_address)
+
+
+def _progress(results: Iterator[LogResult], done: int, log_names: Sequence[str]) -> Iterator[LogResult]:
+    from navsim_ext.runtime.progress import track
+
+    return track(results, "metric cache, logs", total=len(log_names), done=done)
+
+
+def _absent_tokens(settings: BuildSettings, results: Sequence[LogResult]) -> list[LogResult]:
+    """Tokens that were asked for and that no log of the split has, as invalid entries of no log."""
+    if settings.tokens is None:
+        return []
+    known = {token for result in results for token in result.cached}
+    known |= {entry.token for result in results for entry in result.invalid if entry.token is not None}
+    absent = [token for token in settings.tokens if token not in known]
+    reason = f"no window of {settings.split} has this token (wrong split, or too close to the ends of its log)"
+    return [LogResult("", (), tuple(Invalid(token, "MissingError", reason) for token in absent))] if absent else []
+
+
+def settings_from(cfg: DictConfig | Mapping[str, Any]) -> BuildSettings:
+    """Settings of a composed configuration; raises MissingError when no data root is given."""
+    data = cfg["data"]
+    if data["root"] is None:
+        raise MissingError("no data root: set data.root=DATASET or OPENSCENE_DATA_ROOT")
+    return BuildSettings(
+        root=str(data["root"]),
+        split=str(data["split"]),
+        output_dir=str(cfg["output_dir"]),
+        source=str(data["source"]),
+        maps_root=None if data["maps_root"] is None else str(data["maps_root"]),
+        frame_interval=int(data["frame_interval"]),
+        tokens=None if data["tokens"] is None else read_tokens(data["tokens"]),
+    )
+
+
+@job("metric_cache")
+def main(cfg: DictConfig) -> None:
+    started = time.perf_counter()
+    report = build(settings_from(cfg), workers=cfg.workers, num_workers=cfg.num_workers, ray_address=cfg.ray_address)
+    logger.info(
+        "%s: %d scenes cached, %d invalid %s, %.1f s", cfg.output_dir, report["cached"], report["invalid"],
+        report["counts"], time.perf_counter() - started,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

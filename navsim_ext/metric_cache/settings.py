@@ -1,0 +1,116 @@
+"""What is to be cached: which data, which windows, and the identity that the cache's fingerprint carries."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from navsim_ext.errors import DataError, MissingError
+from navsim_ext.fingerprint import digest_file, digest_json, digest_tokens
+from navsim_ext.maps.nuplan_gpkg import MAPS_INDEX, map_file
+from navsim_ext.readers import SceneFilter, SceneSource, open_source
+
+SOURCES = ("navsim", "scenarionet")
+NUM_HISTORY = 4
+NUM_FUTURE = 10  # 5 s: the horizon of NAVSIM 1.1's observation
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """Plain values only, so that it travels to other processes and machines."""
+
+    root: str
+    split: str
+    output_dir: str
+    source: str = "navsim"
+    maps_root: str | None = None
+    frame_interval: int = 1
+    tokens: tuple[str, ...] | None = None
+
+    def open_logs(self, *log_names: str) -> SceneSource:
+        """The source of the selected windows, of all logs or only some. Bad windows are skipped and reported."""
+        return open_source(
+            self.root,
+            self.split,
+            maps_root=self.maps_root,
+            scene_filter=SceneFilter(
+                log_names=log_names or None,
+                tokens=self.tokens,
+                frame_interval=self.frame_interval,
+                num_history=NUM_HISTORY,
+                num_future=NUM_FUTURE,
+                has_route=False,  # windows without a route are invalid and counted, not silently absent
+            ),
+            skip_bad=True,
+        )
+
+    def log_files(self) -> dict[str, Path]:
+        """File of each log of the split by log name, in alphabetical order. Raises MissingError for an empty split."""
+        if self.source not in SOURCES:
+            raise DataError(f"data.source={self.source}: one of {', '.join(SOURCES)} was expected")
+        root = Path(self.root)
+        folder = root / "navsim_logs" / self.split if self.source == "navsim" else scenario_folder(root, self.split)
+        files = {path.stem: path for path in sorted(folder.glob("*.pkl"))}
+        if not files:
+            raise MissingError(
+                f"{folder} holds no *.pkl: check data.root={self.root}, data.split={self.split} and "
+                f"data.source={self.source}"
+            )
+        return files
+
+    def identity(self) -> dict[str, Any]:
+        """Fields of the fingerprint: the data by names and sizes of its logs and digests of its maps, the windows."""
+        files = self.log_files()
+        listing = {name: path.stat().st_size for name, path in files.items()}
+        return {
+            "source": self.source,
+            "split": self.split,
+            "frame_interval": self.frame_interval,
+            "tokens": None if self.tokens is None else digest_tokens(self.tokens),
+            "logs": {"count": len(files), "digest": digest_json(listing)},
+            "maps": self._map_digests(),
+        }
+
+    def _map_digests(self) -> dict[str, str]:
+        """SHA-256 of each nuPlan map; scenario files carry their own maps, which their sizes stand for."""
+        if self.source != "navsim":
+            return {}
+        root = Path(self.maps_root) if self.maps_root is not None else Path(self.root) / "maps"
+        index = root / MAPS_INDEX
+        if not index.is_file():
+            raise MissingError(f"{index} is missing: set data.maps_root or NUPLAN_MAPS_ROOT to the folder of the maps")
+        digests = {}
+        for location in sorted(json.loads(index.read_text())):
+            try:
+                digests[location] = digest_file(map_file(root, location))
+            except MissingError:  # a location that no log of the split needs may be absent
+                digests[location] = "absent"
+        return digests
+
+
+def scenario_folder(root: Path, split: str) -> Path:
+    """Where the scenario files of a split lie: ``<root>/<split>`` if it exists, else ``<root>``."""
+    return root / split if (root / split).is_dir() else root
+
+
+def read_tokens(path: str | Path) -> tuple[str, ...]:
+    """Tokens of a text file, one a line (blank lines and # comments are skipped), or of a JSON list.
+
+    Raises MissingError for an absent file, DataError for an empty or repeated token list.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise MissingError(f"data.tokens={path}: no such file")
+    text = file.read_text()
+    if text.lstrip().startswith("["):
+        tokens = [str(token) for token in json.loads(text)]
+    else:
+        tokens = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if not tokens:
+        raise DataError(f"data.tokens={path}: the file lists no token")
+    repeated = len(tokens) - len(set(tokens))
+    if repeated:
+        raise DataError(f"data.tokens={path}: {repeated} tokens are listed more than once")
+    return tuple(tokens)
