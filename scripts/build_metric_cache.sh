@@ -3,4 +3,4 @@
 #   bash scripts/build_metric_cache.sh data.split=navtrain output_dir=... workers=processes num_workers=32
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON_BIN:-${TRIVIUM_VENV:-.venv}/bin/python}" -m navsim_ext.metric_cache.build "$@"
+exec bash scripts/run.sh navsim_ext.metric_cache.build "$@"

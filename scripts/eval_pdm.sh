@@ -4,4 +4,4 @@
 #   bash scripts/eval_pdm.sh planner=diffusion planner.checkpoint=last.ckpt hidden=live hidden.weights=... output_dir=...
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON_BIN:-${TRIVIUM_VENV:-.venv}/bin/python}" -m navsim_ext.evaluation.score "$@"
+exec bash scripts/run.sh navsim_ext.evaluation.score "$@"

@@ -3,4 +3,4 @@
 #   bash scripts/generate_qa.sh server.url=http://localhost:8000/v1 server.model=... output_dir=...
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON_BIN:-${TRIVIUM_VENV:-.venv}/bin/python}" -m stage1_vlm.generate_qa "$@"
+exec bash scripts/run.sh stage1_vlm.generate_qa "$@"
