@@ -149,7 +149,9 @@ def main(cfg: DictConfig) -> None:
     )
     index = build_index(source, cfg.output_dir, cameras=tuple(data.cameras), workers=cfg.workers)
     skipped = f", skipped {source.report.counts} (skipped.json)" if source.report.entries else ""
-    Console(stderr=True).print(f"{index.folder}: {len(index)} samples of {len(index.logs)} logs{skipped}")
+    Console(stderr=True, soft_wrap=True).print(
+        f"{index.folder}: {len(index)} samples of {len(index.logs)} logs{skipped}"
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, digest_json, digest_tokens, write_json_atomic
 from navsim_ext.readers import SceneSource
 from navsim_ext.runtime.lock import FolderLock
-from navsim_ext.runtime.progress import track
 from navsim_ext.scene import CAMERAS, Scene
 
 log = logging.getLogger(__name__)
@@ -140,6 +139,7 @@ def _plan(source: SceneSource, cameras: Sequence[str]) -> Fingerprint:
         "filter": digest_json(source.scene_filter.describe()),
         "logs": digest_json(source.log_names),
         "cameras": list(cameras),
+        "required_cameras": list(source.required_cameras),
         "skip_bad": source.report.skip_bad,
     }
     return Fingerprint("scene_index_plan", fields)
@@ -156,6 +156,8 @@ def _require_same_plan(folder: Path, plan: Fingerprint) -> None:
 
 
 def _build_parts(source: SceneSource, parts: Path, cameras: tuple[str, ...], workers: int) -> None:
+    from navsim_ext.runtime.progress import track  # imports Lightning, which worker processes do not need
+
     names = source.log_names
     todo = [name for name in names if not (parts / f"{name}.npz").is_file()]
     done = len(names) - len(todo)

@@ -29,6 +29,7 @@ class SceneSource(Protocol):
 
     sensor_root: Path  # camera paths of the scenes are relative to this folder
     scene_filter: SceneFilter
+    required_cameras: tuple[str, ...]  # their picture of the frame now exists for every scene
     report: SkipReport
 
     def __len__(self) -> int: ...

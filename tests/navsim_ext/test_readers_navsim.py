@@ -3,62 +3,15 @@
 from __future__ import annotations
 
 import json
-import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from scene_worlds import make_frame, token, write_log
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.readers import NavsimLogs, NothingSelected, SceneFilter, open_source
 from navsim_ext.readers.source import SceneSource
-
-
-def make_frame(index: int, log: str = "log-a", **changes) -> dict:
-    heading = 0.1 * index
-    frame = {
-        "token": f"{abs(hash((log, index))) % 16**16:016x}",
-        "timestamp": 1_600_000_000_000_000 + 500_000 * index,
-        "log_name": log,
-        "scene_token": "s",
-        "map_location": "us-ma-boston",
-        "roadblock_ids": ["1", "2"],
-        "traffic_lights": [(17, True), (18, False)],
-        "ego2global_translation": np.array([331000.0 + 2.0 * index, 4690000.0, 5.0]),
-        "ego2global_rotation": np.array([np.cos(heading / 2), 0.0, 0.0, np.sin(heading / 2)]),
-        "ego_dynamic_state": [4.0, 0.1, 0.2, 0.3],
-        "driving_command": np.array([0, 1, 0, 0]),
-        "cams": {
-            "CAM_F0": {
-                "data_path": f"{log}/CAM_F0/{index}.jpg",
-                "sensor2lidar_rotation": np.eye(3),
-                "sensor2lidar_translation": np.array([1.6, 0.0, 1.5]),
-                "cam_intrinsic": np.eye(3),
-                "distortion": np.zeros(5),
-            }
-        },
-        "anns": {
-            "gt_boxes": np.ones((2, 7), dtype=np.float32),
-            "gt_names": np.array(["vehicle", "pedestrian"]),
-            "gt_velocity_3d": np.zeros((2, 3), dtype=np.float32),
-            "instance_tokens": ["i0", "i1"],
-            "track_tokens": ["t0", "t1"],
-        },
-    }
-    frame.update(changes)
-    return frame
-
-
-def write_log(root: Path, frames: list, log: str = "log-a") -> Path:
-    path = root / "navsim_logs" / "mini" / f"{log}.pkl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(frames))
-    return path
-
-
-def token(index: int, log: str = "log-a") -> str:
-    return make_frame(index, log)["token"]
 
 
 @pytest.mark.parametrize("dataset", ["golden/navsim", "golden/navsim_real"])
@@ -80,9 +33,9 @@ def test_finds_the_tokens_of_the_reference_sets(reference, dataset):
 def test_scene_equals_what_the_reference_exported(reference):
     root = reference("golden/navsim")
     source = NavsimLogs(root / "dataset", "trainval")
-    for token in source.tokens:
-        golden = np.load(root / "metric_cache" / f"{token}_v11.npz")
-        scene = source.scene(token)
+    for name in source.tokens:
+        golden = np.load(root / "metric_cache" / f"{name}_v11.npz")
+        scene = source.scene(name)
         np.testing.assert_allclose(scene.ego_global[scene.now], golden["ego_state11"][:3], atol=2e-9)
         np.testing.assert_array_equal(scene.ego_dynamics[scene.now], golden["ego_state11"][3:7].astype(np.float32))
         assert scene.timestamps_us[scene.now] == golden["ego_time_us"]
