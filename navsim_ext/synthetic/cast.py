@@ -146,7 +146,7 @@ class Cast:
 
     def add_parked(self, track: NDArray, radius: float) -> None:
         """Cars in the parking strips and lots, and street furniture, within ``radius`` of the ego's track."""
-        for road_index, forward, ring in self.town.parking:
+        for _road, _forward, ring in self.town.parking:
             half = len(ring) // 2
             inner, outer = ring[:half], ring[half:][::-1]
             middle = 0.5 * (inner + outer)

@@ -8,6 +8,7 @@ lane it leads into.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from navsim_ext.synthetic.town import LANE_WIDTH, Town, make_town
 
 MAP_VERSIONS = dict(zip(MAP_LOCATIONS, ("9.17.1964", "9.12.1817", "9.15.1915", "9.17.1937")))
 CREATOR = "synthetic"
+logging.getLogger("pyogrio").setLevel(logging.WARNING)  # it tells of every layer
 STAMP = "2021-06-01T00:00:00.000Z"
 STOP_TRAFFIC_LIGHT, STOP_YIELD = 2, 4  # nuPlan's stop_polygon_type_fid
 _OVERLAP = 0.4  # m by which an intersection reaches over its stop lines, so that no gap stays between the polygons

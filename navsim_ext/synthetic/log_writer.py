@@ -149,7 +149,7 @@ def annotations(drive: Drive, frame: int, tracks: list[str]) -> Annotations:
 
 
 def route_blocks(town: Town, fids: Fids, path: Path, s: float) -> list[str]:
-    """Roadblocks and roadblock connectors of the ego's way in driving order, from where it is to the end of its path."""
+    """Roadblocks and roadblock connectors of the ego's way in driving order, from where it is to its path's end."""
     steps = [(start, str(fids.group(town.lanes[lane].group))) for lane, start in path.lanes]
     steps += [(crossing.start, str(fids.group_connector(crossing.connector))) for crossing in path.crossings]
     steps.sort(key=lambda step: step[0])
@@ -159,7 +159,7 @@ def route_blocks(town: Town, fids: Fids, path: Path, s: float) -> list[str]:
 
 
 def command(drive: Drive, frame: int) -> NDArray[np.int64]:
-    """[4] one-hot of COMMANDS: the turn being driven or beginning within COMMAND_REACH_M, a lane change, else straight."""
+    """[4] one-hot of COMMANDS: a turn being driven or within COMMAND_REACH_M, a lane change, else straight."""
     path, s = drive.cast.paths[0], float(drive.ego_s[frame])
     said = "straight"
     for crossing in path.crossings:

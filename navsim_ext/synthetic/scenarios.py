@@ -15,7 +15,7 @@ from navsim_ext.synthetic import roads
 from navsim_ext.synthetic.cast import Cast
 from navsim_ext.synthetic.intersections import Connector
 from navsim_ext.synthetic.paths import SPACING, LaneChange, Path, follow, random_route
-from navsim_ext.synthetic.town import Lane, Town, side_line
+from navsim_ext.synthetic.town import Lane, Town
 from navsim_ext.synthetic.traffic import ALL_RED_S, STOP_SHORT, Signals
 
 EGO_LATERAL_ACCELERATION = 2.8  # m/s^2 in bends

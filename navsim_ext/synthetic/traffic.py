@@ -320,13 +320,16 @@ def _follow(v, gap, lead_v, headway, a_max, b, s_min):
 
 @njit(cache=True)
 def _stop_at(v, gap, a_max, b):
-    """Smooth stop at a line: constant braking once v^2/(2 gap) reaches a comfortable value, none long before."""
+    """Stop at a line: free while v^2/(2 gap) is far below b, then about constant braking, a little firmer if late."""
+    if v < 0.4:
+        return 0.4 - v if gap > 0.6 else -2.0
     needed = v * v / (2.0 * max(gap, 0.3))
-    if v < 0.4 and gap > 0.5:
-        return 0.4 - v
-    if needed < 0.55 * b:
+    calm, firm = 0.35 * b, 0.55 * b
+    if needed < calm:
         return a_max
-    return -needed * (1.0 + 0.35 * (needed / b - 0.55))
+    if needed < firm:
+        return a_max - (needed - calm) / (firm - calm) * (a_max + needed)
+    return -needed * (1.0 + 0.35 * (needed - firm) / b)
 
 
 @njit(cache=True)

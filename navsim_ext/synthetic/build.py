@@ -1,0 +1,173 @@
+"""``python -m navsim_ext.synthetic.build output_dir=DIR scenes=N``: a driving data set in NAVSIM's own formats.
+
+DIR is used as OPENSCENE_DATA_ROOT, DIR/maps as NUPLAN_MAPS_ROOT:
+
+    maps/                 nuPlan maps of the four locations
+    navsim_logs/<split>/  one pickle per log (trainval holds train and val, test the test town)
+    sensor_blobs/<split>/ camera pictures
+    train_test_split/     scene filters train, val, test
+    qa/                   driving QA and trajectory conversations, with their meta file
+    manifest.jsonl        the finished logs; fingerprint.json: what they were made from
+
+The build can be killed at any moment; the same command goes on where it stopped, and a larger ``scenes`` extends a
+finished data set (the last log may become longer). Logs do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from navsim_ext.errors import TriviumError
+from navsim_ext.fingerprint import FILE_NAME, Fingerprint, package_versions
+from navsim_ext.runtime.config import job
+from navsim_ext.runtime.lock import FolderLock
+from navsim_ext.runtime.preflight import preflight
+from navsim_ext.runtime.progress import track
+from navsim_ext.synthetic.gpkg_writer import write_maps
+from navsim_ext.synthetic.manifest import Manifest, Record
+from navsim_ext.synthetic.produce import WORK_FOLDER, explain, produce
+from navsim_ext.synthetic.recipe import Recipe
+from navsim_ext.synthetic.splits import write_splits
+
+log = logging.getLogger(__name__)
+
+KIND = "synthetic-world"
+VERSION = 1  # raised whenever the same recipe gives other logs
+MAP_BYTES = 4_000_000
+WORKER_BYTES = 350_000_000
+
+
+@job("synthetic")
+def main(cfg: DictConfig) -> None:
+    build(Path(cfg.output_dir), recipe_of(cfg), workers=cfg.workers)
+
+
+def recipe_of(cfg: DictConfig) -> Recipe:
+    """The recipe of a composed ``configs/synthetic``; raises DataError for a value that makes no sense."""
+    options = OmegaConf.to_container(cfg.recipe, resolve=True)
+    options["cameras"], options["image_size"] = tuple(options["cameras"]), tuple(options["image_size"])
+    return Recipe(scenes=cfg.scenes, seed=cfg.seed, **options).validate()
+
+
+def build(folder: Path, recipe: Recipe, *, workers: int = 1) -> Manifest:
+    """Makes, or finishes, or extends the data set of a recipe in ``folder``; returns its manifest."""
+    started = time.perf_counter()
+    with FolderLock(folder):
+        check_same(folder, recipe)
+        manifest = Manifest(folder)
+        shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+        todo = [index for index in range(recipe.logs) if not _finished(recipe, manifest, index)]
+        if todo:
+            try:
+                write_maps(folder / "maps", recipe.seed)
+            except OSError as error:
+                raise explain(error, folder / "maps") from error
+            first = _first(recipe, folder, manifest, todo, workers)
+            for record in track(
+                itertools.chain(first, _produce_all(recipe, folder, todo[1:], workers)),
+                "logs",
+                total=recipe.logs,
+                done=recipe.logs - len(todo),
+            ):
+                manifest.add(record)
+        write_splits(folder, manifest.ordered())
+        shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+    scenes = sum(len(record.tokens) for record in manifest.records.values())
+    log.info("%s: %d logs, %d scenes in %.1f s", folder, len(manifest.records), scenes, time.perf_counter() - started)
+    return manifest
+
+
+def check_same(folder: Path, recipe: Recipe) -> None:
+    """Stores the recipe on first use; raises FingerprintMismatch when the folder was begun with another one."""
+    fields = asdict(recipe)
+    fields.pop("scenes")
+    mine = Fingerprint(
+        KIND,
+        {"version": VERSION, "recipe": _plain(fields), "packages": package_versions("numpy", "scipy", "shapely")},
+    )
+    if (folder / FILE_NAME).exists():
+        mine.require_equal(
+            Fingerprint.load(folder),
+            mine="this command",
+            theirs=f"the data set begun in {folder}",
+            remedy="use the options it was begun with, or another output_dir",
+        )
+    else:
+        try:
+            mine.save(folder)
+        except OSError as error:
+            raise explain(error, folder / FILE_NAME) from error
+
+
+def _plain(fields: dict) -> dict:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def _finished(recipe: Recipe, manifest: Manifest, index: int) -> bool:
+    """A log is done when it has the windows asked for (the last log of a smaller build may have fewer)."""
+    done = manifest.records.get(index)
+    return done is not None and len(done.tokens) >= recipe.scenes_of(index)
+
+
+def _first(recipe: Recipe, folder: Path, manifest: Manifest, todo: list[int], workers: int) -> list[Record]:
+    """Makes one log, and from what it took says what the rest will take; raises PreflightError if that cannot be."""
+    produce(recipe, folder, todo[0])  # compiles and loads everything
+    began = time.perf_counter()
+    record = produce(recipe, folder, todo[0])
+    preflight(
+        output_dir=folder,
+        items=len(todo),
+        bytes_per_item=record.size + MAP_BYTES / recipe.logs,
+        memory_bytes=WORKER_BYTES * max(workers, 1),
+        seconds_per_item=time.perf_counter() - began,
+        workers=workers,
+        title=f"synthetic world: {recipe.scenes} scenes in {recipe.logs} logs, {len(todo)} to be made",
+    )
+    return [record]
+
+
+def _produce_all(recipe: Recipe, folder: Path, todo: list[int], workers: int) -> Iterator[Record]:
+    """Records as logs are finished; at most a few logs per worker are under way, whatever their number."""
+    if workers <= 1 or len(todo) < 2:
+        for index in todo:
+            yield produce(recipe, folder, index)
+        return
+    waiting = iter(todo)
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
+        running: set[Future] = {pool.submit(produce, recipe, folder, i) for i in itertools.islice(waiting, 4 * workers)}
+        try:
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+                    running |= {pool.submit(produce, recipe, folder, i) for i in itertools.islice(waiting, 1)}
+        except BrokenProcessPool as error:
+            raise TriviumError(
+                "a worker process was killed (out of memory?): run the same command to go on, with fewer workers"
+            ) from error
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _quiet() -> None:
+    """Workers leave the processors to each other."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"
+
+
+if __name__ == "__main__":
+    main()

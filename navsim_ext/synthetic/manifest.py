@@ -1,0 +1,70 @@
+"""What a build has finished: one JSON line per log, appended by one process, read back after any crash.
+
+A log is finished when its line is complete: its files were put in place before. A torn last line (kill -9 while
+writing) is cut off; its log is made again, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from navsim_ext.errors import DataError
+
+FILE_NAME = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished log."""
+
+    index: int
+    name: str
+    part: str
+    location: str
+    kind: str
+    tokens: tuple[str, ...]  # of its windows
+    attempts: int
+    pictures: int
+    size: int  # bytes
+    sha256: str  # of the log pickle
+
+
+class Manifest:
+    """The finished logs of a folder; ``add`` makes one durable."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE_NAME
+        self.records: dict[int, Record] = {}
+        if self.path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                fields = json.loads(line)
+                record = Record(**{**fields, "tokens": tuple(fields["tokens"])})
+            except (ValueError, TypeError, KeyError) as error:
+                raise DataError(
+                    f"{self.path}, line {number} is no record of a log ({error}): remove the line, its log will be "
+                    "made again"
+                ) from None
+            self.records[record.index] = record
+        if len(whole) < len(content):
+            with open(self.path, "r+b") as stream:
+                stream.truncate(len(whole))
+
+    def add(self, record: Record) -> None:
+        """Appends and syncs a record."""
+        with open(self.path, "a") as stream:
+            stream.write(json.dumps(asdict(record), separators=(",", ":")) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.records[record.index] = record
+
+    def ordered(self) -> list[Record]:
+        return [self.records[index] for index in sorted(self.records)]

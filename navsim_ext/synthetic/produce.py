@@ -1,0 +1,114 @@
+"""One log from recipe to files: pictures first, then the log pickle, each put in place whole."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from navsim_ext.errors import TriviumError
+from navsim_ext.frames import POSE_INTERVAL_S
+from navsim_ext.maps.nuplan_gpkg import load_map
+from navsim_ext.maps.vector_map import VectorMap
+from navsim_ext.scene import Annotations
+from navsim_ext.synthetic.drive import Drive
+from navsim_ext.synthetic.log_writer import annotations, encode, frames_of
+from navsim_ext.synthetic.manifest import Record
+from navsim_ext.synthetic.recipe import FOLDER_OF_PART, HISTORY_FRAMES, Recipe
+from navsim_ext.synthetic.renderer import braking_tracks, camera_rig, render
+
+WORK_FOLDER = ".build"  # half-written files, on the same file system as the data
+
+
+class CannotWrite(TriviumError):
+    """The output folder refuses to take a file: full disk, no permission, too long a name."""
+
+
+def write_atomic(folder: Path, target: Path, content: bytes) -> None:
+    """Puts ``content`` at ``target`` whole or not at all; raises CannotWrite with the remedy."""
+    temporary = folder / WORK_FOLDER / f"{os.getpid()}-{target.name}"
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise explain(error, target) from error
+
+
+def explain(error: OSError, target: Path) -> CannotWrite:
+    """The error that a user can act on."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "the disk is full: make room or choose another output_dir, then run the same command to go on"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "the folder is not writable: choose another output_dir"
+    else:
+        advice = f"{error.strerror}: choose another output_dir"
+    return CannotWrite(f"cannot write {target}: {advice}")
+
+
+def produce(recipe: Recipe, folder: Path, index: int) -> Record:
+    """Makes log ``index`` with its pictures inside ``folder`` and returns its record."""
+    drive = recipe.drive(index)
+    name, part = recipe.name_of(index), recipe.part_of(index)
+    frames = frames_of(drive, name, recipe.image_size)
+    content = encode(frames)
+    sensors = folder / "sensor_blobs" / FOLDER_OF_PART[part]
+    size, pictures = len(content), 0
+    windows = recipe.scenes_of(index)
+    if recipe.cameras:
+        vector_map = _vector_map(folder / "maps", drive.plan.town.location)
+        for frame in recipe.frames_with_pictures(windows):
+            for view in recipe.cameras:
+                jpeg = _picture(recipe, drive, frames, vector_map, frame, view)
+                write_atomic(folder, sensors / frames[frame]["cams"][view]["data_path"], jpeg)
+                size, pictures = size + len(jpeg), pictures + 1
+    write_atomic(folder, folder / "navsim_logs" / FOLDER_OF_PART[part] / f"{name}.pkl", content)
+    return Record(
+        index=index,
+        name=name,
+        part=part,
+        location=drive.plan.town.location,
+        kind=drive.plan.kind,
+        tokens=tuple(frame["token"] for frame in frames[HISTORY_FRAMES - 1 : HISTORY_FRAMES - 1 + windows]),
+        attempts=drive.attempts,
+        pictures=pictures,
+        size=size,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _vector_map(maps_root: Path, location: str) -> VectorMap:
+    return load_map(maps_root, location)
+
+
+@functools.lru_cache(maxsize=4)
+def _rig(size: tuple[int, int]):
+    return camera_rig(size)
+
+
+def _picture(recipe: Recipe, drive: Drive, frames: list, vector_map: VectorMap, frame: int, view: str) -> bytes:
+    tracks = frames[frame]["anns"]["track_tokens"]
+    window: list[Annotations] = [
+        annotations(drive, k, tracks) for k in range(max(frame - HISTORY_FRAMES + 1, 0), frame + 1)
+    ]
+    pose = drive.ego[frame] + np.append(drive.plan.town.origin, 0.0)
+    image = render(
+        vector_map,
+        window[-1],
+        pose,
+        [(str(connector), red) for connector, red in frames[frame]["traffic_lights"]],
+        _rig(recipe.image_size)[view],
+        recipe.image_size,
+        braking=braking_tracks(window, len(window) - 1, POSE_INTERVAL_S),
+    )
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=recipe.jpeg_quality)
+    return stream.getvalue()
