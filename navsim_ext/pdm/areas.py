@@ -66,10 +66,10 @@ def make_surroundings(
 def place_boxes(states, corners, centers) -> None:
     """``states`` [41,11] -> box corners [41,4,2] and centres [41,2]."""
     for t in range(NUM_STEPS):
-        cos, sin = math.cos(states[t, HEADING]), math.sin(states[t, HEADING])
-        centers[t, 0] = states[t, X] + REAR_AXLE_TO_CENTER * cos
-        centers[t, 1] = states[t, Y] + REAR_AXLE_TO_CENTER * sin
-        box_corners(centers[t, 0], centers[t, 1], cos, sin, HALF_LENGTH, HALF_WIDTH, corners[t])
+        heading = states[t, HEADING]
+        centers[t, 0] = states[t, X] + REAR_AXLE_TO_CENTER * math.cos(heading)
+        centers[t, 1] = states[t, Y] + REAR_AXLE_TO_CENTER * math.sin(heading)
+        box_corners(centers[t, 0], centers[t, 1], heading, HALF_LENGTH, HALF_WIDTH, corners[t])
 
 
 @kernel

@@ -34,7 +34,8 @@ _MARGIN = 1e-6  # m, over rounding of the distance tests that only exclude
 def relative_angle(x: float, y: float, heading: float, other_x: float, other_y: float) -> float:
     """Angle [rad] between the heading and the direction to the other point; NaN as in nuPlan.
 
-    NaN when both coincide, and when rounding lifts the cosine over 1: both "ahead" and "behind" are then false.
+    NaN when both coincide, and when rounding lifts the cosine over 1: "ahead" and "behind" are then both false. For an
+    object exactly ahead the last bit decides, so boxes, centroids and this product keep NAVSIM's order of operations.
     """
     dx, dy = other_x - x, other_y - y
     norm = math.sqrt(dx * dx + dy * dy)
@@ -101,11 +102,16 @@ def no_at_fault_collision(traffic, version: int, states, corners, centers, areas
 
 @kernel
 def _centroid(box):
-    """Centre of a box [4,2], summed relative to its first corner (UTM numbers)."""
-    x, y = box[0, 0], box[0, 1]
-    dx = (box[1, 0] - x) + (box[2, 0] - x) + (box[3, 0] - x)
-    dy = (box[1, 1] - y) + (box[2, 1] - y) + (box[3, 1] - y)
-    return x + dx / 4.0, y + dy / 4.0
+    """Centroid of a box [4,2] in the operations of GEOS: area-weighted triangles fanned from the first corner."""
+    x0, y0 = box[0, 0], box[0, 1]
+    sum_x, sum_y, area = 0.0, 0.0, 0.0
+    for i in (1, 2):
+        x1, y1, x2, y2 = box[i, 0], box[i, 1], box[i + 1, 0], box[i + 1, 1]
+        twice = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+        sum_x += twice * (x0 + x1 + x2)
+        sum_y += twice * (y0 + y1 + y2)
+        area += twice
+    return sum_x / 3.0 / area, sum_y / 3.0 / area
 
 
 @kernel

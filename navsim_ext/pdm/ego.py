@@ -42,14 +42,37 @@ def wrap(angle: float) -> float:
 
 
 @kernel
-def box_corners(x: float, y: float, cos: float, sin: float, half_length: float, half_width: float, corners) -> None:
-    """Writes the corners [4,2] (front-left, rear-left, rear-right, front-right) of a box with centre (x, y)."""
-    lx, ly = half_length * cos, half_length * sin
-    wx, wy = -half_width * sin, half_width * cos
-    corners[0, 0], corners[0, 1] = x + lx + wx, y + ly + wy
-    corners[1, 0], corners[1, 1] = x - lx + wx, y - ly + wy
-    corners[2, 0], corners[2, 1] = x - lx - wx, y - ly - wy
-    corners[3, 0], corners[3, 1] = x + lx - wx, y + ly - wy
+def principal(angle: float) -> float:
+    """Angle [rad] in [-pi, pi) as nuPlan's principal_value computes it, rounding included."""
+    return (angle + math.pi) % (2.0 * math.pi) - math.pi
+
+
+@kernel
+def unwrap_correction(previous: float, current: float, correction: float) -> float:
+    """numpy's ``unwrap``, one step: what is to be added to ``current``, given what was added to ``previous``."""
+    difference = current - previous
+    if abs(difference) < math.pi:
+        return correction
+    wrapped = (difference + math.pi) % (2.0 * math.pi) - math.pi
+    if wrapped == -math.pi and difference > 0.0:
+        wrapped = math.pi
+    return correction + (wrapped - difference)
+
+
+@kernel
+def box_corners(x: float, y: float, heading: float, half_length: float, half_width: float, corners) -> None:
+    """Writes the corners [4,2] (front-left, rear-left, rear-right, front-right) of a box with centre (x, y).
+
+    c + (+-w (cos(h + pi/2), sin(h + pi/2)) +- l (cos h, sin h)), in nuPlan's order of operations: at UTM northings one
+    rounding is 1e-9 m, and an object straight ahead is told by less (see ``collisions.relative_angle``).
+    """
+    lx, ly = half_length * math.cos(heading), half_length * math.sin(heading)
+    side = heading + math.pi / 2.0
+    wx, wy = half_width * math.cos(side), half_width * math.sin(side)
+    corners[0, 0], corners[0, 1] = x + (wx + lx), y + (wy + ly)
+    corners[1, 0], corners[1, 1] = x + (wx - lx), y + (wy - ly)
+    corners[2, 0], corners[2, 1] = x + (-wx - lx), y + (-wy - ly)
+    corners[3, 0], corners[3, 1] = x + (-wx + lx), y + (-wy + ly)
 
 
 def state_from_pose(pose: ArrayLike, dynamics: ArrayLike) -> NDArray[np.float64]:

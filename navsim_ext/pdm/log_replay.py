@@ -25,7 +25,7 @@ from navsim_ext.pdm.ego import (
     X,
     Y,
     box_corners,
-    wrap,
+    unwrap_correction,
 )
 from navsim_ext.pdm.geometry import boxes_intersect
 from navsim_ext.pdm.traffic import V1, V2, Traffic, make_traffic, object_box
@@ -117,33 +117,37 @@ def _place(pose, x: float, y: float, heading: float) -> None:
 
 @kernel
 def _move(sightings, first: int, last: int, poses) -> None:
-    """Linear interpolation between successive sightings of one track, first and last included."""
-    low = first
+    """Linear interpolation between successive sightings of one track, first and last included.
+
+    A step that falls on a sighting is computed from the interval before it, as scipy's ``interp1d`` does.
+    """
+    low, correction = first, 0.0
     low_heading = sightings[first, 2]
+    begin = first * STEPS_PER_FRAME
     for high in range(first + 1, last + 1):
         if math.isnan(sightings[high, 0]):
             continue
-        high_heading = low_heading + wrap(sightings[high, 2] - low_heading)
-        span = (high - low) * 0.5
-        for step in range(low * STEPS_PER_FRAME, high * STEPS_PER_FRAME + 1):
+        correction = unwrap_correction(sightings[low, 2], sightings[high, 2], correction)
+        high_heading = sightings[high, 2] + correction
+        span = high * 0.5 - low * 0.5
+        for step in range(begin, high * STEPS_PER_FRAME + 1):
             elapsed = step * 0.1 - low * 0.5
             x = (sightings[high, 0] - sightings[low, 0]) / span * elapsed + sightings[low, 0]
             y = (sightings[high, 1] - sightings[low, 1]) / span * elapsed + sightings[low, 1]
             _place(poses[step], x, y, (high_heading - low_heading) / span * elapsed + low_heading)
-        low, low_heading = high, high_heading
+        low, low_heading, begin = high, high_heading, high * STEPS_PER_FRAME + 1
 
 
 @kernel
 def _overlapping(traffic, ego_state):
     """[n] bit V2 for objects whose box at step 0 touches the ego's footprint now."""
     ignored = np.zeros(len(traffic.radii), dtype=np.uint8)
-    cos, sin = math.cos(ego_state[HEADING]), math.sin(ego_state[HEADING])
+    heading = ego_state[HEADING]
     ego, box = np.empty((4, 2)), np.empty((4, 2))
     box_corners(
-        ego_state[X] + REAR_AXLE_TO_CENTER * cos,
-        ego_state[Y] + REAR_AXLE_TO_CENTER * sin,
-        cos,
-        sin,
+        ego_state[X] + REAR_AXLE_TO_CENTER * math.cos(heading),
+        ego_state[Y] + REAR_AXLE_TO_CENTER * math.sin(heading),
+        heading,
         HALF_LENGTH,
         HALF_WIDTH,
         ego,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.pdm.compiled import kernel
-from navsim_ext.pdm.ego import NUM_POSES, NUM_STEPS, POSE_INTERVAL_S, STEP_S, wrap
+from navsim_ext.pdm.ego import NUM_POSES, NUM_STEPS, POSE_INTERVAL_S, STEP_S, principal, unwrap_correction
 
 
 @kernel
@@ -32,9 +32,10 @@ def interpolate_poses(node_times, nodes, time_us, references) -> None:
     count = len(node_times)
     unwrapped = np.empty(count)
     unwrapped[0] = nodes[0, 2]
+    correction = 0.0
     for i in range(1, count):
-        difference = nodes[i, 2] - nodes[i - 1, 2]
-        unwrapped[i] = unwrapped[i - 1] + wrap(difference)
+        correction = unwrap_correction(nodes[i - 1, 2], nodes[i, 2], correction)
+        unwrapped[i] = nodes[i, 2] + correction
     high = 1
     for step in range(NUM_STEPS):
         time = min(max(query_time_us(time_us, step), node_times[0]), node_times[count - 1])
@@ -45,7 +46,7 @@ def interpolate_poses(node_times, nodes, time_us, references) -> None:
         elapsed = float(time - node_times[low])
         references[step, 0] = (nodes[high, 0] - nodes[low, 0]) / span * elapsed + nodes[low, 0]
         references[step, 1] = (nodes[high, 1] - nodes[low, 1]) / span * elapsed + nodes[low, 1]
-        references[step, 2] = wrap((unwrapped[high] - unwrapped[low]) / span * elapsed + unwrapped[low])
+        references[step, 2] = principal((unwrapped[high] - unwrapped[low]) / span * elapsed + unwrapped[low])
 
 
 @kernel

@@ -14,7 +14,7 @@ from navsim_ext.metric_cache.schema import MetricCache, SceneMetricCache
 from navsim_ext.pdm.areas import Surroundings, make_surroundings
 from navsim_ext.pdm.comfort import ComfortFilters, comfort_filters
 from navsim_ext.pdm.compiled import kernel
-from navsim_ext.pdm.ego import AX, AY, HEADING, NUM_STEPS, REAR_AXLE_TO_CENTER, wrap
+from navsim_ext.pdm.ego import AX, AY, HEADING, NUM_STEPS, REAR_AXLE_TO_CENTER, principal, unwrap_correction
 from navsim_ext.pdm.log_replay import replay
 from navsim_ext.pdm.map_index import MapIndex, index_map
 from navsim_ext.pdm.traffic import Traffic
@@ -96,15 +96,17 @@ def past_rows(states: NDArray[np.float64], times_us: NDArray[np.int64]) -> NDArr
 def _interpolate_past(states, times_us, samples):
     rows = np.empty((len(samples), 3))
     headings = states[:, HEADING].copy()
+    correction = 0.0
     for i in range(1, len(headings)):
-        headings[i] = headings[i - 1] + wrap(states[i, HEADING] - states[i - 1, HEADING])
+        correction = unwrap_correction(states[i - 1, HEADING], states[i, HEADING], correction)
+        headings[i] += correction
     high = 1
     for i in range(len(samples)):
         while high < len(times_us) - 1 and times_us[high] < samples[i]:
             high += 1
         low = high - 1
         span, elapsed = float(times_us[high] - times_us[low]), float(samples[i] - times_us[low])
-        rows[i, 0] = wrap((headings[high] - headings[low]) / span * elapsed + headings[low])
+        rows[i, 0] = principal((headings[high] - headings[low]) / span * elapsed + headings[low])
         rows[i, 1] = (states[high, AX] - states[low, AX]) / span * elapsed + states[low, AX]
         rows[i, 2] = (states[high, AY] - states[low, AY]) / span * elapsed + states[low, AY]
     return rows

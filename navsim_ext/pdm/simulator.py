@@ -27,6 +27,7 @@ from navsim_ext.pdm.ego import (
     YAW_RATE,
     X,
     Y,
+    principal,
     wrap,
 )
 from navsim_ext.pdm.profiles import NUM_DISPLACEMENTS, fit_curvature, fit_velocity
@@ -85,7 +86,7 @@ def propagate(state, acceleration_command, steering_rate_command, successor) -> 
     v, heading = state[VX], state[HEADING]
     successor[X] = state[X] + v * math.cos(heading) * dt
     successor[Y] = state[Y] + v * math.sin(heading) * dt
-    successor[HEADING] = wrap(heading + v * math.tan(state[STEERING]) / WHEEL_BASE * dt)
+    successor[HEADING] = principal(heading + v * math.tan(state[STEERING]) / WHEEL_BASE * dt)
     successor[VX] = v + acceleration * dt
     successor[4] = 0.0
     successor[AX] = acceleration

@@ -100,12 +100,10 @@ def swept_bounds(poses, presence, radii):
 @kernel
 def object_box(traffic, m: int, j: int, corners) -> None:
     """Writes the corners [4,2] of object j in map m."""
-    heading = traffic.poses[m, j, 2]
     box_corners(
         traffic.poses[m, j, 0],
         traffic.poses[m, j, 1],
-        math.cos(heading),
-        math.sin(heading),
+        traffic.poses[m, j, 2],
         traffic.half_sizes[j, 0],
         traffic.half_sizes[j, 1],
         corners,
