@@ -30,7 +30,7 @@ from navsim_ext.runtime.checkpoints import Checkpoints, step_of
 from navsim_ext.runtime.csv_log import CsvLog
 from stage1_vlm.adapters import has_adapters, merged_state_dict
 from stage1_vlm.backbone import CheckpointError
-from stage1_vlm.module import InstructionTuning
+from stage1_vlm.module import InstructionTuning, total_steps
 
 STATE_LINK = "state.ckpt"
 
@@ -44,11 +44,11 @@ def gather_weights(trainer: Trainer, module: InstructionTuning) -> dict[str, Ten
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_model_state_dict(module.model, options=options)
     if isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
         weights = {}
         for name, parameter in module.model.named_parameters(remove_duplicate=False):
-            with GatheredParameters([parameter]):
+            with deepspeed.zero.GatheredParameters([parameter]):
                 if trainer.is_global_zero:
                     weights[name] = parameter.detach().cpu().clone()
         if trainer.is_global_zero:
@@ -126,9 +126,7 @@ class HuggingFaceCheckpoints(Checkpoints):
             temporary.mkdir(parents=True)
             save_plain_model(module, weights, temporary)
             epoch = trainer.current_epoch + trainer.fit_loop.epoch_loop.batch_idx / max(1, trainer.num_training_batches)
-            state = trainer_state(
-                Path(self.dirpath).parent, step=step, epoch=epoch, max_steps=int(trainer.estimated_stepping_batches)
-            )
+            state = trainer_state(Path(self.dirpath).parent, step=step, epoch=epoch, max_steps=total_steps(trainer))
             write_json_atomic(temporary / "trainer_state.json", state)
             (temporary / STATE_LINK).symlink_to(os.path.relpath(filepath, target))
             os.replace(temporary, target)

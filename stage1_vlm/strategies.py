@@ -12,7 +12,8 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from navsim_ext.errors import TriviumError
 from navsim_ext.fingerprint import flatten_json
@@ -42,7 +44,6 @@ def resolve_auto(
     accumulation: int,
     world_size: int,
     gradient_clipping: float,
-    parameters: int,
     optimizer: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The configuration with every ``"auto"`` replaced by its number.
@@ -75,16 +76,19 @@ def resolve_auto(
         if stated not in ("auto", number):
             raise StrategyError(f'deepspeed {key} is {stated}, the trainer gives {number}: write "auto" or that number')
         resolved[key] = number
-    zero = dict(resolved.get("zero_optimization", {}))
-    for key in BUCKETS:
-        if isinstance(zero.get(key), int | float):
-            zero[key] = int(min(zero[key], max(parameters, 1)))
-    resolved["zero_optimization"] = zero
     resolved.setdefault("zero_allow_untested_optimizer", True)
     left = [key for key, value in flatten_json(resolved).items() if value == "auto"]
     if left:
         raise StrategyError(f"deepspeed configuration: no value is known for {left}: write numbers")
     return resolved
+
+
+def bound_buckets(config: dict[str, Any], parameters: int) -> None:
+    """Limits the communication buckets to the model's size, rounded to the even numbers that DeepSpeed wants."""
+    zero = config["zero_optimization"]
+    for key in BUCKETS:
+        if isinstance(zero.get(key), int | float):
+            zero[key] = 2 * int(min(zero[key], parameters + 1) // 2)
 
 
 class DeepSpeedZero(DeepSpeedStrategy):
@@ -134,7 +138,6 @@ class DeepSpeedZero(DeepSpeedStrategy):
             accumulation=trainer.accumulate_grad_batches,
             world_size=self.world_size,
             gradient_clipping=float(trainer.gradient_clip_val or 0.0),
-            parameters=sum(p.numel() for p in module.parameters()),
             optimizer={
                 "type": "AdamW",
                 "lr": module.learning_rate,
@@ -145,6 +148,8 @@ class DeepSpeedZero(DeepSpeedStrategy):
         )
 
     def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> Any:
+        if not self.zero_stage_3:  # whose parameters are partitioned, that is, empty, by now
+            bound_buckets(self.config, sum(p.numel() for p in model.parameters()))
         if isinstance(self.accelerator, CUDAAccelerator):
             return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
         import deepspeed
@@ -161,6 +166,20 @@ class DeepSpeedZero(DeepSpeedStrategy):
             dist_init_required=False,
         )
         return engine, zero_optimizer
+
+    @contextmanager
+    def model_sharded_context(self) -> Generator[None, None, None]:
+        """Stage 3: transformers itself creates and fills partitioned weights once it knows the configuration.
+
+        Lightning's ``zero.Init`` around ``from_pretrained`` would partition them before they can be initialised.
+        """
+        self._init_config_if_needed()
+        if self.zero_stage_3:
+            self._transformers_config = HfDeepSpeedConfig(self.config)  # transformers holds a weak reference to it
+        try:
+            yield
+        finally:
+            unset_hf_deepspeed_config()  # models that are made later, to be saved, are plain ones
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         client_state = super().load_checkpoint(checkpoint_path, weights_only)

@@ -72,7 +72,7 @@ class DrivingQuestions(Dataset):
             raise DataError(
                 f"{entry.annotation}, byte {index.offsets[self._item[position]]}: {len(example)} tokens, "
                 f"{self.lengths[position]} in the index; image_size is not that of the "
-                f"pictures, {[p.size for p in pictures]}: correct or remove image_size, or set data.verify_pictures=true"
+                f"pictures, {[p.size for p in pictures]}: correct or drop image_size, or set data.verify_pictures=true"
             )
         return example
 
