@@ -1,0 +1,141 @@
+"""The planner protocol, and planners that need no training: what every learned planner is compared with.
+
+Legend: B samples, F = 8 poses at 0.5 ... 4.0 s, in the ego frame of now (rear axle, x forward, y left); metres, radians.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from navsim_ext.errors import DataError
+from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S, to_local
+from navsim_ext.scene import SceneBatch
+
+if TYPE_CHECKING:
+    from navsim_ext.hidden_cache.schema import HiddenBatch
+    from navsim_ext.metric_cache.schema import MetricCache
+
+VX, VY = 4, 5  # entries of SceneBatch.status
+CLOSED_STEPS_PER_POSE = 5  # PDM-Closed's trajectory has a pose every 0.1 s
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """Anything that drives. ``name`` stands in tables and score files."""
+
+    name: str
+
+    def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
+        """[B,8,3] float32 poses. ``hidden`` are the vision-language states of the batch, for planners that use them."""
+        ...
+
+
+class Human:
+    """The driven trajectory; its score is the ceiling that the recording itself reaches."""
+
+    name = "human"
+
+    def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
+        """Raises DataError when the batch carries no target or fewer than 8 poses."""
+        if batch.target is None or batch.target.shape[1] < NUM_FUTURE_POSES:
+            found = "none" if batch.target is None else str(batch.target.shape[1])
+            raise DataError(
+                f"planner human needs {NUM_FUTURE_POSES} future poses, tokens {batch.token[:3]} have {found}: read the "
+                "scenes with a horizon of 8"
+            )
+        return batch.target[:, :NUM_FUTURE_POSES].float()
+
+
+class ConstantVelocity:
+    """Straight ahead at the present speed |v| (NAVSIM's ConstantVelocityAgent)."""
+
+    name = "constant_velocity"
+
+    def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
+        return straight(speed(batch)[:, None] * pose_times(batch))
+
+
+class StandingStill:
+    """Stays where it is: eight zero poses."""
+
+    name = "standing_still"
+
+    def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
+        return straight(torch.zeros(len(batch), NUM_FUTURE_POSES, device=batch.status.device))
+
+
+class ConstantDeceleration:
+    """Straight ahead, braking at ``deceleration`` [m/s^2] > 0 until it stands: x = v t - a t^2 / 2, t <= v / a."""
+
+    def __init__(self, deceleration: float = 2.0) -> None:
+        if not 0.0 < deceleration < float("inf"):
+            raise DataError(f"constant_deceleration: deceleration is {deceleration} m/s^2; a positive one was expected")
+        self.deceleration = float(deceleration)
+        self.name = f"constant_deceleration_{self.deceleration:g}"
+
+    def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
+        v = speed(batch)[:, None]
+        t = torch.minimum(pose_times(batch)[None], v / self.deceleration)
+        return straight(v * t - 0.5 * self.deceleration * t**2)
+
+
+class PdmClosed:
+    """NAVSIM's rule-based planner, as the metric cache holds it; it knows map and traffic, so it is no fair rival but
+    the reference of the progress score. ``version`` "v1" or "v2": its choice depends on the scorer."""
+
+    def __init__(self, metric_cache: MetricCache, version: str = "v1") -> None:
+        from navsim_ext.metric_cache.schema import VERSIONS
+
+        if version not in VERSIONS:
+            raise DataError(f"pdm_closed: version is {version!r}; one of {VERSIONS} was expected")
+        self.name = f"pdm_closed_{version}"
+        self._cache, self._row = metric_cache, VERSIONS.index(version)
+
+    def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
+        """Raises MissingError for a token without a metric cache."""
+        return torch.stack([self.trajectory(token) for token in batch.token]).to(batch.status.device)
+
+    def trajectory(self, token: str) -> Tensor:
+        """[8,3] float32 poses of one scene."""
+        record = self._cache.load(token)
+        last = NUM_FUTURE_POSES * CLOSED_STEPS_PER_POSE
+        poses = record.pdm_closed[self._row, CLOSED_STEPS_PER_POSE : last + 1 : CLOSED_STEPS_PER_POSE]
+        return torch.from_numpy(to_local(poses, record.ego_state[:3]).astype(np.float32))
+
+
+BASELINES: dict[str, Callable[..., Planner]] = {
+    "human": Human,
+    "constant_velocity": ConstantVelocity,
+    "standing_still": StandingStill,
+    "constant_deceleration": ConstantDeceleration,
+    "pdm_closed": PdmClosed,
+}
+
+
+def baseline(name: str, **options: Any) -> Planner:
+    """A baseline by name; ``options`` go to its constructor. Raises DataError naming those that exist."""
+    if name not in BASELINES:
+        raise DataError(f"there is no baseline planner {name!r}; there are {', '.join(BASELINES)}")
+    return BASELINES[name](**options)
+
+
+def speed(batch: SceneBatch) -> Tensor:
+    """[B] |v| [m/s] at now."""
+    return torch.hypot(batch.status[:, VX], batch.status[:, VY])
+
+
+def pose_times(batch: SceneBatch) -> Tensor:
+    """[8] seconds of the poses: 0.5 ... 4.0."""
+    return torch.arange(1, NUM_FUTURE_POSES + 1, device=batch.status.device) * POSE_INTERVAL_S
+
+
+def straight(distances: Tensor) -> Tensor:
+    """[B,8] metres ahead -> poses [B,8,3] float32 on the x axis."""
+    poses = torch.zeros(*distances.shape, 3, device=distances.device)
+    poses[..., 0] = distances.float()
+    return poses
