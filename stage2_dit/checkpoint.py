@@ -22,6 +22,7 @@ from torch import Tensor
 
 from navsim_ext.errors import MissingError
 from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.hidden_cache import require_states
 from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint
 from stage2_dit.planner import DiffusionPlanner, PlannerConfig
 from stage2_dit.published import CheckpointMismatch, differences
@@ -99,16 +100,10 @@ def save_planner(
 def require_hidden(loaded: LoadedPlanner, source: Fingerprint, *, allow_mismatch: bool = False) -> None:
     """Raises FingerprintMismatch listing every difference when hidden states of another origin are to be used.
 
-    ``allow_mismatch`` is the loud way round it. A planner of unknown origin (a converted one) accepts any source.
+    ``allow_mismatch`` warns instead. A planner of unknown origin (a converted one) accepts any source.
     """
-    if loaded.hidden is None or allow_mismatch:
-        return
-    loaded.hidden.require_equal(
-        source,
-        mine=f"the hidden states that {loaded.path} was trained on",
-        theirs="the hidden states given",
-        remedy="export the hidden states with the planner's VLM and prompt, or pass allow_hidden_mismatch=true",
-    )
+    if loaded.hidden is not None:
+        require_states(loaded.hidden, source, allow_other=allow_mismatch)
 
 
 def weights_digest(planner: DiffusionPlanner) -> str:

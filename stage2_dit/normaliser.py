@@ -59,6 +59,13 @@ PUBLISHED: dict[str, NormaliserBounds] = {
 }
 
 
+def published_bounds(target: TargetKind) -> NormaliserBounds:
+    """The published constants of a target, for configurations. Raises DataError for an unknown target."""
+    if target not in PUBLISHED:
+        raise DataError(f"there are no published bounds for target {target!r}; choose one of {', '.join(PUBLISHED)}")
+    return PUBLISHED[target]
+
+
 class TrajectoryNormaliser(Float32Tables):
     """Maps trajectories [..., F, 3] float32 into the box and back; exact inverses of one another (to rounding)."""
 

@@ -38,6 +38,7 @@ class PlannerConfig:
     ``hidden_width`` f of the VLM; ``encoder_width`` hidden width of every Mlp; ``output_width`` of the DiT;
     ``process`` and ``num_steps`` the diffusion it is trained with (steps None: the process's default);
     ``padding`` see :func:`stage2_dit.conditioning.token_weights`; ``ego_dropout`` of the attention variant;
+    ``zero_hidden`` blinds the planner (a control: it must not do as well as a seeing one);
     ``mean_variance``: the decoder has 6 outputs of which the first 3 are used (a published flow variant).
     """
 
@@ -56,6 +57,7 @@ class PlannerConfig:
     process: str = "ddim"
     num_steps: int | None = None
     mean_variance: bool = False
+    zero_hidden: bool = False
     normaliser: NormaliserBounds = field(default_factory=lambda: PUBLISHED["waypoint"])
 
     @property
@@ -64,7 +66,7 @@ class PlannerConfig:
         return self.num_heads * self.head_width
 
     def __post_init__(self) -> None:
-        for name in ("hidden_width", "num_heads", "head_width", "num_layers", "output_width", "encoder_width",
+        for name in ("num_heads", "head_width", "num_layers", "output_width", "encoder_width",
                      "horizon", "num_history"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise DataError(f"planner {name} is {getattr(self, name)}; a positive number was expected")
@@ -106,6 +108,10 @@ class DiffusionPlanner(nn.Module):
 
     def __init__(self, config: PlannerConfig) -> None:
         super().__init__()
+        if config.hidden_width < 1:
+            raise DataError(
+                f"planner hidden_width is {config.hidden_width}; the width of the VLM's states was expected"
+            )
         d, hidden = config.width, config.encoder_width
         self.config = config
         self.feature_encoder = nn.Linear(config.hidden_width, d)
@@ -145,6 +151,8 @@ class DiffusionPlanner(nn.Module):
                             "VLM that it was trained with, or build a planner of that hidden_width")  # fmt: skip
         if history.shape[1:] != (self.config.num_history, POSE_CHANNELS):
             raise DataError(f"history has shape {tuple(history.shape)}, [S,{self.config.num_history},3] was expected")
+        if self.config.zero_hidden:
+            hidden = torch.zeros_like(hidden)
         weights, zero_row = token_weights(mask, self.config.padding, self.config.padded_length)
         if zero_row:
             hidden = torch.cat([hidden, hidden.new_zeros(len(hidden), 1, width)], dim=1)

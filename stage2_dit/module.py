@@ -1,0 +1,269 @@
+"""Imitation learning of the planner: the Lightning module of stage 2.
+
+Legend: B samples, F poses, K denoising steps. A batch is ``(SceneBatch, HiddenBatch)``.
+
+    x0 = normalise(target), t and eps drawn, x_t = corrupt(x0, eps, t), loss = mean (prediction - its target)^2
+
+The hidden states' fingerprint and the planner's configuration travel in every checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.hidden_cache import require_states
+from navsim_ext.scene import SceneBatch
+from stage2_dit.checkpoint import RECORD, load_planner, planner_record, require_hidden
+from stage2_dit.inference import PlannerRunner
+from stage2_dit.metrics import PdmScorer, displacement
+from stage2_dit.normaliser import fit_bounds
+from stage2_dit.planner import POSE_CHANNELS, DiffusionPlanner, PlannerConfig
+from stage2_dit.published import CheckpointMismatch
+from stage2_dit.schedules import warmup_cosine
+
+log = logging.getLogger(__name__)
+
+MAX_LISTED = 8
+
+
+class NotFiniteLoss(TriviumError):
+    """Training met a NaN or infinite loss; the batch's tokens were saved."""
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its schedule; defaults are the published ones. ``warmup_share`` of all steps is warm-up."""
+
+    lr: float = 1e-4
+    min_lr: float = 1e-6
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    warmup_share: float = 0.015
+
+
+@dataclass(frozen=True)
+class FitBounds:
+    """Fit the normaliser to the training targets instead of taking constants; ``margin`` widens each side."""
+
+    target: str = "waypoint"
+    margin: float = 0.05
+
+
+class PlannerModule(pl.LightningModule):
+    """Trains ``planner`` (a PlannerConfig; ``hidden_width`` 0 takes the width of the hidden states).
+
+    ``fit_bounds`` replaces the configured normaliser; ``init_from`` starts from a planner checkpoint of the same
+    configuration; ``allow_hidden_mismatch`` permits, loudly, hidden states of another origin than its own;
+    ``metric_cache`` adds PDM scores to validation; ``compile`` compiles the training loss.
+    """
+
+    def __init__(
+        self,
+        planner: PlannerConfig,
+        optimizer: OptimizerSettings | None = None,
+        *,
+        fit_bounds: FitBounds | None = None,
+        init_from: str | None = None,
+        allow_hidden_mismatch: bool = False,
+        metric_cache: str | None = None,
+        compile: bool = False,
+        validation_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.planner_config = planner
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.fit_bounds, self.init_from, self.metric_cache = fit_bounds, init_from, metric_cache
+        self.allow_hidden_mismatch, self.validation_seed = allow_hidden_mismatch, validation_seed
+        self.planner: DiffusionPlanner | None = None
+        self.hidden_fingerprint: Fingerprint | None = None
+        self._loss = torch.compile(self.loss) if compile else self.loss
+        self._targets, self._outside = 0, torch.zeros((), dtype=torch.int64)
+        self._validated: dict[str, tuple[dict[str, float], Tensor]] = {}
+
+    def configure_model(self) -> None:
+        """Builds the planner once the data is known: width, fitted bounds, fingerprint of the hidden states."""
+        if self.planner is not None:
+            return
+        datamodule = self.trainer.datamodule
+        source = datamodule.hidden
+        if source is None:
+            raise MissingError("stage 2 needs hidden states: set datamodule.hidden to a hidden cache")
+        self.hidden_fingerprint = source.fingerprint
+        require_states(source.fingerprint, datamodule.hidden_eval.fingerprint, allow_other=self.allow_hidden_mismatch)
+        config = self.planner_config
+        if config.hidden_width == 0:
+            token = datamodule.dataset("train").tokens[0]
+            config = dataclasses.replace(config, hidden_width=source.fetch([token]).hidden.shape[-1])
+        if self.fit_bounds is not None:
+            config = dataclasses.replace(config, normaliser=self._fit(datamodule.dataset("train")))
+        planner = DiffusionPlanner(config)
+        if self.init_from is not None:
+            self._initialise(planner, self.init_from)
+        self.planner = planner
+        self.planner_config = config
+
+    def _fit(self, dataset: Any):
+        targets = (dataset[i].target for i in range(len(dataset)))
+        bounds = fit_bounds(targets, self.fit_bounds.target, margin=self.fit_bounds.margin)
+        log.info("normaliser %s: low %s, high %s", bounds.source, bounds.low, bounds.high)
+        return bounds
+
+    def _initialise(self, planner: DiffusionPlanner, path: str | os.PathLike[str]) -> None:
+        loaded = load_planner(path)
+        require_hidden(loaded, self.hidden_fingerprint, allow_mismatch=self.allow_hidden_mismatch)
+        mine, theirs = planner.config.to_json(), loaded.planner.config.to_json()
+        wrong = [
+            f"{key}: {theirs[key]!r} in {path} | {mine[key]!r} configured" for key in mine if mine[key] != theirs[key]
+        ]
+        if wrong:
+            raise CheckpointMismatch("the checkpoint is of another architecture:\n  " + "\n  ".join(wrong))
+        planner.load_state_dict(loaded.planner.state_dict(), strict=True)
+
+    # ---- training
+
+    def loss(self, scenes: SceneBatch, hidden: Tensor, mask: Tensor | None, noise: Tensor, time: Tensor) -> Tensor:
+        conditioning = self.planner.condition(
+            hidden, mask, scenes.history, scenes.status, queries_per_scene=self.planner.config.horizon
+        )
+        return self.planner.training_loss(conditioning, scenes.target, noise, time)
+
+    def training_step(self, batch: tuple[SceneBatch, Any], batch_idx: int) -> Tensor:
+        scenes, hidden, mask = self.checked(batch)
+        noise, time = self.draw(len(scenes))
+        loss = self._loss(scenes, hidden, mask, noise, time)
+        if not torch.isfinite(loss):  # before the backward pass, so that no weight has seen it
+            self._stop(scenes, hidden, loss)
+        self._targets += len(scenes)
+        self._outside = self._outside.to(loss.device) + self.planner.normaliser.outside(scenes.target).sum()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(scenes))
+        return loss
+
+    def draw(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Noise [B,F,3] and times [B] from torch's CPU generator, which the run seeds anew for every batch."""
+        noise = torch.randn(rows, self.planner.config.horizon, POSE_CHANNELS)
+        time = self.planner.process.draw_times(rows)
+        return noise.to(self.device), time.to(self.device)
+
+    def checked(self, batch: tuple[SceneBatch, Any]) -> tuple[SceneBatch, Tensor, Tensor | None]:
+        """A batch that keeps its contract; raises DataError naming tokens otherwise."""
+        scenes, hidden = batch
+        if hidden is None:
+            raise MissingError(f"tokens {scenes.token[:MAX_LISTED]} came without hidden states: set datamodule.hidden")
+        if scenes.target is None:
+            raise DataError(f"tokens {scenes.token[:MAX_LISTED]} have no target: training needs future poses")
+        horizon = self.planner.config.horizon
+        if scenes.target.shape[1] != horizon:
+            raise DataError(f"targets have {scenes.target.shape[1]} poses, the planner's horizon is {horizon}")
+        if hidden.hidden.shape[0] != len(scenes):
+            raise DataError(f"{hidden.hidden.shape[0]} hidden states came with {len(scenes)} scenes")
+        return scenes, hidden.hidden, hidden.mask
+
+    def _stop(self, scenes: SceneBatch, hidden: Tensor, loss: Tensor) -> None:
+        """Saves what is needed to look at the batch, and ends the run."""
+        finite = {
+            name: torch.isfinite(values).flatten(1).all(1)
+            for name, values in (
+                ("hidden", hidden), ("target", scenes.target), ("history", scenes.history), ("status", scenes.status),
+            )
+        }  # fmt: skip
+        bad = {
+            name: [token for token, good in zip(scenes.token, flags.tolist()) if not good]
+            for name, flags in finite.items()
+        }
+        path = (
+            Path(self.trainer.default_root_dir) / f"not_finite_loss_step{self.global_step}_rank{self.global_rank}.json"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"step": self.global_step, "loss": str(loss.item()), "tokens": scenes.token, "not_finite": bad}
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        named = {name: tokens[:MAX_LISTED] for name, tokens in bad.items() if tokens}
+        reason = f"not finite in the data: {named}" if named else "all inputs are finite: lower the rate or use float32"
+        raise NotFiniteLoss(
+            f"the loss is {loss.item()} at step {self.global_step}; {reason}; the batch's tokens are in {path}"
+        )
+
+    def on_train_epoch_end(self) -> None:
+        outside = int(self._outside)
+        if outside:
+            log.warning(
+                "%d of %d targets lie outside the normaliser's bounds (%s) and can never be produced: fit the bounds "
+                "or widen them", outside, self._targets, self.planner.config.normaliser,
+            )  # fmt: skip
+        self.log("train/outside_bounds", float(outside))
+        self._targets, self._outside = 0, torch.zeros_like(self._outside)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        settings = self.optimizer_settings
+        optimizer = torch.optim.AdamW(
+            self.planner.parameters(), lr=settings.lr, betas=tuple(settings.betas), eps=settings.eps,
+            weight_decay=settings.weight_decay, fused=self.device.type == "cuda",
+        )  # fmt: skip
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = round(settings.warmup_share * total)
+        scheduler = warmup_cosine(optimizer, warmup=warmup, total=total, floor=settings.min_lr / settings.lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- validation
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated = {}
+        self._runner = PlannerRunner(self.planner, seed=self.validation_seed)
+
+    def validation_step(self, batch: tuple[SceneBatch, Any], batch_idx: int) -> None:
+        scenes, hidden, mask = self.checked(batch)
+        trajectory = self._runner.plan(hidden, mask, scenes.history, scenes.status, scenes.token)
+        errors = displacement(trajectory, scenes.target.cpu())
+        for i, token in enumerate(scenes.token):
+            self._validated[token] = ({name: value[i].item() for name, value in errors.items()}, trajectory[i])
+
+    def on_validation_epoch_end(self) -> None:
+        """Means over all tokens of all processes, each counted once."""
+        everything = gather(self._validated)
+        tokens = sorted(everything)
+        for name in ("ade", "fde", "heading_error"):
+            mean = sum(everything[token][0][name] for token in tokens) / len(tokens)
+            self.log(f"val/{name}", mean, prog_bar=name == "ade", rank_zero_only=False)
+        if self.metric_cache is not None and not self.trainer.sanity_checking:
+            scores: dict[str, float] = {}
+            if self.trainer.is_global_zero:
+                trajectories = torch.stack([everything[token][1] for token in tokens]).numpy()
+                scores = PdmScorer(self.metric_cache).score(tokens, trajectories)
+            for name, value in self.trainer.strategy.broadcast(scores).items():
+                self.log(f"val/{name}", value, prog_bar=name == "pdms_v1")
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[RECORD] = planner_record(self.planner, self.hidden_fingerprint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to continue on hidden states, or with a planner, other than those of the checkpoint."""
+        record = checkpoint[RECORD]
+        then = PlannerConfig.from_json(record["config"])
+        if then != self.planner_config:
+            raise CheckpointMismatch(f"the checkpoint's planner is {then}, the configured one {self.planner_config}")
+        if record["hidden"]:
+            then_hidden = Fingerprint.from_json(record["hidden"])
+            require_states(then_hidden, self.hidden_fingerprint, allow_other=self.allow_hidden_mismatch)
+
+
+def gather(mine: dict[str, Any]) -> dict[str, Any]:
+    """The union over all processes (one process: the argument itself)."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return mine
+    parts: list[dict[str, Any] | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, mine)
+    return {token: value for part in parts for token, value in (part or {}).items()}
