@@ -1,6 +1,6 @@
 """The planner protocol, and planners that need no training: what every learned planner is compared with.
 
-Legend: B samples, F = 8 poses at 0.5 ... 4.0 s, in the ego frame of now (rear axle, x forward, y left); metres, radians.
+Legend: B samples; 8 poses at 0.5 ... 4.0 s, in the ego frame of now (rear axle, x forward, y left); metres, radians.
 """
 
 from __future__ import annotations
