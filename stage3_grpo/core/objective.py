@@ -1,0 +1,58 @@
+"""The loss of a step, put together from the terms that a configuration weighs.
+
+    L = L_policy + beta KL + w_bc L_bc + w_v L_v
+
+The seed's form E[log(pi / pi_ref) A] + beta KL has the gradient of ``surrogate="reinforce"`` with a KL term: log pi_ref
+is constant in the parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from stage3_grpo.core.kl import k1, k3
+from stage3_grpo.core.reduce import masked_mean
+from stage3_grpo.core.surrogates import PolicyTerm, clipped_ratio, reinforce
+
+Surrogate = Literal["reinforce", "clip"]
+RatioLevel = Literal["step", "trajectory"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """``surrogate``; ``ratio_level`` "step": one ratio per decision, "trajectory": one of the means over decisions."""
+
+    surrogate: Surrogate = "reinforce"
+    ratio_level: RatioLevel = "step"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+
+    def policy(
+        self, logp: Tensor, logp_old: Tensor, advantage: Tensor, mask: Tensor, count: Tensor | float | None = None
+    ) -> PolicyTerm:
+        """The policy term for logp, logp_old and (already discounted) advantage [N,K].
+
+        At trajectory level the means over a trajectory's decisions take the place of its decisions; ``count`` then
+        counts trajectories.
+        """
+        if self.ratio_level == "trajectory":
+            steps = mask.sum(dim=1, keepdim=True)
+            average = lambda value: value.masked_fill(~mask, 0.0).sum(1, keepdim=True) / steps.clamp_min(1)  # noqa: E731
+            logp, logp_old, advantage = average(logp), average(logp_old), average(advantage)
+            mask = steps > 0
+        if self.surrogate == "reinforce":
+            return reinforce(logp, advantage, mask, count)
+        return clipped_ratio(
+            logp, logp_old, advantage, mask, clip_low=self.clip_low, clip_high=self.clip_high, count=count
+        )
+
+
+def sampled_kl(
+    form: Literal["k1", "k3"], logp: Tensor, logp_ref: Tensor, mask: Tensor, count: Tensor | float | None = None
+) -> Tensor:
+    """Mean KL to the reference over decisions, []."""
+    estimate = {"k1": k1, "k3": k3}[form](logp, logp_ref.detach())
+    return masked_mean(estimate, mask, count)

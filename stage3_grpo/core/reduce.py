@@ -1,0 +1,25 @@
+"""The one way in which per-decision values become a loss: a mean over what counts, also across processes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from navsim_ext.errors import TriviumError
+
+
+class ZeroMask(TriviumError):
+    """A mean over nothing was asked for."""
+
+
+def masked_mean(value: Tensor, mask: Tensor, count: Tensor | float | None = None) -> Tensor:
+    """sum(value mask) / count, [] ; ``count`` None: sum(mask).
+
+    Values under a False mask do not matter, not even NaN. With data parallelism each of W processes passes
+    count = (sum of all masks) / W: the average of their gradients is then that of one process with all the data.
+    Raises ZeroMask when nothing counts and no ``count`` was given.
+    """
+    if count is None:
+        count = mask.sum()
+        if int(count) == 0:
+            raise ZeroMask("a mean over 0 decisions: every trajectory is masked; drop the batch before")
+    return value.masked_fill(~mask, 0.0).sum() / count

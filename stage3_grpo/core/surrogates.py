@@ -1,0 +1,57 @@
+"""Losses whose gradient is the policy gradient. Legend: N trajectories, K decisions; A advantage [N,K]."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stage3_grpo.core.reduce import masked_mean
+
+
+class PolicyTerm(NamedTuple):
+    """``loss`` [] with gradient; the rest are numbers for the record: [] without gradient."""
+
+    loss: Tensor
+    clip_fraction: Tensor  # decisions whose gradient the clip removed or would bound
+    ratio_mean: Tensor
+    approx_kl: Tensor  # mean(logp_old - logp), first-order KL from the sampling policy
+
+
+def reinforce(logp: Tensor, advantage: Tensor, mask: Tensor, count: Tensor | float | None = None) -> PolicyTerm:
+    """loss = - mean(A logp) (Williams 1992). On-policy by assumption: one gradient step per rollout."""
+    advantage = advantage.detach()
+    loss = -masked_mean(advantage * logp, mask, count)
+    zero = torch.zeros((), device=logp.device)
+    return PolicyTerm(loss, zero, zero + 1.0, zero)
+
+
+def clipped_ratio(
+    logp: Tensor,
+    logp_old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    count: Tensor | float | None = None,
+) -> PolicyTerm:
+    """loss = - mean(min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)),  rho = exp(logp - logp_old).
+
+    PPO (arXiv 1707.06347); clip_high > clip_low is DAPO's clip-higher (arXiv 2503.14476). With logp = logp_old the
+    gradient is that of :func:`reinforce`, the value is not (rho = 1, so it is - mean(A)).
+    """
+    advantage = advantage.detach()
+    log_ratio = (logp - logp_old.detach()).masked_fill(~mask, 0.0)
+    rho = torch.exp(log_ratio)
+    clipped = rho.clamp(1.0 - clip_low, 1.0 + clip_high)
+    loss = -masked_mean(torch.minimum(rho * advantage, clipped * advantage), mask, count)
+    outside = ((rho < 1.0 - clip_low) | (rho > 1.0 + clip_high)).float()
+    with torch.no_grad():
+        return PolicyTerm(
+            loss,
+            masked_mean(outside, mask, count),
+            masked_mean(rho, mask, count),
+            masked_mean(-log_ratio, mask, count),
+        )
