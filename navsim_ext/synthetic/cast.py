@@ -43,7 +43,7 @@ class Cast:
     def add_ego(self, path: Path, start: float, speed: float) -> None:
         self._add(
             "vehicle", path, kind=VEHICLE, start=start, speed=speed, size=EGO_SIZE, axle=EGO_AXLE_TO_CENTRE,
-            headway=1.1, acceleration=2.0, braking=2.2, standstill=2.6, jerk=3.0,
+            headway=1.1, acceleration=2.0, braking=2.2, standstill=2.2, jerk=3.0,
         )  # fmt: skip
 
     def add_car(

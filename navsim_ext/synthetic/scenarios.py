@@ -34,7 +34,7 @@ class Plan:
     focus_s: float
 
 
-class Unsuitable(Exception):  # noqa: N818 - a signal to draw again, never shown to a user
+class Unsuitable(Exception):
     """This town has no place, or the dice gave no room, for the situation asked for."""
 
 

@@ -321,12 +321,14 @@ def _follow(v, gap, lead_v, headway, a_max, b, s_min):
 @njit(cache=True)
 def _stop_at(v, gap, a_max, b):
     """Stop at a line: free while v^2/(2 gap) is far below b, then about constant braking, a little firmer if late."""
+    if gap < 0.6:
+        return -max(2.0, v * v / 0.6)
     if v < 0.4:
-        return 0.4 - v if gap > 0.6 else -2.0
-    needed = v * v / (2.0 * max(gap, 0.3))
+        return 0.4 - v
+    needed = v * v / (2.0 * gap)
     calm, firm = 0.35 * b, 0.55 * b
     if needed < calm:
-        return a_max
+        return a_max if gap > 4.0 else 0.0
     if needed < firm:
         return a_max - (needed - calm) / (firm - calm) * (a_max + needed)
     return -needed * (1.0 + 0.35 * (needed - firm) / b)
