@@ -76,21 +76,33 @@ def encode_record(
             f"pad_to={settings.pad_to} rows and one token"
         )
     if settings.pooling:
+        if not len(image_spans):
+            raise DataError(
+                f"token {token}: pooling {settings.pooling} needs image_spans, the places of its image tokens"
+            )
         states = pool_image_tokens(torch.as_tensor(states), image_spans)
     bits = states_to_bits(states)
     require_finite(token, bits)
-    codec = codec_named(settings.codec)
-    parts = codec.encode(bits)
+    parts, error = encode_with_error(bits, settings.codec)
     arrays = compress(parts) if settings.compression else dict(parts)
-    if not codec.lossless:
-        decoded = np.empty_like(bits)
-        codec.decode_into(parts, decoded)
-        arrays["error"] = np.array(relative_error(bits, decoded), np.float32)
+    if error is not None:
+        arrays["error"] = np.array(error, np.float32)
     if len(image_spans):
         arrays["image"] = np.array(image_spans, np.int64)
     if settings.pad_to is not None:
         arrays["padding"] = np.array(padding, np.int64)
     return arrays
+
+
+def encode_with_error(bits: np.ndarray, codec_name: str) -> tuple[dict[str, np.ndarray], float | None]:
+    """The codec's parts of bits [L,D] and their relative error against these bits; None for a lossless codec."""
+    codec = codec_named(codec_name)
+    parts = codec.encode(bits)
+    if codec.lossless:
+        return parts, None
+    decoded = np.empty_like(bits)
+    codec.decode_into(parts, decoded)
+    return parts, relative_error(bits, decoded)
 
 
 def stored_parts(arrays: Mapping[str, np.ndarray], settings: CacheSettings) -> Mapping[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -87,9 +88,13 @@ class HiddenCacheWriter:
             self.rejected[token] = str(error)
             write_json_atomic(self.folder / f"rejected-{self._shards.writer}.json", self.rejected)
             return False
-        self.width = width
-        self._shards.put(token, arrays)
+        self.put_encoded(token, arrays)
         return True
+
+    def put_encoded(self, token: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Stores a record that is encoded under the settings of this cache already."""
+        self.width = stored_shape(arrays, self.settings)[1]
+        self._shards.put(token, arrays)
 
     def close(self) -> None:
         """Finishes the open shard: all records become visible to readers."""

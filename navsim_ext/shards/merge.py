@@ -52,13 +52,17 @@ class Part:
     num_bytes: int
 
 
+Parts = Callable[[Iterable[Part]], Iterable[Part]]
+"""Wraps the walk over the parts that are written, for a progress bar."""
+
+
 def merge(
     folder: str | os.PathLike[str],
     sources: Sequence[str | os.PathLike[str]] = (),
     *,
     part_bytes: int = SHARD_BYTES,
     accept_missing: bool = False,
-    track: Callable[[Iterable[Part]], Iterable[Part]] = iter,
+    track: Parts = iter,
 ) -> MergeReport:
     """Brings a store into its canonical form, taking in the records of other stores (which are left as they are).
 
