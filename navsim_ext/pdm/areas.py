@@ -24,13 +24,15 @@ from navsim_ext.pdm.ego import (
     Y,
     box_corners,
 )
-from navsim_ext.pdm.map_index import MapIndex, polygon_contains
+from navsim_ext.pdm.map_index import MapIndex, points_inside
 
 # bits of a step's area
 MULTIPLE_LANES, NON_DRIVABLE, ONCOMING, CENTER_IN_INTERSECTION, REAR_AXLE_IN_INTERSECTION = 1, 2, 4, 8, 16
 
 # bits of a polygon's role
 IS_LANE, IS_DRIVABLE, IS_ON_ROUTE, IS_INTERSECTION = 1, 2, 4, 8
+
+CORNERS, CENTER, REAR_AXLE = 15, 16, 32  # bits of the points that are looked up
 
 
 class Surroundings(NamedTuple):
@@ -80,12 +82,16 @@ def classify_areas(surroundings, states, corners, centers, areas) -> None:
     is in no roadblock, intersection or car park. ONCOMING: the centre is in no lane or connector of the route.
     """
     index = surroundings.index
-    low_x, low_y, high_x, high_y = math.inf, math.inf, -math.inf, -math.inf
+    boxes = np.empty((NUM_STEPS, 4))  # bounds of the ego box at each step
     for t in range(NUM_STEPS):
-        for c in range(4):
-            low_x, high_x = min(low_x, corners[t, c, 0]), max(high_x, corners[t, c, 0])
-            low_y, high_y = min(low_y, corners[t, c, 1]), max(high_y, corners[t, c, 1])
+        boxes[t, 0] = min(min(corners[t, 0, 0], corners[t, 1, 0]), min(corners[t, 2, 0], corners[t, 3, 0]))
+        boxes[t, 1] = min(min(corners[t, 0, 1], corners[t, 1, 1]), min(corners[t, 2, 1], corners[t, 3, 1]))
+        boxes[t, 2] = max(max(corners[t, 0, 0], corners[t, 1, 0]), max(corners[t, 2, 0], corners[t, 3, 0]))
+        boxes[t, 3] = max(max(corners[t, 0, 1], corners[t, 1, 1]), max(corners[t, 2, 1], corners[t, 3, 1]))
+    low_x, low_y = boxes[:, 0].min(), boxes[:, 1].min()
+    high_x, high_y = boxes[:, 2].max(), boxes[:, 3].max()
     near = np.empty(len(surroundings.polygons), dtype=np.int64)
+    bounds = np.empty((len(surroundings.polygons), 4))
     found = 0
     for p in range(len(surroundings.polygons)):
         q = surroundings.polygons[p]
@@ -96,32 +102,44 @@ def classify_areas(surroundings, states, corners, centers, areas) -> None:
             and index.bounds[q, 3] >= low_y
         ):
             near[found] = p
+            bounds[found] = index.bounds[q]
             found += 1
 
+    points = np.empty((6, 2))  # corners, centre, rear axle
     for t in range(NUM_STEPS):
-        lanes_with_corner, all_in_one, on_route, center_crossing, rear_crossing = 0, False, False, False, False
-        drivable = 0  # bit per corner
+        points[:4] = corners[t]
+        points[4] = centers[t]
+        points[5, 0], points[5, 1] = states[t, X], states[t, Y]
+        lanes_with_corner, all_in_one, on_route, drivable, crossing = 0, False, False, 0, 0
         for n in range(found):
-            q, role = surroundings.polygons[near[n]], surroundings.roles[near[n]]
+            if (
+                bounds[n, 0] > boxes[t, 2]
+                or bounds[n, 1] > boxes[t, 3]
+                or bounds[n, 2] < boxes[t, 0]
+                or bounds[n, 3] < boxes[t, 1]
+            ):
+                continue
+            role = surroundings.roles[near[n]]
             if role & IS_LANE:
-                held = 0
-                for c in range(4):
-                    held += polygon_contains(index, q, corners[t, c, 0], corners[t, c, 1])
-                lanes_with_corner += held > 0
-                all_in_one |= held == 4
-                if role & IS_ON_ROUTE and not on_route:
-                    on_route = polygon_contains(index, q, centers[t, 0], centers[t, 1])
-            if role & IS_DRIVABLE:
-                for c in range(4):
-                    if not drivable >> c & 1 and polygon_contains(index, q, corners[t, c, 0], corners[t, c, 1]):
-                        drivable |= 1 << c
-                if role & IS_INTERSECTION:
-                    center_crossing |= polygon_contains(index, q, centers[t, 0], centers[t, 1])
-                    rear_crossing |= polygon_contains(index, q, states[t, X], states[t, Y])
+                wanted = CORNERS | CENTER if role & IS_ON_ROUTE and not on_route else CORNERS
+            elif role & IS_INTERSECTION:
+                wanted = CORNERS | CENTER | REAR_AXLE
+            elif role & IS_DRIVABLE and drivable != CORNERS:
+                wanted = CORNERS & ~drivable
+            else:
+                continue
+            inside = points_inside(index, surroundings.polygons[near[n]], points, wanted)
+            if role & IS_LANE:
+                lanes_with_corner += inside & CORNERS > 0
+                all_in_one |= inside & CORNERS == CORNERS
+                on_route |= inside & CENTER > 0
+            else:
+                drivable |= inside & CORNERS
+                crossing |= inside
         areas[t] = (
             MULTIPLE_LANES * (lanes_with_corner > 1 and not all_in_one)
-            + NON_DRIVABLE * (drivable != 15)
+            + NON_DRIVABLE * (drivable != CORNERS)
             + ONCOMING * (not on_route)
-            + CENTER_IN_INTERSECTION * center_crossing
-            + REAR_AXLE_IN_INTERSECTION * rear_crossing
+            + CENTER_IN_INTERSECTION * (crossing & CENTER > 0)
+            + REAR_AXLE_IN_INTERSECTION * (crossing & REAR_AXLE > 0)
         )

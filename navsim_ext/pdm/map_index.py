@@ -16,7 +16,7 @@ from navsim_ext.metric_cache.polygon_table import PolygonTable
 from navsim_ext.pdm.compiled import kernel
 from navsim_ext.pdm.geometry import orientation, segment_intersects_box
 
-EDGES_PER_SLAB = 3
+EDGES_PER_SLAB = 1
 MAX_SLABS = 128
 
 
@@ -83,36 +83,58 @@ def _slab(y: float, y_min: float, slabs_per_metre: float, slabs: int) -> int:
 
 
 @kernel
-def polygon_contains(index, q: int, x: float, y: float) -> bool:
-    """Whether (x, y) lies strictly inside polygon q: not on its border, not in a hole (ray crossings, even-odd)."""
-    bounds = index.bounds
-    if x < bounds[q, 0] or y < bounds[q, 1] or x > bounds[q, 2] or y > bounds[q, 3]:
-        return False
-    xy = index.xy
+def points_inside(index, q: int, points, wanted: int) -> int:
+    """Bits of those ``wanted`` points [K,2] that lie strictly inside polygon q: not on its border, not in a hole.
+
+    Ray crossings, even-odd over all rings. Many points a call, because a call costs more than a point.
+    """
+    xy, slab_offsets, slab_edges = index.xy, index.slab_offsets, index.slab_edges
+    min_x, min_y, max_x, max_y = index.bounds[q, 0], index.bounds[q, 1], index.bounds[q, 2], index.bounds[q, 3]
     base = index.polygon_slabs[q]
-    slab = base + _slab(y, bounds[q, 1], index.slabs_per_metre[q], index.polygon_slabs[q + 1] - base)
-    inside = False
-    for entry in range(index.slab_offsets[slab], index.slab_offsets[slab + 1]):
-        i = index.slab_edges[entry]
-        ax, ay, bx, by = xy[i, 0], xy[i, 1], xy[i + 1, 0], xy[i + 1, 1]
-        if ax < x and bx < x:
+    slabs = index.polygon_slabs[q + 1] - base
+    per_metre = index.slabs_per_metre[q]
+    result = 0
+    for k in range(len(points)):
+        if not wanted >> k & 1:
             continue
-        if bx == x and by == y:
-            return False
-        if ay == y and by == y:
-            if min(ax, bx) <= x <= max(ax, bx):
-                return False
+        x, y = points[k, 0], points[k, 1]
+        if x < min_x or y < min_y or x > max_x or y > max_y:
             continue
-        if (ay > y) != (by > y):
+        slab = base + _slab(y, min_y, per_metre, slabs)
+        inside = False
+        for entry in range(slab_offsets[slab], slab_offsets[slab + 1]):
+            i = slab_edges[entry]
+            ay, by = xy[i, 1], xy[i + 1, 1]
+            if (ay > y) == (by > y):  # does not cross the height of the point, but may touch the point itself
+                if by == y:
+                    ax, bx = xy[i, 0], xy[i + 1, 0]
+                    if bx == x or (ay == y and (ax < x) != (bx < x)):
+                        inside = False
+                        break
+                continue
+            ax, bx = xy[i, 0], xy[i + 1, 0]
+            if ax < x and bx < x:
+                continue
             if ax > x and bx > x:
                 inside = not inside
                 continue
             side = orientation(ax, ay, bx, by, x, y)
             if side == 0:
-                return False
+                inside = False
+                break
             if (side > 0) == (by > ay):
                 inside = not inside
-    return inside
+        if inside:
+            result |= 1 << k
+    return result
+
+
+@kernel
+def polygon_contains(index, q: int, x: float, y: float) -> bool:
+    """Whether (x, y) lies strictly inside polygon q."""
+    point = np.empty((1, 2))
+    point[0, 0], point[0, 1] = x, y
+    return points_inside(index, q, point, 1) == 1
 
 
 @kernel
