@@ -70,6 +70,7 @@ def job(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], No
                 sys.exit(2)
             hydra.main(version_base="1.3", config_path=str(root), config_name="config")(guarded)()
 
+        entry.job = name
         return entry
 
     return decorate
