@@ -65,7 +65,7 @@ def load_map(
     if cached.is_file():
         try:
             return VectorMap.load(cached)
-        except (DataError, ValueError, KeyError, OSError, EOFError) as error:
+        except DataError as error:
             logger.warning("map cache %s is unreadable (%s); it is built again", cached, error)
     vector_map = read_gpkg(path, location, digest)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -164,12 +166,18 @@ class VectorMap:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VectorMap:
-        """Reads what :meth:`save` wrote; raises DataError for a file of another format."""
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        if str(arrays.pop("format", "")) != FORMAT:
-            raise DataError(f"{path} is not a vector map of format {FORMAT}: delete it, it will be rebuilt")
-        return _unflatten(arrays).validate()
+        """Reads what :meth:`save` wrote; raises DataError for a damaged file or one of another format."""
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            found = str(arrays.pop("format", "none"))
+            if found != FORMAT:
+                raise DataError(f"{path} has format {found!r}, {FORMAT!r} was expected: delete it, it will be rebuilt")
+            return _unflatten(arrays).validate()
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, zlib.error) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path} is damaged ({error}): delete it, it will be rebuilt") from error
 
 
 def sorted_edges(edges: ArrayLike) -> NDArray[np.int64]:

@@ -1,0 +1,117 @@
+"""nuPlan GeoPackages: vertices as the real NAVSIM has them, the array cache, and files that are not what they seem."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import geopandas
+import numpy as np
+import pyogrio
+import pytest
+import shapely
+from golden_scenes import SETS, GoldenSet
+
+from navsim_ext.errors import DataError, MissingError
+from navsim_ext.maps import nuplan_gpkg
+from navsim_ext.maps.drivable import MapKind, layer_of
+from navsim_ext.maps.nuplan_gpkg import load_map, read_gpkg
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_vertices_equal_those_of_the_reference_caches(name, reference, tmp_path):
+    golden = GoldenSet(reference(name), tmp_path)
+    compared = 0
+    for token in golden.tokens:
+        expected = golden.expected(token)
+        vector_map = golden.maps[str(expected["map_name"])]
+        off = expected["map_off"]
+        for i, (fid, kind) in enumerate(zip(expected["map_tokens"], expected["map_types"])):
+            layer = layer_of(vector_map, MapKind(int(kind)))
+            ((ring, is_hole),) = layer.rings_of(layer.index_of(str(fid)))
+            assert not is_hole
+            np.testing.assert_array_equal(ring, expected["map_xy"][off[i] : off[i + 1]])
+            compared += 1
+    assert compared > 30 * len(golden.tokens)
+
+
+@pytest.fixture(scope="module")
+def maps_root(reference, tmp_path_factory):
+    """A writable copy of one small set of maps."""
+    root = tmp_path_factory.mktemp("maps")
+    shutil.copytree(reference("golden/navsim") / "dataset" / "maps", root, dirs_exist_ok=True)
+    for path in root.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return root
+
+
+def test_the_second_load_reads_only_the_array_cache(maps_root, tmp_path, monkeypatch):
+    first = load_map(maps_root, "us-ma-boston", tmp_path)
+    monkeypatch.setattr(nuplan_gpkg, "read_gpkg", lambda *_: pytest.fail("the GeoPackage was read again"))
+    second = load_map(maps_root, "us-ma-boston", tmp_path)
+    np.testing.assert_array_equal(second.lanes.xy, first.lanes.xy)
+    assert second.source_digest == first.source_digest
+    assert second.label == "nuplan"
+
+
+def test_a_damaged_cache_file_is_built_again(maps_root, tmp_path, caplog):
+    first = load_map(maps_root, "us-ma-boston", tmp_path)
+    (cached,) = tmp_path.glob("*.npz")
+    cached.write_bytes(cached.read_bytes()[:5000])
+    np.testing.assert_array_equal(load_map(maps_root, "us-ma-boston", tmp_path).lanes.xy, first.lanes.xy)
+    assert "built again" in caplog.text
+
+
+def test_a_changed_map_is_another_cache_entry(maps_root, tmp_path):
+    load_map(maps_root, "us-ma-boston", tmp_path)
+    root = tmp_path / "changed"
+    shutil.copytree(maps_root, root)
+    file = nuplan_gpkg.map_file(root, "us-ma-boston")
+    with open(file, "r+b") as stream:  # the GeoPackage's user version: content unchanged, digest not
+        stream.seek(92)
+        stream.write(b"\0\0\0\7")
+    load_map(root, "us-ma-boston", tmp_path)
+    assert len(list(tmp_path.glob("us-ma-boston-*.npz"))) == 2
+
+
+def test_holes_survive_reading(maps_root, tmp_path):
+    file = tmp_path / "map.gpkg"
+    shutil.copy(nuplan_gpkg.map_file(maps_root, "us-ma-boston"), file)
+    frame = pyogrio.read_dataframe(file, layer="carpark_areas", fid_as_index=True)
+    outer = frame.geometry.iloc[0]
+    frame.loc[frame.index[0], "geometry"] = shapely.Polygon(
+        outer.exterior, [shapely.affinity.scale(outer, 0.3, 0.3).exterior]
+    )
+    pyogrio.write_dataframe(frame, file, layer="carpark_areas", append=False)
+    holed = read_gpkg(file, "us-ma-boston").carparks
+    whole = load_map(maps_root, "us-ma-boston", tmp_path).carparks
+    assert [hole for _, hole in holed.rings_of(0)] == [False, True]
+    assert holed.polygons[0].area == pytest.approx(whole.polygons[0].area * (1 - 0.09), rel=1e-3)
+
+
+def test_a_lane_without_baseline_is_dropped_with_a_warning(maps_root, tmp_path, caplog):
+    file = tmp_path / "map.gpkg"
+    shutil.copy(nuplan_gpkg.map_file(maps_root, "us-ma-boston"), file)
+    frame = pyogrio.read_dataframe(file, layer="baseline_paths", fid_as_index=True)
+    gone = int(frame["lane_fid"].dropna().iloc[0])
+    pyogrio.write_dataframe(frame[frame["lane_fid"] != gone], file, layer="baseline_paths", append=False)
+    read = read_gpkg(file, "us-ma-boston")
+    assert str(gone) not in read.lanes.index
+    assert f"1 features without baseline dropped: ['{gone}']" in caplog.text
+    assert len(read.lane_edges) < len(load_map(maps_root, "us-ma-boston", tmp_path).lane_edges)
+
+
+def test_what_is_missing_is_named(maps_root, tmp_path):
+    with pytest.raises(MissingError, match=r"nuplan-maps-v1\.0\.json is missing"):
+        load_map(tmp_path, "us-ma-boston")
+    with pytest.raises(MissingError, match=r"does not list location 'mars'; it has .*us-ma-boston"):
+        load_map(maps_root, "mars")
+    (tmp_path / "nuplan-maps-v1.0.json").write_text(json.dumps({"us-ma-boston": {"version": "1"}}))
+    with pytest.raises(MissingError, match=r"us-ma-boston/1/map\.gpkg is missing"):
+        load_map(tmp_path, "us-ma-boston")
+    file = tmp_path / "us-ma-boston" / "1" / "map.gpkg"
+    file.parent.mkdir(parents=True)
+    meta = geopandas.pd.DataFrame({"key": ["projectedCoordSystem"], "value": ["EPSG:32619"]})
+    pyogrio.write_dataframe(geopandas.GeoDataFrame(meta, geometry=[shapely.Point(0, 0)], crs=4326), file, layer="meta")
+    with pytest.raises(DataError, match="no layer 'boundaries'"):
+        load_map(tmp_path, "us-ma-boston", tmp_path)
