@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,7 +212,7 @@ class PlannerModule(pl.LightningModule):
             self.planner.parameters(), lr=settings.lr, betas=tuple(settings.betas), eps=settings.eps,
             weight_decay=settings.weight_decay, fused=self.device.type == "cuda",
         )  # fmt: skip
-        total = int(self.trainer.estimated_stepping_batches)
+        total = total_steps(self.trainer)
         warmup = round(settings.warmup_share * total)
         scheduler = warmup_cosine(optimizer, warmup=warmup, total=total, floor=settings.min_lr / settings.lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -258,6 +259,24 @@ class PlannerModule(pl.LightningModule):
         if record["hidden"]:
             then_hidden = Fingerprint.from_json(record["hidden"])
             require_states(then_hidden, self.hidden_fingerprint, allow_other=self.allow_hidden_mismatch)
+
+
+def total_steps(trainer: pl.Trainer) -> int:
+    """Optimizer steps of the whole run.
+
+    (``trainer.estimated_stepping_batches`` would set up the training loader before a checkpoint's loop state is
+    loaded, and Lightning then forgets to give the loader its place back: a resumed epoch began again.)
+    """
+    batches = len(trainer.datamodule.train_dataloader())
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    by_epochs = math.inf if trainer.max_epochs in (None, -1) else per_epoch * trainer.max_epochs
+    by_steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    total = min(by_epochs, by_steps)
+    if total == math.inf:
+        raise DataError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+    return int(total)
 
 
 def gather(mine: dict[str, Any]) -> dict[str, Any]:

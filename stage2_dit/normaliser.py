@@ -13,7 +13,7 @@ never produce them: :meth:`TrajectoryNormaliser.outside` counts such targets.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,11 +59,15 @@ PUBLISHED: dict[str, NormaliserBounds] = {
 }
 
 
-def published_bounds(target: TargetKind) -> NormaliserBounds:
-    """The published constants of a target, for configurations. Raises DataError for an unknown target."""
+def bounds(
+    target: TargetKind, low: Sequence[float] | None = None, high: Sequence[float] | None = None
+) -> NormaliserBounds:
+    """Bounds for configurations: the published constants of a target where ``low`` and ``high`` are not given."""
     if target not in PUBLISHED:
-        raise DataError(f"there are no published bounds for target {target!r}; choose one of {', '.join(PUBLISHED)}")
-    return PUBLISHED[target]
+        raise DataError(f"normaliser target {target!r} does not exist; choose one of {', '.join(PUBLISHED)}")
+    if (low is None) != (high is None):
+        raise DataError(f"normaliser bounds need low and high together, got {low} and {high}")
+    return PUBLISHED[target] if low is None else NormaliserBounds(target, tuple(low), tuple(high))
 
 
 class TrajectoryNormaliser(Float32Tables):

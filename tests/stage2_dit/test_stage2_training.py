@@ -138,13 +138,13 @@ def test_loaded_planner_is_the_trained_one(world, finished, tmp_path):
 
 
 def test_initialising_from_a_checkpoint(world, finished, tmp_path):
-    cfg = config(world, tmp_path / "run", f"module.init_from={finished['last']}", "trainer.max_steps=1")
+    cfg = config(world, tmp_path / "run", f"module.init_from='{finished['last']}'", "trainer.max_steps=1")
     result = run(cfg)
     start = load_planner(finished["last"]).planner.state_dict()
     largest = max((result["module"].planner.state_dict()[name] - start[name]).abs().max().item() for name in start)
     assert 0 < largest < 5e-3  # one step away from where it started
     with pytest.raises(CheckpointMismatch, match=r"num_layers: 2 in .* 3 configured"):
-        run(config(world, tmp_path / "other", f"module.init_from={finished['last']}", "planner.num_layers=3"))
+        run(config(world, tmp_path / "other", f"module.init_from='{finished['last']}'", "planner.num_layers=3"))
 
 
 def rewritten_cache(world: Path, folder: Path, vlm: Fingerprint, skip: int = 0, change=None) -> Path:
@@ -163,7 +163,7 @@ def rewritten_cache(world: Path, folder: Path, vlm: Fingerprint, skip: int = 0, 
 def test_other_hidden_states_are_refused(world, finished, tmp_path):
     other = rewritten_cache(world, tmp_path / "hidden", Fingerprint("vlm", {"weights": "other"}))
     with pytest.raises(FingerprintMismatch, match=r"toy.*other"):
-        run(config(world, tmp_path / "run", f"module.init_from={finished['last']}", f"data.hidden_cache={other}"))
+        run(config(world, tmp_path / "run", f"module.init_from='{finished['last']}'", f"data.hidden_cache={other}"))
 
 
 def test_width_and_missing_tokens(world, finished, tmp_path):
@@ -185,9 +185,8 @@ def test_nan_stops_the_run_and_names_tokens(world, tmp_path):
 
 
 def test_targets_outside_the_bounds_are_counted(world, tmp_path, caplog):
-    bounds = "{_target_: stage2_dit.normaliser.NormaliserBounds, target: waypoint, low: [-1,-1,-1], high: [9,1,1]}"
-    run(config(world, tmp_path / "run", "module.fit_bounds=null", f"planner.normaliser={bounds}",
-               "trainer.max_epochs=1"))  # fmt: skip
+    run(config(world, tmp_path / "run", "module.fit_bounds=null", "planner.normaliser.low=[-1,-1,-1]",
+               "planner.normaliser.high=[9,1,1]", "trainer.max_epochs=1"))  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "run" / "version_0" / "metrics.csv").open()))
     counts = [float(row["train/outside_bounds"]) for row in rows if row.get("train/outside_bounds")]
     assert counts
