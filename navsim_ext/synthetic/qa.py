@@ -1,0 +1,282 @@
+"""Driving questions and answers from any scene that has a map, in InternVL's conversation format.
+
+    python -m navsim_ext.synthetic.qa data.root=... data.split=... data.scene_filter=train.yaml output_dir=...
+
+Files of ``output_dir``: ``<name>_qa.jsonl`` and ``<name>_trajectory.jsonl`` (``image``, ``conversations``,
+``image_size``, ``scene_id``, and ``type``, ``image_dependent``, ``answer`` for checking), and the meta file
+``<name>.json`` that a data-set mixture reads. Questions with choices are balanced: no answer of a type keeps more than
+``max_share`` of it, so that a model cannot do well by always saying the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+
+from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.fingerprint import Fingerprint, digest_json, write_json_atomic
+from navsim_ext.maps.vector_map import VectorMap
+from navsim_ext.prompts import IMAGE_PLACEHOLDER, prompt_digest, trajectory_prompt
+from navsim_ext.readers import SceneFilter, SceneSource, open_source
+from navsim_ext.runtime.config import job
+from navsim_ext.runtime.lock import FolderLock
+from navsim_ext.runtime.progress import track
+from navsim_ext.runtime.rng import derive_seed
+from navsim_ext.scene import Scene
+from navsim_ext.synthetic.qa_facts import facts_of
+from navsim_ext.synthetic.qa_questions import QUESTIONS, is_correct
+
+__all__ = ["QUESTIONS", "balanced", "is_correct", "scene_records", "write_qa"]
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+REPEAT_TIMES = {"trajectory": 2, "qa": 1}  # as the published mixture weighs them
+FORMAT = "trivium-qa-1"
+
+
+def scene_records(
+    scene: Scene,
+    vector_map: VectorMap,
+    image_size: tuple[int, int],
+    *,
+    camera: str = "CAM_F0",
+    types: Sequence[str] = tuple(QUESTIONS),
+    seed: int = 0,
+) -> list[Record]:
+    """One record for each question type that the scene answers; wording by (seed, token, type).
+
+    ``image_size`` (width, height) is that of the stored picture. Raises DataError for an unknown type, for a scene
+    without that camera or with fewer than 8 future frames.
+    """
+    unknown = [name for name in types if name not in QUESTIONS]
+    if unknown:
+        raise DataError(f"question type {unknown[0]!r} does not exist; there are {', '.join(QUESTIONS)}")
+    if camera not in scene.cameras:
+        raise DataError(f"scene {scene.token} of {scene.log_name} has cameras {sorted(scene.cameras)}, not {camera}")
+    facts = facts_of(scene, vector_map, camera)
+    records = []
+    for name in types:
+        question = QUESTIONS[name]
+        made = question.make(scene, facts)
+        if made is None:
+            continue
+        fields, text, answer = made
+        if name == "trajectory":
+            prompt = trajectory_prompt(scene.history_poses(), int(scene.commands[scene.now].argmax()), (camera,))
+            turns = [{"from": "system", "value": prompt.system}, {"from": "human", "value": prompt.user}]
+        else:
+            choice = derive_seed(seed, "wording", scene.token, name) % len(question.wordings)
+            asked = question.wordings[choice].format(**fields)
+            turns = [{"from": "human", "value": f"{IMAGE_PLACEHOLDER}\n{asked}"}]
+        records.append(
+            {
+                "image": scene.cameras[camera].path,
+                "conversations": [*turns, {"from": "gpt", "value": text}],
+                "image_size": list(image_size),
+                "scene_id": scene.token,
+                "type": name,
+                "image_dependent": question.image_dependent,
+                "answer": answer,
+            }
+        )
+    return records
+
+
+def balanced(records: Iterable[Record], max_share: float, seed: int = 0) -> list[Record]:
+    """Drops records of over-represented answers until no answer of a type with choices exceeds ``max_share``.
+
+    With n_a records of answer a, at most floor(max_share / (1 - max_share) * sum of the others) of it stay, but one.
+    ``meta_action`` and types without choices are left alone. Which ones go depends on (seed, token); the order stays.
+    """
+    if not 0.0 < max_share <= 1.0:
+        raise DataError(f"max_share is {max_share}; a share in (0, 1] was expected")
+    records = list(records)
+    groups: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for position, record in enumerate(records):
+        if QUESTIONS[record["type"]].choices and record["type"] != "meta_action":
+            groups[record["type"]][record["answer"]].append(position)
+    dropped: set[int] = set()
+    for kind, answers in groups.items():
+        counts = {answer: len(positions) for answer, positions in answers.items()}
+        for answer in sorted(counts, key=lambda answer: -counts[answer]):
+            others = sum(count for other, count in counts.items() if other != answer)
+            limit = counts[answer] if max_share == 1.0 else max(1, int(max_share / (1.0 - max_share) * others + 1e-9))
+            if counts[answer] > limit:
+                order = sorted(answers[answer], key=lambda p: derive_seed(seed, "keep", records[p]["scene_id"], kind))
+                dropped.update(order[limit:])
+                counts[answer] = limit
+    return [record for position, record in enumerate(records) if position not in dropped]
+
+
+def write_qa(
+    source: SceneSource,
+    folder: str | os.PathLike[str],
+    *,
+    name: str,
+    camera: str = "CAM_F0",
+    types: Sequence[str] = tuple(QUESTIONS),
+    max_share: float = 0.5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Writes the questions of all scenes of ``source`` into ``folder``; returns counts by type and answer.
+
+    Goes on where an interrupted run stopped (one part per log); a finished data set is left as it is. Raises DataError
+    when the folder holds ``name`` made in another way, or when no question could be asked.
+    """
+    folder = Path(folder)
+    fields = {
+        "format": FORMAT,
+        "name": name,
+        "sensor_root": str(Path(source.sensor_root).absolute()),
+        "filter": digest_json(source.scene_filter.describe()),
+        "logs": digest_json(source.log_names),
+        "camera": camera,
+        "types": list(types),
+        "max_share": max_share,
+        "seed": seed,
+        "prompt": prompt_digest(cameras=(camera,)),
+        "wording": digest_json({key: list(question.wordings) for key, question in QUESTIONS.items()}),
+    }
+    plan = Fingerprint("qa_plan", fields)
+    with FolderLock(folder):
+        plan_path, parts = folder / f"{name}.plan.json", folder / f"{name}.parts"
+        if plan_path.is_file():
+            stored = Fingerprint.from_json(json.loads(plan_path.read_text()))
+            remedy = "choose another name or output_dir, or delete this one"
+            plan.require_equal(stored, mine="the questions asked for", theirs=str(plan_path), remedy=remedy)
+        else:
+            write_json_atomic(plan_path, plan.to_json())
+        if not (folder / f"{name}.json").is_file():
+            parts.mkdir(exist_ok=True)
+            _write_parts(source, parts, camera, types, seed)
+            _merge(source, folder, parts, name, max_share, seed)
+            shutil.rmtree(parts)
+    return json.loads((folder / f"{name}.counts.json").read_text())
+
+
+def _write_parts(source: SceneSource, parts: Path, camera: str, types: Sequence[str], seed: int) -> None:
+    names = source.log_names
+    todo = [log_name for log_name in names if not (parts / f"{log_name}.jsonl").is_file()]
+    for log_name in track(todo, "questions", total=len(names), done=len(names) - len(todo)):
+        lines = []
+        for scene in source.scenes_of(log_name):
+            try:
+                size = _picture_size(source.sensor_root, scene, camera)
+                records = scene_records(scene, source.map_for(scene), size, camera=camera, types=types, seed=seed)
+            except TriviumError as error:
+                source.report.add(error, log_name=log_name, token=scene.token)
+                continue
+            lines += [json.dumps(record) for record in records]
+        _write_lines(parts / f"{log_name}.jsonl", lines)
+    source.report.write()
+
+
+def _picture_size(sensor_root: Path, scene: Scene, camera: str) -> tuple[int, int]:
+    if camera not in scene.cameras:
+        raise DataError(f"scene {scene.token} of {scene.log_name} has cameras {sorted(scene.cameras)}, not {camera}")
+    path = sensor_root / scene.cameras[camera].path
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except FileNotFoundError as error:
+        raise MissingError(
+            f"log {scene.log_name}, frame {scene.token}: cams.{camera} {path} does not exist: download the sensor "
+            "blobs or build the pictures"
+        ) from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"log {scene.log_name}, frame {scene.token}: {path} is not a picture ({error})") from error
+
+
+def _merge(source: SceneSource, folder: Path, parts: Path, name: str, max_share: float, seed: int) -> None:
+    records: list[Record] = []
+    scenes: set[str] = set()
+    for log_name in source.log_names:
+        for line in (parts / f"{log_name}.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            records.append(record)
+            scenes.add(record["scene_id"])
+    source.report.require_some(len(scenes), f"questions {name} in {folder}")
+    records = balanced(records, max_share, seed)
+    meta = {}
+    root = os.path.relpath(source.sensor_root, folder)
+    for part, chosen in (
+        ("trajectory", [record for record in records if record["type"] == "trajectory"]),
+        ("qa", [record for record in records if record["type"] != "trajectory"]),
+    ):
+        if chosen:
+            _write_lines(folder / f"{name}_{part}.jsonl", [json.dumps(record) for record in chosen])
+            meta[f"{name}_{part}"] = {
+                "root": root,
+                "annotation": f"{name}_{part}.jsonl",
+                "repeat_time": REPEAT_TIMES[part],
+                "data_augment": False,
+                "length": len(chosen),
+            }
+    write_json_atomic(folder / f"{name}.counts.json", count(records))
+    write_json_atomic(folder / f"{name}.json", meta)
+
+
+def count(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
+    """By type: whether it needs the picture, how many, and for types with choices how often each answer."""
+    counts: dict[str, dict[str, Any]] = {}
+    for record in records:
+        question = QUESTIONS[record["type"]]
+        entry = counts.setdefault(
+            record["type"], {"image_dependent": question.image_dependent, "records": 0, "answers": Counter()}
+        )
+        entry["records"] += 1
+        if question.choices:
+            entry["answers"][record["answer"]] += 1
+    return {kind: {**entry, "answers": dict(entry["answers"])} for kind, entry in sorted(counts.items())}
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        stream.writelines(f"{line}\n" for line in lines)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+@job("qa")
+def main(cfg: DictConfig) -> None:
+    """Writes the questions of one split and prints how many of each type."""
+    data = cfg.data
+    if data.root is None:
+        raise MissingError("data.root is not set: give data.root=... or the variable OPENSCENE_DATA_ROOT")
+    source = open_source(
+        data.root,
+        data.split,
+        maps_root=data.maps_root,
+        scene_filter=SceneFilter() if data.scene_filter is None else SceneFilter.from_yaml(data.scene_filter),
+        skip_bad=cfg.skip_bad,
+        report_path=Path(cfg.output_dir) / f"{cfg.name}.skipped.json" if cfg.skip_bad else None,
+    )
+    counts = write_qa(
+        source,
+        cfg.output_dir,
+        name=cfg.name,
+        camera=data.cameras[0],
+        types=tuple(cfg.types or QUESTIONS),
+        max_share=cfg.max_share,
+        seed=cfg.seed,
+    )
+    console = Console(stderr=True, soft_wrap=True)
+    for kind, entry in counts.items():
+        console.print(f"{kind}: {entry['records']} {entry['answers'] or ''}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

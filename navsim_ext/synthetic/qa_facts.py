@@ -1,0 +1,302 @@
+"""What can be known about a scene, computed from log and map: the ground that questions and answers stand on.
+
+Distances in metres along the lane ahead of the ego car, speeds in m/s. "Visible" means: shows in the front camera's
+picture, after occlusion. A fact is None where the scene leaves it open; then nobody is asked about it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+import shapely.ops
+from numpy.typing import NDArray
+
+from navsim_ext.frames import POSE_INTERVAL_S, rotate, to_global, wrap_angle
+from navsim_ext.maps.vector_map import VectorMap
+from navsim_ext.scene import COMMANDS, Scene
+from navsim_ext.synthetic.renderer import render_instances, scene_camera
+from navsim_ext.synthetic.renderer_camera import CameraView
+from navsim_ext.synthetic.renderer_ground import lane_width
+from navsim_ext.synthetic.renderer_objects import braking_tracks
+from navsim_ext.synthetic.renderer_signals import Signal, signals_near
+
+EGO_FRONT_M = 4.049  # rear axle to front bumper
+PATH_M = 90.0  # how far ahead the lane is followed
+LEAD_M, LEAD_OPEN_M = 60.0, 70.0  # a gap between the two leaves open whether there is a lead vehicle
+LEAD_LATERAL_M = 1.6
+PEDESTRIAN_M, PEDESTRIAN_OPEN_M = 35.0, 45.0
+LIGHT_M, LIGHT_OPEN_M = 75.0, 105.0
+VISIBLE_SIZE = (480, 270)
+VISIBLE_PIXELS = {"vehicle": 25, "pedestrian": 8}  # at VISIBLE_SIZE
+STANDING_MPS = 0.5
+SPEED_CHANGE_MPS = 1.5
+TURN_RAD = 0.35
+LANE_CHANGE_M = 1.9
+HORIZON_POSES = 8
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The vehicle ahead in the ego car's lane."""
+
+    gap: float  # m, bumper to bumper
+    speed: float  # m/s
+    braking: bool
+    earlier_gap: float | None  # m, one frame before
+
+
+@dataclass(frozen=True)
+class Facts:
+    """None = open. ``lead`` is absent (None) and known when ``lead_known``."""
+
+    ego_speed: float
+    command: str
+    lead: Lead | None
+    lead_known: bool
+    light: str | None  # red, green, none
+    pedestrian: bool | None
+    left: str | None  # same, oncoming, none
+    right: str | None
+    speed_action: str
+    path_action: str
+
+
+def facts_of(scene: Scene, vector_map: VectorMap, camera: str = "CAM_F0") -> Facts:
+    """All facts of the frame now. Needs 8 future frames for the actions (DataError otherwise)."""
+    now = scene.now
+    ego, objects = scene.ego_global[now], scene.annotations[now]
+    path = lane_path(vector_map, ego, scene.roadblock_ids)
+    view = scene_camera(scene, camera, VISIBLE_SIZE)
+    lidar2ego = scene.lidar2ego if camera in scene.cameras else None
+    instances = render_instances(
+        vector_map, objects, ego, scene.traffic_lights[now], view, VISIBLE_SIZE, lidar2ego=lidar2ego
+    )
+    pixels = np.bincount(np.maximum(instances, 0).ravel(), minlength=len(objects.names) + 1)[1:]
+    lead, lead_known = _lead(scene, path, pixels)
+    left, right = _neighbours(vector_map, ego, path)
+    speed_action, path_action = _actions(scene, path)
+    return Facts(
+        ego_speed=float(np.hypot(*scene.ego_dynamics[now, :2])),
+        command=COMMANDS[int(scene.commands[now].argmax())],
+        lead=lead,
+        lead_known=lead_known,
+        light=_light(scene, vector_map, path, CameraView.of(view, lidar2ego)),
+        pedestrian=_pedestrian(scene, vector_map, path, pixels),
+        left=left,
+        right=right,
+        speed_action=speed_action,
+        path_action=path_action,
+    )
+
+
+def lane_path(vector_map: VectorMap, ego: NDArray[np.float64], roadblock_ids: tuple[str, ...]) -> NDArray[np.float64]:
+    """[n,2] global: from beside the ego car along its lane and the route, PATH_M long; straight ahead off the map."""
+    point = shapely.Point(ego[:2])
+    count = len(vector_map.lanes)
+    nodes = [int(k) for k in vector_map.lanes.query(point)]
+    nodes += [int(k) + count for k in vector_map.lane_connectors.query(point)]
+    route = set(roadblock_ids)
+
+    def baseline(node: int) -> NDArray[np.float64]:
+        layer, position = vector_map.lane_node_layer(node)
+        return layer.baseline_of(position)
+
+    def cost(node: int) -> tuple[bool, float]:
+        poses = baseline(node)
+        nearest = poses[np.linalg.norm(poses[:, :2] - ego[:2], axis=1).argmin()]
+        return not _on_route(vector_map, node, route), abs(float(wrap_angle(nearest[2] - ego[2])))
+
+    nodes = [node for node in nodes if cost(node)[1] < np.pi / 3]
+    forward = np.array([np.cos(ego[2]), np.sin(ego[2])])
+    if not nodes:
+        return np.array([ego[:2], ego[:2] + PATH_M * forward])
+    node = min(nodes, key=cost)
+    line = baseline(node)[:, :2]
+    start = shapely.LineString(line).project(point)
+    pieces, length, seen = [line], shapely.LineString(line).length - start, {node}
+    while length < PATH_M:
+        following = [k for k in vector_map.lane_successors[node] if k not in seen]
+        if not following:
+            break
+        heading = baseline(node)[-1, 2]
+        turn = {k: abs(float(wrap_angle(baseline(k)[-1, 2] - heading))) for k in following}
+        node = min(following, key=lambda k: (not _on_route(vector_map, k, route), turn[k]))
+        seen.add(node)
+        pieces.append(baseline(node)[:, :2])
+        length += shapely.LineString(pieces[-1]).length
+    whole = shapely.LineString(np.concatenate(pieces))
+    return shapely.get_coordinates(shapely.ops.substring(whole, start, min(start + PATH_M, whole.length)))
+
+
+def _on_route(vector_map: VectorMap, node: int, route: set[str]) -> bool:
+    block = int(vector_map.block_of_lane_node[node])
+    return block >= 0 and vector_map.block_node_fid(block) in route
+
+
+def along(path: NDArray[np.float64], points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(arc length of the nearest point of ``path``, signed distance, + = left) of points [n,2]."""
+    line = shapely.LineString(path)
+    arc = shapely.line_locate_point(line, shapely.points(points))
+    base = shapely.get_coordinates(shapely.line_interpolate_point(line, arc))
+    ahead = shapely.get_coordinates(shapely.line_interpolate_point(line, np.minimum(arc + 0.5, line.length)))
+    behind = shapely.get_coordinates(shapely.line_interpolate_point(line, np.maximum(arc - 0.5, 0.0)))
+    direction = ahead - behind
+    offset = points - base
+    side = np.sign(direction[:, 0] * offset[:, 1] - direction[:, 1] * offset[:, 0])
+    return arc, side * np.linalg.norm(offset, axis=1)
+
+
+def _global_boxes(scene: Scene, frame: int) -> NDArray[np.float64]:
+    """[N,3] x, y, yaw of the annotated boxes of a frame."""
+    return to_global(np.asarray(scene.annotations[frame].boxes, np.float64)[:, [0, 1, 6]], scene.ego_global[frame])
+
+
+def _lead(scene: Scene, path: NDArray[np.float64], pixels: NDArray[np.int64]) -> tuple[Lead | None, bool]:
+    """(lead vehicle, known). Unknown: hidden, or at a distance where one may say either."""
+    now = scene.now
+    objects = scene.annotations[now]
+    vehicles = np.flatnonzero(np.array(objects.names, dtype=str) == "vehicle") if objects.names else np.empty(0, int)
+    if not len(vehicles):
+        return None, True
+    poses = _global_boxes(scene, now)[vehicles]
+    arc, lateral = along(path, poses[:, :2])
+    same_way = np.cos(poses[:, 2] - _heading_at(path, arc)) > -0.5
+    gap = arc - 0.5 * np.asarray(objects.boxes, np.float64)[vehicles, 3] - EGO_FRONT_M
+    ahead = np.flatnonzero((np.abs(lateral) < LEAD_LATERAL_M) & same_way & (arc > EGO_FRONT_M) & (gap < LEAD_OPEN_M))
+    if not len(ahead):
+        return None, True
+    nearest = ahead[gap[ahead].argmin()]
+    index = int(vehicles[nearest])
+    if gap[nearest] > LEAD_M or gap[nearest] < 0.0 or pixels[index] < VISIBLE_PIXELS["vehicle"]:
+        return None, False
+    token = objects.track_tokens[index]
+    braking = token in braking_tracks(scene.annotations[: now + 1], now, POSE_INTERVAL_S)
+    speed = float(np.hypot(*objects.velocities[index, :2]))
+    return Lead(float(gap[nearest]), speed, braking, _earlier_gap(scene, path, token)), True
+
+
+def _earlier_gap(scene: Scene, path: NDArray[np.float64], token: str) -> float | None:
+    """Gap to the same vehicle one frame earlier; None where it was not seen then."""
+    frame = scene.now - 1
+    if frame < 0 or token not in scene.annotations[frame].track_tokens:
+        return None
+    index = scene.annotations[frame].track_tokens.index(token)
+    pose = _global_boxes(scene, frame)[index]
+    offset = pose[:2] - scene.ego_global[frame, :2]
+    length = float(scene.annotations[frame].boxes[index, 3])
+    return float(np.hypot(*offset)) - 0.5 * length - EGO_FRONT_M
+
+
+def _heading_at(path: NDArray[np.float64], arc: NDArray[np.float64]) -> NDArray[np.float64]:
+    line = shapely.LineString(path)
+    ends = [shapely.get_coordinates(shapely.line_interpolate_point(line, np.clip(arc + d, 0.0, line.length)))
+            for d in (-0.5, 0.5)]  # fmt: skip
+    step = ends[1] - ends[0]
+    return np.arctan2(step[:, 1], step[:, 0])
+
+
+def _light(scene: Scene, vector_map: VectorMap, path: NDArray[np.float64], view: CameraView) -> str | None:
+    """State of the lights that face the ego car and show in the picture; None where they differ or are too far."""
+    ego = scene.ego_global[scene.now]
+    signals = signals_near(vector_map, scene.traffic_lights[scene.now], ego[:2], LIGHT_OPEN_M + 40.0)
+    facing = [signal for signal in signals if abs(float(wrap_angle(signal.pose[2] - ego[2]))) < np.pi / 4]
+    states, far = set(), False
+    for signal in facing:
+        arc, lateral = along(path, signal.pose[None, :2])
+        if abs(lateral[0]) > 6.0 or not _shows(signal, ego, view):
+            continue
+        if arc[0] <= LIGHT_M:
+            states.add("red" if signal.is_red else "green")
+        elif arc[0] <= LIGHT_OPEN_M + 40.0:
+            far = True
+    if len(states) == 1:
+        return states.pop()
+    return None if states or far else "none"
+
+
+def _shows(signal: Signal, ego: NDArray[np.float64], view: CameraView) -> bool:
+    xy = rotate(signal.pose[:2] - ego[:2], -ego[2])
+    (u, v), depth = view.project(np.array([*xy, signal.height]))
+    return bool(depth > 1.0 and 0 <= u < VISIBLE_SIZE[0] and 0 <= v < VISIBLE_SIZE[1])
+
+
+def _pedestrian(
+    scene: Scene, vector_map: VectorMap, path: NDArray[np.float64], pixels: NDArray[np.int64]
+) -> bool | None:
+    """Whether a pedestrian is on the road ahead; None if one is there but hidden or at the edge of what counts."""
+    objects = scene.annotations[scene.now]
+    people = [i for i, name in enumerate(objects.names) if name == "pedestrian"]
+    if not people:
+        return False
+    poses = _global_boxes(scene, scene.now)[people]
+    arc, lateral = along(path, poses[:, :2])
+    is_open = False
+    for k, index in enumerate(people):
+        if not (1.0 < arc[k] < PEDESTRIAN_OPEN_M and abs(lateral[k]) < 9.0):
+            continue
+        point = shapely.Point(poses[k, :2])
+        on_road = len(vector_map.roadblocks.query(point)) or len(vector_map.intersections.query(point))
+        if not on_road:
+            continue
+        if arc[k] <= PEDESTRIAN_M and abs(lateral[k]) < 7.0 and pixels[index] >= VISIBLE_PIXELS["pedestrian"]:
+            return True
+        is_open = True
+    return None if is_open else False
+
+
+def _neighbours(
+    vector_map: VectorMap, ego: NDArray[np.float64], path: NDArray[np.float64]
+) -> tuple[str | None, str | None]:
+    """What lies beside the lane: one in the same direction, an oncoming one, or none. None (open) at junctions."""
+    lanes = vector_map.lanes.query(shapely.Point(ego[:2]))
+    if not len(lanes) or shapely.LineString(path).length < 15.0:
+        return None, None
+    spot = shapely.get_coordinates(shapely.line_interpolate_point(shapely.LineString(path), 10.0))[0]
+    if len(vector_map.intersections.query(shapely.Point(spot))):
+        return None, None
+    heading = float(_heading_at(path, np.array([10.0]))[0])
+    width = lane_width(vector_map, int(lanes[0]))
+    sides = []
+    for sign in (1.0, -1.0):
+        beside = spot + sign * width * np.array([-np.sin(heading), np.cos(heading)])
+        point = shapely.Point(beside)
+        headings = []
+        for position in vector_map.lanes.query(point):
+            poses = vector_map.lanes.baseline_of(int(position))
+            headings.append(poses[np.linalg.norm(poses[:, :2] - beside, axis=1).argmin(), 2])
+        cosines = np.cos(np.array(headings) - heading)
+        if not headings:
+            crossing = len(vector_map.lane_connectors.query(point)) or len(vector_map.intersections.query(point))
+            sides.append(None if crossing else "none")
+        elif (cosines > 0.7).all():
+            sides.append("same")
+        elif (cosines < -0.7).all():
+            sides.append("oncoming")
+        else:
+            sides.append(None)
+    return sides[0], sides[1]
+
+
+def _actions(scene: Scene, path: NDArray[np.float64]) -> tuple[str, str]:
+    """(speed, path) words for what the ego car did over the next 4 s."""
+    poses = scene.future_poses(HORIZON_POSES)
+    start = float(np.hypot(*scene.ego_dynamics[scene.now, :2]))
+    end = float(np.linalg.norm(poses[-1, :2] - poses[-2, :2])) / POSE_INTERVAL_S
+    if end < STANDING_MPS:
+        speed = "stay stopped" if start < STANDING_MPS else "stop"
+    elif end - start > SPEED_CHANGE_MPS:
+        speed = "accelerate"
+    else:
+        speed = "decelerate" if start - end > SPEED_CHANGE_MPS else "keep speed"
+    if poses[-1, 2] > TURN_RAD:
+        return speed, "turn left"
+    if poses[-1, 2] < -TURN_RAD:
+        return speed, "turn right"
+    ends = to_global(np.stack([np.zeros(3), poses[-1]]), scene.ego_global[scene.now])
+    _, lateral = along(path, ends[:, :2])
+    shift = float(lateral[1] - lateral[0])
+    if abs(shift) > LANE_CHANGE_M:
+        return speed, "change lane left" if shift > 0 else "change lane right"
+    return speed, "go straight"

@@ -1,0 +1,265 @@
+"""The questions: wording, short answers, whether the picture is needed, and how an answer is checked.
+
+``answer`` of a record is the canonical form: a word of ``choices``, a number, or poses. Wording varies in the
+question; the answer keeps one short form, so that exact and tolerant checks agree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from navsim_ext.frames import NUM_HISTORY_POSES, POSE_INTERVAL_S
+from navsim_ext.prompts import COMMAND_WORDS, format_pose, format_trajectory
+from navsim_ext.scene import Scene
+from navsim_ext.synthetic.qa_facts import HORIZON_POSES, Facts
+
+NEAR_M, MEDIUM_M = 10.0, 25.0  # gap to the lead vehicle: near, medium, far
+SPEED_TOLERANCE_MPS = 0.5
+TRAJECTORY_TOLERANCE_M = 1.0  # mean distance over the 8 poses
+
+Answer = str | float | list[list[float]]
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One type. ``make`` returns (fields of the wording, text of the answer, canonical answer), or None."""
+
+    name: str
+    image_dependent: bool
+    wordings: tuple[str, ...]
+    make: Callable[[Scene, Facts], tuple[dict[str, Any], str, Answer] | None]
+    choices: tuple[str, ...] = ()
+    tolerance: float = 0.0
+
+
+def _history(scene: Scene) -> str:
+    poses = scene.history_poses()[-NUM_HISTORY_POSES:]
+    steps = range(len(poses) - 1, -1, -1)
+    return ", ".join(f"t-{step}: {format_pose(pose)}" for step, pose in zip(steps, poses, strict=True))
+
+
+def _ego_speed(scene: Scene, facts: Facts) -> tuple[dict, str, Answer]:
+    """From the poses in the question: distance of the last interval over its time."""
+    poses = scene.history_poses()
+    speed = round(float(np.linalg.norm(poses[-1, :2] - poses[-2, :2])) / POSE_INTERVAL_S, 1)
+    return {"history": _history(scene)}, f"{speed:.1f} m/s", speed
+
+
+def _lead_distance(scene: Scene, facts: Facts) -> tuple[dict, str, Answer] | None:
+    if not facts.lead_known:
+        return None
+    if facts.lead is None:
+        return {}, "none", "none"
+    gap = facts.lead.gap
+    word = "near" if gap < NEAR_M else "medium" if gap < MEDIUM_M else "far"
+    return {}, f"{word}, {gap:.0f} m", word
+
+
+def _lead_speed(scene: Scene, facts: Facts) -> tuple[dict, str, Answer] | None:
+    """From the text: v_lead = v_ego + (gap now - gap before) / 0.5 s."""
+    if facts.lead is None or facts.lead.earlier_gap is None:
+        return None
+    ego, before, now = round(facts.ego_speed, 1), round(facts.lead.earlier_gap, 1), round(facts.lead.gap, 1)
+    speed = round(max(ego + (now - before) / POSE_INTERVAL_S, 0.0), 1)
+    return {"ego": f"{ego:.1f}", "before": f"{before:.1f}", "now": f"{now:.1f}"}, f"{speed:.1f} m/s", speed
+
+
+def _lead_braking(scene: Scene, facts: Facts) -> tuple[dict, str, Answer] | None:
+    if facts.lead is None or facts.lead.gap > 40.0:
+        return None
+    word = "yes" if facts.lead.braking else "no"
+    return {}, word, word
+
+
+def _word(name: str, words: Mapping[Any, str]) -> Callable[[Scene, Facts], tuple[dict, str, Answer] | None]:
+    def make(scene: Scene, facts: Facts) -> tuple[dict, str, Answer] | None:
+        value = getattr(facts, name)
+        return None if value is None else ({}, words[value], words[value])
+
+    return make
+
+
+def _command(scene: Scene, facts: Facts) -> tuple[dict, str, Answer] | None:
+    if facts.command == "unknown":
+        return None
+    return {"command": COMMAND_WORDS[facts.command]}, facts.command, facts.command
+
+
+def _meta_action(scene: Scene, facts: Facts) -> tuple[dict, str, Answer] | None:
+    answer = f"{facts.speed_action}, {facts.path_action}"
+    return {"history": _history(scene), "command": COMMAND_WORDS[facts.command]}, answer, answer
+
+
+def _trajectory(scene: Scene, facts: Facts) -> tuple[dict, str, Answer]:
+    poses = scene.future_poses(HORIZON_POSES)
+    return {}, format_trajectory(poses), np.round(poses, 2).tolist()
+
+
+SPEED_ACTIONS = ("stay stopped", "stop", "accelerate", "decelerate", "keep speed")
+PATH_ACTIONS = ("turn left", "turn right", "change lane left", "change lane right", "go straight")
+_LANE = {"same": "same direction", "oncoming": "oncoming", "none": "none"}
+
+QUESTIONS: dict[str, Question] = {
+    question.name: question
+    for question in (
+        Question(
+            "ego_speed",
+            False,
+            (
+                "Ego poses of the last 1.5 s, 0.5 s apart, as (x, y, heading): {history}. How fast does it drive now?",
+                "Ego poses every 0.5 s, newest last: {history}. Give the present speed of the ego car in m/s.",
+                "From these poses of the ego car at 2 Hz, {history}, what is its current speed?",
+                "Work out the ego car's speed over the last half second from its poses: {history}.",
+            ),
+            _ego_speed,
+            tolerance=SPEED_TOLERANCE_MPS,
+        ),
+        Question(
+            "lead_vehicle_distance",
+            True,
+            (
+                "How far ahead is the vehicle in our lane? Answer near (< 10 m), medium (10 to 25 m), far, or none.",
+                "Is a vehicle ahead of us in our lane, and how far away: near (< 10 m), medium (< 25 m), far, or none?",
+                "Judge the gap to the lead vehicle: near (under 10 m), medium (10 to 25 m), far (beyond), none.",
+                "What is the distance to the car that we are following? near, medium, far or none, with metres.",
+            ),
+            _lead_distance,
+            ("near", "medium", "far", "none"),
+        ),
+        Question(
+            "lead_vehicle_speed",
+            False,
+            (
+                "The ego car drives {ego} m/s. The gap to the vehicle ahead was {before} m half a second ago and is "
+                "{now} m now. How fast does that vehicle drive?",
+                "Half a second ago the lead vehicle was {before} m ahead, now it is {now} m; our speed is {ego} m/s. "
+                "Give its speed.",
+                "Gap to the lead vehicle: {before} m, then {now} m after 0.5 s, at an ego speed of {ego} m/s. Speed of "
+                "the lead vehicle?",
+            ),
+            _lead_speed,
+            tolerance=SPEED_TOLERANCE_MPS,
+        ),
+        Question(
+            "lead_vehicle_braking",
+            True,
+            (
+                "Are the brake lights of the vehicle ahead on? Answer yes or no.",
+                "Is the lead vehicle braking? yes or no.",
+                "Look at the car in front of us: does it brake? yes or no.",
+            ),
+            _lead_braking,
+            ("yes", "no"),
+        ),
+        Question(
+            "traffic_light",
+            True,
+            (
+                "What does the traffic light ahead show? Answer red, green or none.",
+                "Which colour is the traffic light for our lane: red, green, or none if there is no light?",
+                "State of the traffic signal in front of us? red, green or none.",
+                "Is there a traffic light ahead, and what does it show: red, green or none?",
+            ),
+            _word("light", {"red": "red", "green": "green", "none": "none"}),
+            ("red", "green", "none"),
+        ),
+        Question(
+            "crossing_pedestrian",
+            True,
+            (
+                "Is a pedestrian on the road ahead of us? yes or no.",
+                "Do we have to watch out for a person on the roadway in front of the car? yes or no.",
+                "Is anybody crossing the road ahead on foot? yes or no.",
+            ),
+            _word("pedestrian", {True: "yes", False: "no"}),
+            ("yes", "no"),
+        ),
+        Question(
+            "lane_left",
+            True,
+            (
+                "What is on the left of our lane: a lane in the same direction, oncoming traffic, or none?",
+                "Drivable space to our left? Answer same direction, oncoming or none.",
+                "Which kind of lane lies to the left of the ego car: same direction, oncoming, none?",
+            ),
+            _word("left", _LANE),
+            tuple(_LANE.values()),
+        ),
+        Question(
+            "lane_right",
+            True,
+            (
+                "What is on the right of our lane: a lane in the same direction, oncoming traffic, or none?",
+                "Drivable space to our right? Answer same direction, oncoming or none.",
+                "Which kind of lane lies to the right of the ego car: same direction, oncoming, none?",
+            ),
+            _word("right", _LANE),
+            tuple(_LANE.values()),
+        ),
+        Question(
+            "navigation_command",
+            False,
+            (
+                "The navigation says [{command}]. Which way do we go: left, straight or right?",
+                "Navigation command: [{command}]. In one word, left, straight or right?",
+                "Where does the route lead, given the instruction [{command}]? left, straight or right.",
+            ),
+            _command,
+            ("left", "straight", "right"),
+        ),
+        Question(
+            "meta_action",
+            True,
+            (
+                "Ego poses at 2 Hz: {history}. Navigation command: [{command}]. What should the ego car do over the "
+                "next 4 seconds? Name a speed action (stay stopped, stop, accelerate, decelerate, keep speed) and a "
+                "path action (turn left, turn right, change lane left, change lane right, go straight).",
+                "Given the picture, the poses {history} and the command [{command}], choose the next manoeuvre: stay "
+                "stopped, stop, accelerate, decelerate or keep speed; and turn left, turn right, change lane left, "
+                "change lane right or go straight.",
+            ),
+            _meta_action,
+            tuple(f"{speed}, {path}" for speed in SPEED_ACTIONS for path in PATH_ACTIONS),
+        ),
+        Question("trajectory", True, (), _trajectory, tolerance=TRAJECTORY_TOLERANCE_M),
+    )
+}
+
+
+def is_correct(kind: str, answer: Answer, text: str) -> bool:
+    """Whether ``text``, a model's reply to a question of type ``kind``, agrees with the canonical ``answer``.
+
+    Words: the first choice that occurs in the reply (longest match) is the answer's; for two-part answers both parts.
+    Numbers: the first number within the tolerance. Trajectories: 8 poses whose mean distance is within it.
+    """
+    question = QUESTIONS[kind]
+    if kind == "trajectory":
+        return _trajectory_agrees(answer, text, question.tolerance)
+    if not question.choices:
+        number = _NUMBER.search(text)
+        return number is not None and abs(float(number.group()) - float(answer)) <= question.tolerance + 1e-9
+    if kind == "meta_action":
+        speed, path = str(answer).split(", ")
+        return _first_choice(text, SPEED_ACTIONS) == speed and _first_choice(text, PATH_ACTIONS) == path
+    return _first_choice(text, question.choices) == answer
+
+
+def _first_choice(text: str, choices: tuple[str, ...]) -> str | None:
+    words = "|".join(sorted((re.escape(choice) for choice in choices), key=len, reverse=True))
+    found = re.search(rf"\b(?:{words})\b", " ".join(text.lower().split()))
+    return found.group() if found else None
+
+
+def _trajectory_agrees(answer: Answer, text: str, tolerance_m: float) -> bool:
+    numbers = [float(number) for number in _NUMBER.findall(text)]
+    wanted = np.asarray(answer, dtype=np.float64)
+    if len(numbers) != wanted.size:
+        return False
+    poses = np.array(numbers).reshape(wanted.shape)
+    return bool(np.linalg.norm(poses[:, :2] - wanted[:, :2], axis=1).mean() <= tolerance_m)
