@@ -1,0 +1,50 @@
+"""Generates driving questions: ``python -m stage1_vlm.generate_qa data.index=... server.url=... output_dir=...``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from navsim_ext.dataset import SceneDataset
+from navsim_ext.runtime.config import job
+from stage1_vlm.qa_engine.client import ServerSettings
+from stage1_vlm.qa_engine.engine import QaEngine
+
+_log = logging.getLogger(__name__)
+
+
+def server_settings(node: DictConfig) -> ServerSettings:
+    """Settings of a server; its key is read from the environment variable ``api_key_variable``, never from a file."""
+    options: dict[str, Any] = OmegaConf.to_container(node, resolve=True)
+    variable = options.pop("api_key_variable")
+    return ServerSettings(**options, api_key=os.environ.get(variable) if variable else None)
+
+
+def generate(cfg: DictConfig) -> dict[str, int]:
+    scenes = SceneDataset(cfg.data.index, cameras=tuple(cfg.data.cameras), sensor_root=cfg.data.sensor_root)
+    engine = QaEngine(
+        scenes,
+        cfg.output_dir,
+        server_settings(cfg.server),
+        server_settings(cfg.judge),
+        cameras=tuple(cfg.data.cameras),
+        prompts=cfg.prompts,
+        template=cfg.template,
+        pairs_per_phase=cfg.pairs_per_phase,
+        keep_above=cfg.keep_above,
+        scenes_at_once=cfg.scenes_at_once,
+        give_up_after=cfg.give_up_after,
+    )
+    return engine.run()
+
+
+@job("generate_qa")
+def main(cfg: DictConfig) -> None:
+    _log.info("%s: %s", cfg.output_dir, generate(cfg))
+
+
+if __name__ == "__main__":
+    main()
