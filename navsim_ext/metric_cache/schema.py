@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -28,12 +29,14 @@ from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.metric_cache.polygon_table import PolygonTable
 from navsim_ext.pdm.version import scorer_fields
+from navsim_ext.shards import ShardStore
 
 KIND = "metric_cache"  # Fingerprint.kind of a metric cache
 SCHEMA_VERSION = 1
 VERSIONS = ("v1", "v2")
 NUM_FRAMES = 11  # 2 Hz frames 0 ... 5 s
 NUM_FRAMES_V2 = 9  # 2 Hz frames 0 ... 4 s
+REPORT_FILE = "report.json"  # the builder's: what could not be cached, and why
 MAPS_FOLDER = "maps"  # inside the cache folder: one PolygonTable per map location
 
 
@@ -181,20 +184,23 @@ def cache_fields() -> dict[str, Any]:
 class MetricCache:
     """A finished metric cache, opened for scoring: ``load`` costs microseconds, maps are opened once per process.
 
-    ``resident`` is how many scenes stay prepared for the scorer between calls (least recently used go first).
+    ``resident`` is how many scenes stay prepared for the scorer between calls (least recently used go first). A pickled
+    cache reopens itself, so it may be handed to DataLoader workers.
     Raises MetricCacheMismatch when schema or scorer version differ from this program's.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, resident: int = 256) -> None:
-        from navsim_ext.shards import ShardStore
-
         self.folder = Path(folder)
         self.resident = resident
         self._store = ShardStore(self.folder)
         self.fingerprint: Fingerprint = self._store.fingerprint
         require_current(self.fingerprint, str(self.folder))
         self._maps: dict[str, PolygonTable] = {}
-        self.prepared: OrderedDict[str, Any] = OrderedDict()  # token -> scene arrays of the scorer
+        self.prepared: OrderedDict[str, Any] = OrderedDict()  # token -> scene made ready by navsim_ext.pdm.resident
+        self.lock = threading.RLock()  # guards ``prepared`` and the maps
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (str(self.folder), self.resident)
 
     @property
     def tokens(self) -> Sequence[str]:
@@ -207,17 +213,38 @@ class MetricCache:
         return token in self._store
 
     def load(self, token: str) -> SceneMetricCache:
-        """The record of a token, as views of the memory map; raises MissingError naming token and folder."""
+        """The record of a token, as views of the memory map; raises MissingError saying why there is none."""
         if token not in self._store:
-            raise MissingError(f"token {token} is not in the metric cache {self.folder} ({len(self)} scenes): build it")
+            raise MissingError(f"{self.folder}: {self.why_missing(token)}")
         return SceneMetricCache.from_arrays(token, self._store.get(token))
+
+    def why_missing(self, token: str) -> str:
+        """Why a token has no record: the builder's reason where it reported one."""
+        reason = self._invalid.get(token)
+        if reason is not None:
+            return f"token {token} could not be cached: {reason}"
+        return f"token {token} is not in the metric cache ({len(self)} scenes)"
 
     def polygons(self, location: str) -> PolygonTable:
         """The polygon table of a map location, opened on first use."""
-        table = self._maps.get(location)
-        if table is None:
-            table = self._maps[location] = PolygonTable.load(map_folder(self.folder, location))
+        with self.lock:
+            table = self._maps.get(location)
+            if table is None:
+                table = self._maps[location] = PolygonTable.load(map_folder(self.folder, location))
         return table
+
+    @functools.cached_property
+    def _invalid(self) -> dict[str, str]:
+        """token -> reason, from the builder's report."""
+        path = self.folder / REPORT_FILE
+        if not path.is_file():
+            return {}
+        entries = json.loads(path.read_text())["entries"]
+        return {entry["token"]: f"{entry['kind']}: {entry['reason']}" for entry in entries if entry["token"]}
+
+
+def _reopen(folder: str, resident: int) -> MetricCache:
+    return MetricCache(folder, resident=resident)
 
 
 def map_folder(cache: str | os.PathLike[str], location: str) -> Path:

@@ -1,1 +1,34 @@
-"""NAVSIM's PDM score: simulator, scorers v1.1 and v2.2, the PDM-Closed reference, compiled and exact."""
+"""NAVSIM's PDM score: simulator, scorers v1.1 and v2.2, the PDM-Closed reference, compiled and exact.
+
+from navsim_ext.pdm import RewardWeights, score
+result = score(tokens, trajectories, MetricCache(folder), reward=RewardWeights())   # result.pdms_v1, result.reward
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from navsim_ext.pdm.columns import RewardWeights
+    from navsim_ext.pdm.result import PdmResult
+    from navsim_ext.pdm.scores import TrajectoryShapeError, score, score_pairs
+    from navsim_ext.pdm.version import scorer_fingerprint
+
+__all__ = ["PdmResult", "RewardWeights", "TrajectoryShapeError", "score", "score_pairs", "scorer_fingerprint"]
+
+_HOME = {
+    "PdmResult": "result",
+    "RewardWeights": "columns",
+    "TrajectoryShapeError": "scores",
+    "score": "scores",
+    "score_pairs": "scores",
+    "scorer_fingerprint": "version",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the public names on first use: kernels of the scorer need the schema of the metric cache, and it us."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

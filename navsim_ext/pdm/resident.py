@@ -68,18 +68,31 @@ def prepare(scene: SceneMetricCache, table: PolygonTable) -> ResidentScene:
     )
 
 
-def resident(token: str, cache: MetricCache) -> ResidentScene:
-    """The prepared scene of a token, kept in the cache's least-recently-used store."""
-    scene = cache.prepared.get(token)
-    if scene is not None:
-        cache.prepared.move_to_end(token)
-        return scene
+class LoadedScene(NamedTuple):
+    """A prepared scene and what results say about it."""
+
+    arrays: ResidentScene
+    log_name: str
+    map_label: str
+
+
+def resident(token: str, cache: MetricCache) -> LoadedScene:
+    """The prepared scene of a token, kept in the cache's least-recently-used store; safe from several threads.
+
+    Raises MissingError for a token without a record, UnscorableScene where the scene allows no score.
+    """
+    with cache.lock:
+        loaded = cache.prepared.get(token)
+        if loaded is not None:
+            cache.prepared.move_to_end(token)
+            return loaded
     record = cache.load(token)
-    scene = prepare(record, cache.polygons(record.map_location))
-    cache.prepared[token] = scene
-    while len(cache.prepared) > cache.resident:
-        cache.prepared.popitem(last=False)
-    return scene
+    loaded = LoadedScene(prepare(record, cache.polygons(record.map_location)), record.log_name, record.map_label)
+    with cache.lock:
+        cache.prepared[token] = loaded
+        while len(cache.prepared) > cache.resident:
+            cache.prepared.popitem(last=False)
+    return loaded
 
 
 def past_rows(states: NDArray[np.float64], times_us: NDArray[np.int64]) -> NDArray[np.float64]:

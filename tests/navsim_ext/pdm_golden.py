@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from navsim_ext.metric_cache.polygon_table import PolygonTable
+from navsim_ext.metric_cache.scene_record import with_reference_scores
 from navsim_ext.metric_cache.schema import NUM_FRAMES, NUM_FRAMES_V2, SceneMetricCache, encode_text
-from navsim_ext.pdm.reference_terms import complete
+from navsim_ext.pdm.resident import prepare
 
 LANE_CONNECTOR = 11
 
@@ -22,16 +23,43 @@ def golden_table(cache: dict[str, np.ndarray]) -> PolygonTable:
     return PolygonTable.from_rings(rings, types, [*cache["map_tokens"], *cache["red_tokens"]])
 
 
+def exact_poses(corners: np.ndarray, sizes: np.ndarray, headings: np.ndarray) -> np.ndarray:
+    """Corners [K,n,4,2] -> poses [K,n,3] whose boxes have these very corners, where such poses exist.
+
+    ``headings`` [K,n] are taken where finite; elsewhere they come from the corners (to about 1e-10 rad).
+    Corners are sums rounded at UTM magnitude, so a centre is known to a few units in the last place only; neighbours
+    of the mean are tried until the rounding fits.
+    """
+    along = corners[:, :, 0] - corners[:, :, 1] + corners[:, :, 3] - corners[:, :, 2]
+    heading = np.where(np.isfinite(headings), headings, np.arctan2(along[..., 1], along[..., 0]))
+    length, width = sizes[:, 0] / 2.0, sizes[:, 1] / 2.0
+    lx, ly = length * np.cos(heading), length * np.sin(heading)
+    wx, wy = width * np.cos(heading + np.pi / 2), width * np.sin(heading + np.pi / 2)
+    offsets = np.stack([[wx + lx, wx - lx, -wx - lx, -wx + lx], [wy + ly, wy - ly, -wy - ly, -wy + ly]], axis=-1)
+    offsets = np.moveaxis(offsets, 0, 2)  # [K,n,4,2]
+    first = corners[:, :, :1] - offsets[:, :, :1]
+    best, misfit = first[:, :, 0].copy(), np.full(first[:, :, 0].shape, np.inf)
+    for ulps in (0, 1, -1, 2, -2, 3, -3):
+        center = first[:, :, 0] + ulps * np.spacing(np.abs(first[:, :, 0])) / 2.0 ** (ulps == 0)
+        wrong = (center[:, :, None] + offsets != corners).sum(axis=2).astype(float)
+        better = wrong < misfit
+        best, misfit = np.where(better, center, best), np.where(better, wrong, misfit)
+    return np.concatenate([best, heading[..., None]], axis=-1)
+
+
 def golden_scene(folder: Path, token: str) -> tuple[SceneMetricCache, PolygonTable]:
     """Record and polygons of a token from ``<folder>/<token>_{v11,v22}.npz``, reference terms computed."""
     v1, v2 = (dict(np.load(folder / f"{token}_{version}.npz")) for version in ("v11", "v22"))
     table = golden_table(v2)
-    count = len(v1["obj_tokens"])
     corners = v1["obs_corners"][::5]  # [11,n,4,2] FL, RL, RR, FR
-    poses = np.full((count, NUM_FRAMES, 3), np.nan)
-    poses[:, :, :2] = corners.mean(axis=2).swapaxes(0, 1)
-    along = (corners[:, :, 0] - corners[:, :, 1]).swapaxes(0, 1)
-    poses[:, :, 2] = np.arctan2(along[..., 1], along[..., 0])
+    headings = np.full(corners.shape[:2], np.nan)
+    rows = [v1["obj_tokens"].tolist().index(name) for name in v2["obj_tokens"]]
+    headings[:NUM_FRAMES_V2, rows] = v2["obs_heading"][::5]
+    along = corners[NUM_FRAMES_V2:, :, 0] - corners[NUM_FRAMES_V2:, :, 1]
+    last = headings[NUM_FRAMES_V2 - 1]  # v2 ends there; who drives straight on keeps its heading to the bit
+    straight = np.abs(np.arctan2(along[..., 1], along[..., 0]) - last) < 1e-8
+    headings[NUM_FRAMES_V2:] = np.where(straight, last, np.nan)
+    poses = exact_poses(corners, v1["obj_lwh"], headings).swapaxes(0, 1).copy()
     in_v2 = np.isin(v1["obj_tokens"], v2["obj_tokens"])
     early = np.isfinite(poses[:, :NUM_FRAMES_V2, 0]).any(axis=1)
     for j in np.flatnonzero(early & ~in_v2):  # seen once, after v2's horizon: stands at all steps of v1 only
@@ -68,4 +96,4 @@ def golden_scene(folder: Path, token: str) -> tuple[SceneMetricCache, PolygonTab
         ),
         **terms,
     )
-    return complete(scene.validate(), table), table
+    return with_reference_scores(scene.validate(), prepare(scene, table)), table

@@ -1,0 +1,247 @@
+"""``score`` and ``score_pairs``: predicted trajectories -> PDM results, on the metric cache.
+
+Legend: N rows (a token may repeat: a GRPO group is G rows of one token), trajectories [N,8,3] in the ego frame of now:
+x forward, y left [m], heading counter-clockwise [rad], at 0.5, 1.0 ... 4.0 s.
+
+Kernels run without the GIL, so plain threads scale; there are no thread pools that a fork could break, and the calls
+may be made in DataLoader workers and inside a training process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from navsim_ext.errors import DataError
+from navsim_ext.metric_cache.schema import VERSIONS, MetricCache
+from navsim_ext.pdm.columns import NO_REWARD, NUM_COLUMNS, V2_EC, RewardWeights, finish_reward, finish_v2
+from navsim_ext.pdm.comfort import comfort_filters, two_frame_comfort
+from navsim_ext.pdm.ego import NUM_POSES, NUM_STEPS, STATE_SIZE, STEP_S
+from navsim_ext.pdm.resident import LoadedScene, UnscorableScene, resident
+from navsim_ext.pdm.result import PdmResult
+from navsim_ext.pdm.scorer import score_trajectories
+from navsim_ext.pdm.traffic import V1, V2
+
+MAX_FRAME_GAP_S = 0.55  # two scenes of a log at most this far apart are neighbours
+ROWS_PER_THREAD = 8  # below this, starting a thread costs more than it saves
+CHUNK_ROWS = 64
+
+
+class TrajectoryShapeError(DataError):
+    """Trajectories that are not [N,8,3] numbers, or not as many as tokens."""
+
+
+def score(
+    tokens: Sequence[str],
+    trajectories: ArrayLike,
+    metric_cache: MetricCache,
+    *,
+    versions: Sequence[str] = VERSIONS,
+    reward: RewardWeights | None = None,
+    threads: int | None = None,
+    keep_states: bool = False,
+) -> PdmResult:
+    """Scores N trajectories, each alone against PDM-Closed; two-frame comfort is left out (v2_ec NaN, weight 14).
+
+    ``versions``: which of "v1" (PDMS, NAVSIM 1.1) and "v2" (EPDMS, NAVSIM 2.2) to compute. ``reward`` adds a column.
+    ``threads``: None takes the cores this process may use, 1 stays in the calling thread.
+    Rows that cannot be scored are invalid with a reason: NaN or infinite poses, a token without a record, a scene that
+    allows no score. Raises TrajectoryShapeError for wrong shapes, DataError for an unknown version.
+    """
+    poses = check_trajectories(tokens, trajectories)
+    bits, weights = _options(versions, reward)
+    rows, states, loaded, reasons = _run(list(tokens), poses, metric_cache, bits, weights, threads)
+    return _result(tokens, rows, states if keep_states else None, loaded, reasons)
+
+
+def score_pairs(
+    tokens: Sequence[str],
+    trajectories: ArrayLike,
+    metric_cache: MetricCache,
+    *,
+    names: Sequence[str] | None = None,
+    previous: Sequence[int] | None = None,
+    versions: Sequence[str] = VERSIONS,
+    reward: RewardWeights | None = None,
+    threads: int | None = None,
+    keep_states: bool = False,
+) -> PdmResult:
+    """As ``score``, with v2's two-frame comfort (v2_ec) for every row that has a predecessor.
+
+    The predecessor of a row is the valid row of the same ``names`` entry (default: all one planner) whose scene comes
+    before it in the same log, at most 0.55 s earlier; or the row that ``previous`` [N] says (-1: none). Rows without a
+    predecessor keep v2_ec NaN and the weight 14, as in NAVSIM. Raises DataError when a planner has a token twice (the
+    predecessor would be ambiguous) or ``previous`` is out of range.
+    """
+    poses = check_trajectories(tokens, trajectories)
+    bits, weights = _options(versions, reward)
+    if not bits & V2:
+        raise DataError("score_pairs computes two-frame comfort, a part of v2: versions must include 'v2'")
+    tokens = list(tokens)
+    rows, states, loaded, reasons = _run(tokens, poses, metric_cache, bits, weights, threads)
+    if previous is None:
+        previous = _predecessors(tokens, names, loaded, reasons)
+    elif len(previous) != len(tokens) or not all(-1 <= other < len(tokens) for other in previous):
+        raise DataError(f"previous must hold {len(tokens)} row numbers below {len(tokens)}, or -1")
+    for row, other in enumerate(previous):
+        if other < 0 or reasons[row] or reasons[other]:
+            continue
+        scene, before = loaded[tokens[row]].arrays, loaded[tokens[other]].arrays
+        shift = _shift(scene.time_us * 1e-6 - before.time_us * 1e-6)
+        if shift is None:
+            raise DataError(
+                f"previous[{row}] = {other}: scene {tokens[other]} is {(scene.time_us - before.time_us) * 1e-6:.3f} s "
+                f"before {tokens[row]}; more than 0.05 s and at most {MAX_FRAME_GAP_S} s were expected"
+            )
+        filters = comfort_filters("two_frame", NUM_STEPS - shift)
+        rows[row, V2_EC] = two_frame_comfort(filters, states[row, :-shift], states[other, shift:])
+        finish_v2(rows[row], scene.reference_progress[1], scene.reference_multiplier[1], scene.human)
+        finish_reward(rows[row], weights)
+    return _result(tokens, rows, states if keep_states else None, loaded, reasons)
+
+
+def check_trajectories(tokens: Sequence[str], trajectories: ArrayLike) -> NDArray[np.float64]:
+    """[N,8,3] contiguous float64; raises TrajectoryShapeError naming both shapes."""
+    if isinstance(tokens, str):
+        raise TrajectoryShapeError(f"tokens is the single string {tokens!r}; a sequence of tokens was expected")
+    try:
+        poses = np.ascontiguousarray(trajectories, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TrajectoryShapeError(f"trajectories are not an array of numbers: {error}") from error
+    if poses.shape != (len(tokens), NUM_POSES, 3):
+        raise TrajectoryShapeError(
+            f"trajectories have shape {list(poses.shape)} for {len(tokens)} tokens; [{len(tokens)},{NUM_POSES},3] was "
+            "expected: x, y [m], heading [rad] at 0.5 ... 4.0 s in the ego frame"
+        )
+    return poses
+
+
+def _options(versions: Sequence[str], reward: RewardWeights | None) -> tuple[int, NDArray[np.float64]]:
+    unknown = [version for version in versions if version not in VERSIONS]
+    if unknown or not versions or isinstance(versions, str):
+        raise DataError(f"versions is {versions!r}; a non-empty choice of {VERSIONS} was expected")
+    bits = sum({"v1": V1, "v2": V2}[version] for version in set(versions))
+    if reward is None:
+        return bits, NO_REWARD
+    if reward.version not in versions:
+        raise DataError(f"the reward weighs {reward.version} sub-scores, but versions is {tuple(versions)}")
+    return bits, reward.as_array()
+
+
+def _run(
+    tokens: list[str],
+    poses: NDArray[np.float64],
+    cache: MetricCache,
+    bits: int,
+    weights: NDArray[np.float64],
+    threads: int | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, LoadedScene], NDArray[np.object_]]:
+    """Rows [N,columns], simulated states [N,41,11], the scenes that were scored, and reasons [N] ("" where valid)."""
+    count = len(tokens)
+    rows = np.full((count, NUM_COLUMNS), np.nan)
+    states = np.empty((count, NUM_STEPS, STATE_SIZE))
+    reasons = np.full(count, "", dtype=object)
+    loaded: dict[str, LoadedScene] = {}
+    finite = np.isfinite(poses).all(axis=(1, 2))
+    for row in np.flatnonzero(~finite):
+        bad = int(np.argwhere(~np.isfinite(poses[row]).all(axis=1))[0, 0])
+        reasons[row] = f"trajectory is not finite: pose {bad} is {poses[row, bad].tolist()}"
+
+    groups: dict[str, list[int]] = {}
+    for row in range(count):
+        if finite[row]:
+            groups.setdefault(tokens[row], []).append(row)
+
+    def work(token: str, members: list[int]) -> None:
+        if token not in cache:
+            reasons[members] = cache.why_missing(token)
+            return
+        try:
+            scene = resident(token, cache)
+        except UnscorableScene as error:
+            reasons[members] = str(error)
+            return
+        loaded[token] = scene
+        first, last = members[0], members[-1]
+        if last - first + 1 == len(members):
+            score_trajectories(
+                poses[first : last + 1], scene.arrays, bits, weights, rows[first : last + 1], states[first : last + 1]
+            )
+            return
+        part, part_states = rows[members], states[members]
+        score_trajectories(poses[members], scene.arrays, bits, weights, part, part_states)
+        rows[members], states[members] = part, part_states
+
+    jobs = [
+        (token, members[start : start + CHUNK_ROWS])
+        for token, members in groups.items()
+        for start in range(0, len(members), CHUNK_ROWS)
+    ]
+    if threads is None:
+        threads = min(available_cores(), count // ROWS_PER_THREAD)
+    if threads > 1 and len(jobs) > 1:
+        with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
+            list(pool.map(lambda job: work(*job), jobs))
+    else:
+        for token, members in jobs:
+            work(token, members)
+
+    overflow = finite & (reasons == "") & ~np.isfinite(states).all(axis=(1, 2)) if count else finite
+    reasons[overflow] = "the simulation of this trajectory is not finite: its poses are beyond any scale of driving"
+    rows[reasons != ""] = np.nan
+    return rows, states, loaded, reasons
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _result(
+    tokens: Sequence[str],
+    rows: NDArray[np.float64],
+    states: NDArray[np.float64] | None,
+    loaded: dict[str, LoadedScene],
+    reasons: NDArray[np.object_],
+) -> PdmResult:
+    labels = np.array([loaded[token].map_label if token in loaded else "" for token in tokens], dtype=object)
+    return PdmResult(tokens, rows, reasons == "", reasons, labels, states)
+
+
+def _predecessors(
+    tokens: list[str], names: Sequence[str] | None, loaded: dict[str, LoadedScene], reasons: NDArray[np.object_]
+) -> list[int]:
+    """Row of each row's predecessor, or -1: neighbours among the valid scenes of one planner in one log, by time."""
+    if names is not None and len(names) != len(tokens):
+        raise DataError(f"{len(names)} names were given for {len(tokens)} tokens")
+    drives: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    seen: dict[tuple[str, str], int] = {}
+    for row, token in enumerate(tokens):
+        name = "" if names is None else names[row]
+        if (name, token) in seen:
+            raise DataError(
+                f"token {token} stands twice for planner {name!r} (rows {seen[name, token]} and {row}): its "
+                "predecessor would be ambiguous; give each sample its own name, or pass `previous`"
+            )
+        seen[name, token] = row
+        if not reasons[row]:
+            scene = loaded[token]
+            drives.setdefault((name, scene.log_name), []).append((scene.arrays.time_us * 1e-6, row))
+    previous = [-1] * len(tokens)
+    for drive in drives.values():
+        drive.sort()
+        for (before, other), (now, row) in itertools.pairwise(drive):
+            if _shift(now - before) is not None:
+                previous[row] = other
+    return previous
+
+
+def _shift(gap_s: float) -> int | None:
+    """Steps by which two scenes ``gap_s`` apart overlap shifted; None when they are no neighbours."""
+    shift = round(gap_s / STEP_S)
+    return shift if shift >= 1 and gap_s <= MAX_FRAME_GAP_S else None
