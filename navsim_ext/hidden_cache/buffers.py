@@ -32,11 +32,15 @@ class BufferPool:
             fitting = next((number for number, buffer in enumerate(self._idle) if size <= len(buffer)), None)
             buffer = None if fitting is None else self._idle.pop(fitting)
         if buffer is None:
-            pinned = self.pin_memory and torch.cuda.is_available()
-            buffer = torch.empty(int(size * SPARE), dtype=torch.uint8, pin_memory=pinned)
+            buffer = self._allocate(int(size * SPARE))
         lent = buffer[:size].numpy()  # every view of it, numpy's or torch's, keeps this very object alive
         weakref.finalize(lent, self._give_back, buffer).atexit = False
         return lent.view(dtype).reshape(shape)
+
+    def _allocate(self, size: int) -> Tensor:
+        if self.pin_memory and torch.cuda.is_available():
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return torch.from_numpy(np.empty(size, np.uint8))  # numpy, unlike torch, asks for huge pages: fewer TLB misses
 
     def _give_back(self, buffer: Tensor) -> None:
         with self._lock:

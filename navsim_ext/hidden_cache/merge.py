@@ -47,6 +47,7 @@ def main(cfg: DictConfig) -> None:
         f"{report.parts_written} parts written, {report.shards_removed} shards removed, "
         f"{report.identical_duplicates} identical duplicates dropped",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -111,7 +111,9 @@ def main(cfg: DictConfig) -> None:
         writer=str(cfg.writer),
         progress=lambda tokens: track(tokens, "reencode"),
     )
-    Console().print(f"{cfg.output_dir}: {written:,} records written, codec={cfg.codec}", highlight=False)
+    Console().print(
+        f"{cfg.output_dir}: {written:,} records written, codec={cfg.codec}", highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

@@ -102,10 +102,10 @@ def codec_figures(cache: CachedHiddenStates, tokens: list[str]) -> dict[str, Cod
 def table(found: CacheStats) -> list[Table]:
     """The figures as two tables for a terminal."""
     facts = Table("cache", "", show_header=False)
-    mean_bytes = found.file_bytes / found.samples
+    mean_bytes, settings = found.file_bytes / found.samples, asdict(found.settings)
     for name, value in (
         ("samples", f"{found.samples:,} in {found.shards} shards"),
-        ("settings", ", ".join(f"{key}={value}" for key, value in asdict(found.settings).items() if value is not None)),
+        ("settings", ", ".join(f"{key}={str(value)[:12]}" for key, value in settings.items() if value is not None)),
         ("tokens", f"{found.tokens_min:,} to {found.tokens_max:,}, mean {found.tokens_mean:,.1f}"),
         ("shared prefix", f"{found.prefix_tokens:,} tokens"),
         ("width", f"{found.width:,}"),
@@ -114,7 +114,9 @@ def table(found: CacheStats) -> list[Table]:
         ("rejected", f"{found.rejected:,}"),
     ):
         facts.add_row(name, value)
-    codecs = Table(f"codec ({found.sampled} samples)", "MB a sample", "error mean", "error max")
+    codecs = Table(f"codec ({found.sampled} samples)")
+    for name in ("MB a sample", "error mean", "error max"):
+        codecs.add_column(name, justify="right")
     for name, figures in found.codecs.items():
         codecs.add_row(
             name, f"{figures.bytes_per_sample / 1e6:.3f}", f"{figures.error_mean:.5f}", f"{figures.error_max:.5f}"

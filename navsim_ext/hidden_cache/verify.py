@@ -45,6 +45,7 @@ def main(cfg: DictConfig) -> None:
         f"{cfg.folder}: {report.records:,} records in {report.shards} shards, {report.data_bytes / 1e9:.3f} GB: every "
         f"byte is as written ({report.identical_duplicates} records twice with the same bytes)",
         highlight=False,
+        soft_wrap=True,
     )
 
 
