@@ -25,14 +25,15 @@ from navsim_ext.scene import MAP_LOCATIONS
 from navsim_ext.synthetic import roads
 from navsim_ext.synthetic.fids import Fids
 from navsim_ext.synthetic.intersections import ISLAND_RADIUS, TURNS
-from navsim_ext.synthetic.town import LANE_WIDTH, Town, make_town
+from navsim_ext.synthetic.town import LANE_WIDTH, SHOULDER_WIDTH, Town, make_town
 
 MAP_VERSIONS = dict(zip(MAP_LOCATIONS, ("9.17.1964", "9.12.1817", "9.15.1915", "9.17.1937")))
 CREATOR = "synthetic"
 logging.getLogger("pyogrio").setLevel(logging.WARNING)  # it tells of every layer
 STAMP = "2021-06-01T00:00:00.000Z"
 STOP_TRAFFIC_LIGHT, STOP_YIELD = 2, 4  # nuPlan's stop_polygon_type_fid
-_OVERLAP = 0.4  # m by which an intersection reaches over its stop lines, so that no gap stays between the polygons
+_MOUTH = (6.0, 1.0)  # m: a junction's area reaches this far into its arms, and is this much wider where they begin
+_SWEPT = 2.6  # m to both sides of every connector that belong to the junction's area
 
 Rows = list[dict[str, Any]]
 
@@ -136,8 +137,7 @@ def _lanes(town: Town, fids: Fids, layers: dict[str, Rows]) -> None:
     groups: Rows = []
     segments: Rows = []
     for road in town.roads:
-        half = road.lanes * LANE_WIDTH
-        geometry = shapely.Polygon(roads.strip(road.centre, half, -half))
+        geometry = shapely.Polygon(roads.strip(road.centre, road.half_width, -road.half_width))
         segments.append({"fid": fids.road(road.index), "creator_id": CREATOR, "geometry": geometry})
     for group, members in town.lanes_of_group.items():
         # Lines between lanes are shared by the two lanes that they divide: left edge of lane i+1 = right edge of i.
@@ -182,7 +182,7 @@ def _lanes(town: Town, fids: Fids, layers: dict[str, Rows]) -> None:
                 "left_boundary_fid": edges[0],
                 "right_boundary_fid": edges[-1],
                 "creator_id": CREATOR,
-                "geometry": _ring(members[0].left, members[-1].right),
+                "geometry": _ring(members[0].left, roads.offset(members[-1].right, -SHOULDER_WIDTH)),
             }
         )
     layers |= {"lanes_polygons": lanes, "lane_groups_polygons": groups, "road_segments": segments}
@@ -318,14 +318,17 @@ def _junctions(town: Town, fids: Fids, layers: dict[str, Rows]) -> None:
 
 
 def junction_polygon(town: Town, node: int) -> shapely.Polygon:
-    """Hull over the ends of all arms; a roundabout has its island as a hole."""
+    """Hull over the mouths of all arms and all that connectors sweep; a roundabout has its island as a hole."""
     corners = []
     for road_index, outgoing in town.nodes[node].arms:
         road = town.roads[road_index]
         line = road.centre if outgoing else road.centre[::-1]
-        half = road.lanes * LANE_WIDTH
-        corners.append(roads.strip(roads.cut(line, 0.0, _OVERLAP), half, -half))
+        reach, flare = _MOUTH
+        for at, half in ((0.0, road.half_width + flare), (reach, road.half_width)):
+            corners.append(roads.strip(roads.cut(line, at, at + 0.1), half, -half))
     hull = shapely.convex_hull(shapely.MultiPoint(np.concatenate(corners)))
+    swept = [shapely.LineString(c.baseline).buffer(_SWEPT) for c in town.connectors if c.node == node]
+    hull = shapely.simplify(shapely.union_all([hull, *swept]), 0.02)
     if town.nodes[node].kind != "roundabout":
         return hull
     return hull.difference(shapely.Point(town.nodes[node].position).buffer(ISLAND_RADIUS, quad_segs=12))

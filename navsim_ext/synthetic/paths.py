@@ -61,13 +61,15 @@ def follow(
     *,
     lateral_acceleration: float = 2.2,
     lateral_offset: float = 0.0,
+    inset: float = 0.0,
     change: LaneChange | None = None,
 ) -> Path:
     """Path from the start of ``lane`` through the connectors ``turns`` to the end of the last lane.
 
     ``change`` is a lane change on the first lane: ``turns`` continue from the lane it ends on. ``lateral_offset``
-    [m, left positive] keeps the whole path beside the centre line (cyclists). ``lateral_acceleration`` [m/s^2] limits
-    the speed in bends.
+    [m, left positive] keeps the whole path beside the centre line (cyclists). ``inset`` [m^2] moves the rear axle by
+    inset * curvature to the inside of a bend, so that a long car swings out less. ``lateral_acceleration`` [m/s^2]
+    limits the speed in bends.
     """
     pieces: list[roads.Line] = []
     limits: list[NDArray[np.float64]] = []
@@ -102,6 +104,9 @@ def follow(
     scale = distance[-1] / at  # an offset path is a little longer or shorter than the centre line
     sampled = np.column_stack([np.interp(samples, distance, xy[:, 0]), np.interp(samples, distance, xy[:, 1])])
     heading = roads.headings(sampled)
+    if inset:
+        sampled = roads.offset(sampled, inset * _smooth(np.gradient(heading, SPACING), 9))
+        heading = roads.headings(sampled)
     curvature = _smooth(np.gradient(heading, SPACING), 5)
     limit = np.concatenate(limits)[np.minimum(np.searchsorted(distance, samples), len(distance) - 1)]
     crossings = tuple(

@@ -18,8 +18,8 @@ from navsim_ext.synthetic.paths import SPACING, LaneChange, Path, follow, random
 from navsim_ext.synthetic.town import Lane, Town
 from navsim_ext.synthetic.traffic import ALL_RED_S, STOP_SHORT, Signals
 
-EGO_LATERAL_ACCELERATION = 2.8  # m/s^2 in bends
 EGO_FRONT = 4.049  # m from rear axle to front bumper
+EGO_DRIVES = {"lateral_acceleration": 2.8, "inset": EGO_FRONT**2 / 4.0}  # m/s^2, m^2: half of the front's swing
 _STOPPED_AT = STOP_SHORT + EGO_FRONT  # m between the ego's rear axle and the stop line when it waits there
 
 
@@ -74,7 +74,7 @@ def _ego_through(plan: Plan, cast: Cast, connector: Connector) -> tuple[Path, fl
     """(ego path that takes a connector, distance of that connector's stop line along it)."""
     first, turns = _lane_before(cast, connector.from_lane)
     after = random_route(cast.town, cast.random, connector.to_lane, 70.0)
-    path = follow(cast.town, first, [*turns, connector.index, *after], lateral_acceleration=EGO_LATERAL_ACCELERATION)
+    path = follow(cast.town, first, [*turns, connector.index, *after], **EGO_DRIVES)
     return path, path.crossings[1].start
 
 
@@ -183,7 +183,7 @@ def _exit_pedestrian(plan: Plan, cast: Cast, connector: Connector) -> None:
 def _start(plan: Plan, cast: Cast) -> None:
     """Waiting at a red light, alone or in a queue; it turns green about now."""
     connector = _pick(cast, lambda c: c.phase >= 0)
-    turns_green = plan.focus_s + float(cast.random.uniform(-2.0, 0.4))
+    turns_green = plan.focus_s + float(cast.random.uniform(-2.4, 0.2))
     _red_until(plan, cast, connector, turns_green)
     path, line = _ego_through(plan, cast, connector)
     cars = int(cast.random.choice([0, 0, 1, 1, 2]))
@@ -200,8 +200,8 @@ def _red(plan: Plan, cast: Cast) -> None:
     connector = _pick(cast, lambda c: c.phase >= 0)
     _red_until(plan, cast, connector, plan.focus_s + float(cast.random.uniform(4.5, 7.0)))
     path, line = _ego_through(plan, cast, connector)
-    _drive_up_to(plan, cast, path, line - EGO_FRONT - float(cast.random.uniform(12.0, 30.0)))
-    _cross_traffic(plan, cast, connector.node, connector.from_arm, plan.focus_s + 0.5, 5)
+    _drive_up_to(plan, cast, path, line - EGO_FRONT - float(cast.random.uniform(10.0, 38.0)))
+    _cross_traffic(plan, cast, connector.node, connector.from_arm, plan.focus_s + 0.5, 6)
 
 
 def _late_green(plan: Plan, cast: Cast) -> None:
@@ -234,7 +234,7 @@ def _leader(plan: Plan, cast: Cast) -> None:
     ego = cast.rows[0]
     gap = float(cast.random.uniform(7.0, 14.0)) + 0.6 * ego["speed"]
     begins = plan.focus_s + float(cast.random.uniform(-2.2, -0.2))
-    slow_to = float(cast.random.choice([0.0, 0.0, 2.0, 4.0]))
+    slow_to = float(cast.random.choice([0.0, 0.0, 2.0, 4.0, 5.0]))
     lasts = float(cast.random.uniform(3.0, 7.0)) if slow_to == 0.0 else float(cast.random.uniform(1.5, 4.0))
     event = (begins, begins + lasts, slow_to, float(cast.random.uniform(2.2, 3.8)))
     cast.add_car(path, ego["start"] + EGO_FRONT + gap + 1.2, ego["speed"], eagerness=0.97, event=event)
@@ -244,7 +244,7 @@ def _ego_on(cast: Cast, lane: int) -> tuple[Path, float]:
     """(ego path over the whole of a lane, distance of that lane's end along it)."""
     first, turns = _lane_before(cast, lane)
     after = random_route(cast.town, cast.random, lane, 70.0)
-    path = follow(cast.town, first, [*turns, *after], lateral_acceleration=EGO_LATERAL_ACCELERATION)
+    path = follow(cast.town, first, [*turns, *after], **EGO_DRIVES)
     return path, path.crossings[1].start
 
 
@@ -361,7 +361,7 @@ def _double_parked(plan: Plan, cast: Cast) -> None:
     change = LaneChange(float(cast.random.uniform(12.0, length - 55.0)), float(cast.random.uniform(24.0, 30.0)), 1)
     left = cast.town.lane_at(lane.group, 0)
     after = random_route(cast.town, cast.random, left.index, 70.0)
-    path = follow(cast.town, lane.index, after, lateral_acceleration=EGO_LATERAL_ACCELERATION, change=change)
+    path = follow(cast.town, lane.index, after, **EGO_DRIVES, change=change)
     _keep_green(plan, cast, path)
     place = change.start + float(cast.random.uniform(-8.0, 6.0))
     start = _back_in_time(path, place, plan.focus_s)

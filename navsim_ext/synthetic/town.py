@@ -19,6 +19,7 @@ from navsim_ext.synthetic import roads
 from navsim_ext.synthetic.intersections import Conflicts, Connector, Node, connect_node, find_conflicts
 
 LANE_WIDTH = 3.5  # m
+SHOULDER_WIDTH = 0.7  # m of paved road beyond the edge line, part of the roadblock
 PARKING_WIDTH = 2.5  # m
 WALKWAY_WIDTH = 2.6  # m
 BASELINE_SPACING = 1.0  # m
@@ -45,6 +46,11 @@ class Road:
     speed: float
     parking: tuple[bool, bool]  # right side of a->b, right side of b->a
     crossing: float | None  # distance along ``centre`` of a mid-block crosswalk
+
+    @property
+    def half_width(self) -> float:
+        """m from the centre line to the end of the shoulder."""
+        return self.lanes * LANE_WIDTH + SHOULDER_WIDTH
 
 
 @dataclass(frozen=True)
@@ -217,10 +223,10 @@ def _road(random: np.random.Generator, index: int, a: Node, arm_a: int, b: Node,
     start, end = a.position + a.reach * roads.unit(angle_a), b.position + b.reach * roads.unit(angle_b)
     bends = abs(((angle_b + np.pi - angle_a) + np.pi) % (2 * np.pi) - np.pi) > 0.8
     if bends:
-        centre = _corner(start, angle_a, end, angle_b + np.pi, random.uniform(26.0, 62.0))
+        centre = _corner(start, angle_a, end, angle_b + np.pi, random.uniform(46.0, 70.0))
     else:
         length = float(np.hypot(*(end - start)))
-        bulge = float(random.choice([0.0, random.uniform(-14.0, 14.0)])) * roads.unit(angle_a + np.pi / 2)
+        bulge = float(random.choice([0.0, random.uniform(-9.0, 9.0)])) * roads.unit(angle_a + np.pi / 2)
         points = np.stack(
             [
                 start,
@@ -297,7 +303,7 @@ def _crosswalks(nodes: list[Node], laid: list[Road]) -> list[Crosswalk]:
 
 def _crosswalk(middle: NDArray, heading: float, road: Road, node: int, arm: int) -> Crosswalk:
     along, across = roads.unit(heading), roads.unit(heading + np.pi / 2)
-    half = road.lanes * LANE_WIDTH
+    half = road.half_width
     ring = np.stack(
         [
             middle + sign_u * 1.5 * along + sign_v * half * across
@@ -309,10 +315,10 @@ def _crosswalk(middle: NDArray, heading: float, road: Road, node: int, arm: int)
 
 
 def side_line(road: Road, forward: bool, margin: float) -> roads.Line:
-    """Outer edge of one direction of travel, without ``margin`` metres at both ends."""
+    """Kerb of one direction of travel, without ``margin`` metres at both ends."""
     line = road.centre if forward else road.centre[::-1]
     length = float(roads.arc_lengths(line)[-1])
-    return roads.cut(roads.offset(line, -road.lanes * LANE_WIDTH), margin, length - margin)
+    return roads.cut(roads.offset(line, -road.half_width), margin, length - margin)
 
 
 def _parking(laid: list[Road]) -> list[tuple[int, bool, NDArray[np.float64]]]:
