@@ -12,7 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from navsim_ext.errors import DataError, TriviumError
+from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.hidden_cache import HiddenBatch
+from navsim_ext.scene import SceneBatch
 from stage2_dit.diffusion.process import Exploration, Process
 from stage2_dit.diffusion.sampling import check_process
 from stage2_dit.noise import ChainNoise, keyed_noise
@@ -119,3 +122,16 @@ class PlannerRunner:
         with torch.cuda.graph(graph):
             output = self._sample(*buffers)
         return graph, [each for each in buffers if each is not None], output
+
+
+class TrajectoryPlanner:
+    """A trained planner behind the planner protocol of :mod:`navsim_ext.planners`."""
+
+    def __init__(self, runner: PlannerRunner, name: str, fingerprint: Fingerprint) -> None:
+        self.runner, self.name, self.fingerprint = runner, name, fingerprint
+
+    def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
+        """[B,F,3] float32 poses; raises MissingError without hidden states."""
+        if hidden is None:
+            raise MissingError(f"planner {self.name} needs hidden states: give a hidden cache or a live VLM")
+        return self.runner.plan(hidden.hidden, hidden.mask, batch.history, batch.status, batch.token)

@@ -27,7 +27,7 @@ class PdmScorer:
 
     def __init__(self, metric_cache: str | os.PathLike[str]) -> None:
         # the scorer compiles kernels on import: only runs that score pay for it
-        from navsim_ext.metric_cache import MetricCache
+        from navsim_ext.metric_cache.schema import MetricCache
 
         self.cache = MetricCache(metric_cache)
         self.known = set(self.cache.tokens)
