@@ -89,9 +89,8 @@ def sizes_and_times(folder: Path, samples: int = 24) -> list[dict[str, Any]]:
     """Bytes, write and read of one sample for the twin and each setting, repeats taken in turns."""
     all_states = [states_of(i) for i in range(samples)]
     twins = [folder / f"{i}.gz" for i in range(samples)]
-    writes = {
-        "twin": min(seconds(lambda s=s, p=p: write_twin(p, s)) for s, p in zip(all_states[:4], twins, strict=False))
-    }
+    raw = folder / "raw"
+    writes = {"twin": min(seconds(partial(write_twin, twins[i], all_states[i])) for i in range(4)), "raw": np.inf}
     settings: dict[str, dict[str, Any]] = {
         "bf16": {},
         "bf16, shared prefix": {"prefix": True},
@@ -109,23 +108,28 @@ def sizes_and_times(folder: Path, samples: int = 24) -> list[dict[str, Any]]:
         prefix = all_states[0][:PREFIX] if options.get("prefix") else None
         start = 0 if prefix is None else PREFIX
         spans = [(330 - start, 330 - start + 2304)]
-        with HiddenCacheWriter(folder / name, VLM, **(options | {"prefix": prefix})) as writer:
+        with (
+            HiddenCacheWriter(folder / name, VLM, **(options | {"prefix": prefix})) as writer,
+            open(raw, "wb", 0) as plain,
+        ):
             taken = []
             for i, states in enumerate(all_states):
-                put = partial(writer.put, f"{i:016x}", states[start:].clone(), image_spans=spans)
-                taken.append(seconds(put))
+                own = states[start:].clone()
+                taken.append(seconds(partial(writer.put, f"{i:016x}", own, image_spans=spans)))
+                if name == "bf16":
+                    writes["raw"] = min(writes["raw"], seconds(partial(plain.write, states_to_bits(own))))
             writes[name] = min(taken)
             closes[name] = seconds(writer.close) / samples
     sources = {name: CachedHiddenStates(folder / name) for name in settings}
-    reads = dict.fromkeys(["twin", *settings], np.inf)
+    reads, copies = dict.fromkeys(["twin", *settings], np.inf), np.inf
     rng = np.random.default_rng(0)
     for turn in range(8):
         if turn < 4:
             reads["twin"] = min(reads["twin"], seconds(partial(read_twin, twins[turn])))
         for name, source in sources.items():
             order = [f"{i:016x}" for i in rng.permutation(samples)]
-            taken = seconds(lambda o=order, s=source: [s.fetch([token]) for token in o]) / samples
-            reads[name] = min(reads[name], taken)
+            reads[name] = min(reads[name], seconds(partial(read_one_by_one, source, order)) / samples)
+        copies = min(copies, seconds(partial(copy_one_by_one, all_states, rng.permutation(samples))) / samples)
     bounds = {
         "bf16": ("<= 8.6", "<= 10", "<= 0.6"),
         "bf16, shared prefix": ("<= 7.7", "<= 10", "<= 0.6"),
@@ -133,11 +137,14 @@ def sizes_and_times(folder: Path, samples: int = 24) -> list[dict[str, Any]]:
         "int8_g128, shared prefix": ("<= 4.0", "<= 10", "<= 3.5"),
         "int8_g128, shared prefix, image_2x2": ("<= 1.3", None, None),
     }
+    raw.unlink()
     twin_bytes = twins[0].stat().st_size
     rows = [
         row("twin: size of a sample", twin_bytes / MB, "MB"),
         row("twin: write a sample", writes["twin"] * 1e3, "ms"),
         row("twin: read a sample", reads["twin"] * 1e3, "ms"),
+        row("copying the bf16 bytes of a sample in memory, taken in turns", copies * 1e3, "ms"),
+        row("plain write of the bf16 bytes to a new file, taken in turns", writes["raw"] * 1e3, "ms"),
     ]
     for name, source in sources.items():
         size, write, read = bounds.get(name, (None, None, None))
@@ -150,6 +157,17 @@ def sizes_and_times(folder: Path, samples: int = 24) -> list[dict[str, Any]]:
         ]
     rows.append(row("read: twin / bf16", reads["twin"] / reads["bf16"], "times faster"))
     return rows
+
+
+def read_one_by_one(source: CachedHiddenStates, tokens: Sequence[str]) -> None:
+    for token in tokens:
+        source.fetch([token])
+
+
+def copy_one_by_one(states: Sequence[torch.Tensor], order: np.ndarray) -> None:
+    target = np.zeros((TOKENS, WIDTH), np.uint16)
+    for i in order:
+        np.copyto(target, states_to_bits(states[i]))
 
 
 def errors() -> list[dict[str, Any]]:
@@ -182,7 +200,7 @@ class Tokens(torch.utils.data.Dataset):
         return self.tokens[i]
 
 
-def throughput(folder: Path, samples: int, batch: int = 8, repeats: int = 4) -> list[dict[str, Any]]:
+def throughput(folder: Path, samples: int, batch: int = 8, repeats: int = 8) -> list[dict[str, Any]]:
     """Random order over a cache of some GB through the DataLoader, in turns with copying the same bytes in memory."""
     large = folder / "large"
     states = states_of(0)
