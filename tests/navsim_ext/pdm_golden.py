@@ -13,6 +13,35 @@ from navsim_ext.pdm.resident import prepare
 
 LANE_CONNECTOR = 11
 
+# our column -> (version, NAVSIM's column in scores_v11 / scores_v22.parquet)
+GOLDEN_COLUMNS = {
+    "v1_nc": ("v1", "no_at_fault_collisions"),
+    "v1_dac": ("v1", "drivable_area_compliance"),
+    "v1_ttc": ("v1", "time_to_collision_within_bound"),
+    "v1_ep": ("v1", "ego_progress"),
+    "v1_comfort": ("v1", "comfort"),
+    "v1_ddc": ("v1", "driving_direction_compliance"),
+    "pdms_v1": ("v1", "score"),
+    "reward": ("v1", "score_recog_rl_10_5_2"),
+    "progress_m": ("v1", "progress_raw"),
+    "v1_collision_s": ("v1", "time_to_at_fault_collision"),
+    "v1_ttc_s": ("v1", "time_to_ttc_infraction"),
+    "v2_nc": ("v2", "no_at_fault_collisions"),
+    "v2_dac": ("v2", "drivable_area_compliance"),
+    "v2_ddc": ("v2", "driving_direction_compliance"),
+    "v2_tlc": ("v2", "traffic_light_compliance"),
+    "v2_ep": ("v2", "ego_progress"),
+    "v2_ttc": ("v2", "time_to_collision_within_bound"),
+    "v2_lk": ("v2", "lane_keeping"),
+    "v2_hc": ("v2", "history_comfort"),
+    "v2_ec": ("v2", "two_frame_extended_comfort"),
+    "epdms_v2_nofilter": ("v2", "epdms_score"),
+    "epdms_v2": ("v2", "filter_epdms_score"),
+    "v2_collision_s": ("v2", "time_to_at_fault_collision"),
+    "v2_ttc_s": ("v2", "time_to_ttc_infraction"),
+}
+CONTINUOUS = ("v1_ep", "pdms_v1", "reward", "progress_m", "v2_ep", "epdms_v2_nofilter", "epdms_v2")
+
 
 def golden_table(cache: dict[str, np.ndarray]) -> PolygonTable:
     """Polygons of one golden scene, then its red connectors, as a table of their own."""

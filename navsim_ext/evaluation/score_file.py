@@ -1,0 +1,225 @@
+"""Scores a file of trajectories, whoever made them.
+
+    python -m navsim_ext.evaluation.score_file trajectories=IN.parquet metric_cache=DIR output=OUT.parquet
+
+IN has the columns ``token``, ``name`` (the planner's) and ``poses`` (24 float64, row-major 8x3: x, y [m], heading [rad]
+at 0.5 ... 4.0 s in the ego frame). OUT has ``token``, ``name``, ``valid``, ``reason`` and the sub-scores and scores of
+both versions, in the order of IN; invalid rows hold nulls, never numbers. Two-frame comfort pairs a scene with its
+predecessor under the same name. Its schema metadata carries the fingerprint (scorer, metric cache, doctor's verdict,
+digest of IN) and the summary under the keys ``trivium_fingerprint`` and ``trivium_summary``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from navsim_ext import doctor
+from navsim_ext.errors import DataError, MissingError
+from navsim_ext.fingerprint import Fingerprint, digest_file
+from navsim_ext.metric_cache.schema import MetricCache
+from navsim_ext.pdm import PdmResult, score_pairs, scorer_fingerprint
+from navsim_ext.pdm.columns import SCORE_COLUMNS
+from navsim_ext.pdm.ego import NUM_POSES
+from navsim_ext.runtime.config import job
+from navsim_ext.runtime.progress import track
+
+logger = logging.getLogger(__name__)
+
+KIND = "pdm_scores"  # Fingerprint.kind of a score file
+POSE_VALUES = NUM_POSES * 3
+FINGERPRINT_KEY, SUMMARY_KEY = b"trivium_fingerprint", b"trivium_summary"
+ROWS_PER_SECOND = 5_000.0  # per core, both versions; only for the estimate that is told beforehand
+HEADLINES = ("pdms_v1", "epdms_v2", "epdms_v2_nofilter")
+
+
+@dataclass(frozen=True, eq=False)
+class TrajectoryFile:
+    """The rows of a trajectory file; ``malformed`` says what is wrong with rows whose poses are not 24 numbers."""
+
+    tokens: list[str]
+    names: list[str]
+    poses: NDArray[np.float64]  # [N,8,3], NaN where malformed
+    malformed: dict[int, str]
+
+
+def read_trajectories(path: str | os.PathLike[str]) -> TrajectoryFile:
+    """Reads and checks IN. Raises MissingError for no file, DataError for a missing column, a null token or name, a
+    column of another type, or no rows."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingError(f"trajectories={path} does not exist")
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} is no readable parquet file: {error}") from error
+    missing = [name for name in ("token", "name", "poses") if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.column_names) or 'none'}")
+    if table.num_rows == 0:
+        raise DataError(f"{path} has no rows")
+    for name in ("token", "name"):
+        kind = table.schema.field(name).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise DataError(f"{path}: column {name} is of type {kind}; strings were expected")
+        if table[name].null_count:
+            raise DataError(f"{path}: column {name} has {table[name].null_count} nulls")
+    poses, malformed = _poses(table["poses"], path)
+    return TrajectoryFile(table["token"].to_pylist(), table["name"].to_pylist(), poses, malformed)
+
+
+def _poses(column: pa.ChunkedArray, path: Path) -> tuple[NDArray[np.float64], dict[int, str]]:
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise DataError(f"{path}: column poses is of type {kind}; lists of {POSE_VALUES} float64 were expected")
+    array = column.combine_chunks()
+    lengths = np.array([-1 if value is None else value for value in pa.compute.list_value_length(array).to_pylist()])
+    good = lengths == POSE_VALUES
+    poses = np.full((len(array), POSE_VALUES), np.nan)
+    values = array.filter(pa.array(good)).flatten().cast(pa.float64())
+    poses[good] = values.to_numpy(zero_copy_only=False).reshape(-1, POSE_VALUES)
+    malformed = {
+        int(row): "poses is null" if lengths[row] < 0 else f"poses has {lengths[row]} values, {POSE_VALUES} are needed"
+        for row in np.flatnonzero(~good)
+    }
+    return poses.reshape(-1, NUM_POSES, 3), malformed
+
+
+def score_file(
+    trajectories: str | os.PathLike[str], metric_cache: MetricCache, *, threads: int | None = None
+) -> tuple[TrajectoryFile, PdmResult]:
+    """Scores every row; planner by planner, so that two-frame comfort finds the predecessor and memory stays small.
+
+    Raises DataError when a planner has a token twice.
+    """
+    content = read_trajectories(trajectories)
+    planners: dict[str, list[int]] = {}
+    for row, name in enumerate(content.names):
+        planners.setdefault(name, []).append(row)
+    cost = len(content.tokens) / ROWS_PER_SECOND
+    logger.info("%d trajectories of %d planners, about %.1f s on one core", len(content.tokens), len(planners), cost)
+    parts: list[tuple[list[int], PdmResult]] = []
+    for name, rows in track(planners.items(), "scores, planners", total=len(planners)):
+        tokens = [content.tokens[row] for row in rows]
+        result = score_pairs(tokens, content.poses[rows], metric_cache, names=[name] * len(rows), threads=threads)
+        parts.append((rows, result))
+    joined = _join(parts, content)
+    for row, reason in content.malformed.items():
+        joined.reason[row] = reason
+    return content, joined
+
+
+def _join(parts: Sequence[tuple[list[int], PdmResult]], content: TrajectoryFile) -> PdmResult:
+    count = len(content.tokens)
+    values = np.full((count, parts[0][1].values.shape[1]), np.nan)
+    valid = np.zeros(count, dtype=bool)
+    reason, label = np.full(count, "", dtype=object), np.full(count, "", dtype=object)
+    for rows, result in parts:
+        values[rows], valid[rows], reason[rows] = result.values, result.valid, result.reason
+        label[rows] = result.map_label
+    return PdmResult(content.tokens, values, valid, reason, label)
+
+
+def file_fingerprint(trajectories: str | os.PathLike[str], metric_cache: MetricCache) -> Fingerprint:
+    """What a score file was made of; the doctor's verdict on this machine stands in ``info``."""
+    return Fingerprint(
+        kind=KIND,
+        fields={"trajectories": digest_file(trajectories), "human_filter": "epdms_v2", "two_frame": "same name"},
+        parents={"scorer": scorer_fingerprint(), "metric_cache": metric_cache.fingerprint},
+        info={"doctor": doctor.verdict(), "trajectories": str(trajectories)},
+    )
+
+
+def summary_of(content: TrajectoryFile, result: PdmResult) -> dict[str, Any]:
+    """Per planner: rows, valid rows, means over valid rows; reasons of invalid rows; whose maps the scores are from."""
+    planners: dict[str, list[int]] = {}
+    for row, name in enumerate(content.names):
+        planners.setdefault(name, []).append(row)
+    summary = {}
+    for name, rows in sorted(planners.items()):
+        good = np.array(rows)[result.valid[rows]]
+        means = {column: _mean(result[column][good]) for column in HEADLINES}
+        summary[name] = {"rows": len(rows), "valid": len(good), "mean": means}
+    return {"planners": summary, "invalid": result.invalid_reasons(), "maps": result.summary()["maps"]}
+
+
+def _mean(scores: NDArray[np.float64]) -> float | None:
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if len(known) else None
+
+
+def write_scores(
+    path: str | os.PathLike[str],
+    content: TrajectoryFile,
+    result: PdmResult,
+    fingerprint: Fingerprint,
+    summary: dict[str, Any],
+) -> None:
+    """Writes OUT atomically: a reader sees the whole file or none."""
+    path = Path(path)
+    columns: dict[str, pa.Array] = {
+        "token": pa.array(content.tokens, pa.string()),
+        "name": pa.array(content.names, pa.string()),
+        "valid": pa.array(result.valid, pa.bool_()),
+        "reason": pa.array(result.reason.tolist(), pa.string()),
+    }
+    for name in SCORE_COLUMNS:
+        columns[name] = pa.array(result[name], pa.float64(), from_pandas=True)
+    table = pa.table(columns).replace_schema_metadata(
+        {FINGERPRINT_KEY: json.dumps(fingerprint.to_json()), SUMMARY_KEY: json.dumps(summary)}
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(table, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Scores per planner and why rows are invalid."""
+    table = Table("planner", "rows", "invalid", *HEADLINES)
+    for name, entry in summary["planners"].items():
+        means = ["-" if entry["mean"][column] is None else f"{entry['mean'][column]:.4f}" for column in HEADLINES]
+        table.add_row(name, str(entry["rows"]), str(entry["rows"] - entry["valid"]), *means)
+    console.print(table)
+    for reason, count in list(summary["invalid"].items())[:20]:
+        console.print(f"invalid: {count} x {reason}", markup=False)
+    if len(summary["invalid"]) > 20:
+        console.print(f"invalid: {len(summary['invalid']) - 20} further reasons, in the column `reason`")
+    approximate = summary["maps"].get("approx", 0)
+    if approximate:
+        console.print(f"{approximate} rows were scored on APPROXIMATE maps: not comparable with published scores")
+
+
+@job("score_file")
+def main(cfg: DictConfig) -> None:
+    started = time.perf_counter()
+    doctor.verdict()  # refuses, before any work, to score on a machine that computes wrongly
+    cache = MetricCache(cfg.metric_cache)
+    content, result = score_file(cfg.trajectories, cache, threads=cfg.threads)
+    summary = summary_of(content, result)
+    write_scores(cfg.output, content, result, file_fingerprint(cfg.trajectories, cache), summary)
+    print_summary(summary, Console())
+    logger.info("%s: %d rows in %.1f s", cfg.output, len(result), time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
