@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 import pytest
 import shapely
-from golden_scenes import REST, SETS, GoldenSet
+from golden_scenes import REST, SETS, GoldenSet, golden_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ from navsim_ext.maps.vector_map import VectorMap, sorted_edges
 
 @pytest.mark.parametrize("name", SETS)
 def test_equal_to_navsim_on_every_golden_scene(name, reference, tmp_path):
-    golden = GoldenSet(reference(name), tmp_path)
+    golden = GoldenSet(golden_folder(name, reference, tmp_path), tmp_path)
     for token in golden.tokens:
         expected = golden.expected(token)
         vector_map = golden.maps[str(expected["map_name"])]

