@@ -31,6 +31,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from navsim_ext.errors import TriviumError
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint, package_versions
+from navsim_ext.readers import open_source
+from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import preflight
@@ -38,7 +40,9 @@ from navsim_ext.runtime.progress import track
 from navsim_ext.synthetic.gpkg_writer import write_maps
 from navsim_ext.synthetic.manifest import Manifest, Record
 from navsim_ext.synthetic.produce import WORK_FOLDER, explain, produce
-from navsim_ext.synthetic.recipe import Recipe
+from navsim_ext.synthetic.qa import write_qa
+from navsim_ext.synthetic.recipe import FOLDER_OF_PART, PARTS, Recipe
+from navsim_ext.synthetic.splits import FOLDER as SPLIT_FOLDER
 from navsim_ext.synthetic.splits import write_splits
 
 log = logging.getLogger(__name__)
@@ -82,11 +86,23 @@ def build(folder: Path, recipe: Recipe, *, workers: int = 1) -> Manifest:
                 done=recipe.logs - len(todo),
             ):
                 manifest.add(record)
+            shutil.rmtree(folder / "qa", ignore_errors=True)  # questions about fewer logs
         write_splits(folder, manifest.ordered())
+        if recipe.qa:
+            write_questions(folder, recipe, manifest)
         shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     scenes = sum(len(record.tokens) for record in manifest.records.values())
     log.info("%s: %d logs, %d scenes in %.1f s", folder, len(manifest.records), scenes, time.perf_counter() - started)
     return manifest
+
+
+def write_questions(folder: Path, recipe: Recipe, manifest: Manifest) -> None:
+    """Driving QA and trajectory conversations of every part that has logs, in ``qa/``."""
+    for part in PARTS:
+        if any(record.part == part for record in manifest.records.values()):
+            scene_filter = SceneFilter.from_yaml(folder / SPLIT_FOLDER / "scene_filter" / f"{part}.yaml")
+            source = open_source(folder, FOLDER_OF_PART[part], scene_filter=scene_filter)
+            write_qa(source, folder / "qa", name=part, seed=recipe.seed)
 
 
 def check_same(folder: Path, recipe: Recipe) -> None:

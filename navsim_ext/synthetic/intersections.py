@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TURNS = ("straight", "right", "left")
 CONFLICT_DISTANCE = 2.7  # m between two centre lines: narrower than that, two cars cannot pass
-TURN_LATERAL_ACCELERATION = 2.9  # m/s^2 at the posted speed of a turn
+TURN_LATERAL_ACCELERATION = 3.2  # m/s^2 at the posted speed of a turn
 RING_RADIUS = 15.0  # m, centre line of a roundabout's ring
 ISLAND_RADIUS = 11.0  # m
 

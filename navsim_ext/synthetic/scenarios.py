@@ -19,7 +19,7 @@ from navsim_ext.synthetic.town import Lane, Town
 from navsim_ext.synthetic.traffic import ALL_RED_S, STOP_SHORT, Signals
 
 EGO_FRONT = 4.049  # m from rear axle to front bumper
-EGO_DRIVES = {"lateral_acceleration": 2.8, "inset": EGO_FRONT**2 / 4.0}  # m/s^2, m^2: half of the front's swing
+EGO_DRIVES = {"lateral_acceleration": 3.0, "inset": EGO_FRONT**2 / 4.0}  # m/s^2, m^2: half of the front's swing
 _STOPPED_AT = STOP_SHORT + EGO_FRONT  # m between the ego's rear axle and the stop line when it waits there
 
 
@@ -168,7 +168,7 @@ def _turn(plan: Plan, cast: Cast) -> None:
     connector = _pick(cast, lambda c: c.turn != "straight" and cast.town.nodes[c.node].kind != "roundabout")
     _green_throughout(plan, cast, connector)
     path, line = _ego_through(plan, cast, connector)
-    _drive_up_to(plan, cast, path, line + float(cast.random.uniform(-14.0, 5.0)))
+    _drive_up_to(plan, cast, path, line + float(cast.random.uniform(-12.0, 9.0)))
     if cast.random.random() < 0.3:
         _exit_pedestrian(plan, cast, connector)
 
@@ -183,10 +183,10 @@ def _exit_pedestrian(plan: Plan, cast: Cast, connector: Connector) -> None:
 def _start(plan: Plan, cast: Cast) -> None:
     """Waiting at a red light, alone or in a queue; it turns green about now."""
     connector = _pick(cast, lambda c: c.phase >= 0)
-    turns_green = plan.focus_s + float(cast.random.uniform(-2.4, 0.2))
+    turns_green = plan.focus_s + float(cast.random.uniform(-2.8, -0.4))
     _red_until(plan, cast, connector, turns_green)
     path, line = _ego_through(plan, cast, connector)
-    cars = int(cast.random.choice([0, 0, 1, 1, 2]))
+    cars = int(cast.random.choice([0, 0, 0, 1, 1, 2]))
     back = STOP_SHORT
     cast.add_ego(path, line - _STOPPED_AT, 0.0)
     if cars:
@@ -215,7 +215,7 @@ def _late_green(plan: Plan, cast: Cast) -> None:
 def _standing_queue(plan: Plan, cast: Cast) -> None:
     """Standing cars before a red light, some of which start to move."""
     connector = _pick(cast, lambda c: c.phase >= 0)
-    _red_until(plan, cast, connector, plan.focus_s + float(cast.random.uniform(-1.0, 6.0)))
+    _red_until(plan, cast, connector, plan.focus_s + float(cast.random.uniform(-2.5, 3.5)))
     path, line = _ego_through(plan, cast, connector)
     cars = int(cast.random.integers(1, 4))
     reserve = len(cast)
