@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich import box
 from rich.table import Table
 
 from navsim_ext.errors import DataError, MissingError
@@ -33,6 +34,7 @@ TITLES = {
     "v2_nc": "NC", "v2_dac": "DAC", "v2_ddc": "DDC", "v2_tlc": "TLC", "v2_ep": "EP", "v2_ttc": "TTC", "v2_lk": "LK",
     "v2_hc": "HC", "v2_ec": "EC",
 }  # fmt: skip
+SHORT_TITLES = {"epdms_v2_nofilter": "EPDMS no filter"}  # where 80 columns are all there is
 
 SCORES_FILE = "scores.parquet"
 NAVTRAIN_SIZES = {85_109: "the 85k part of navtrain", 103_288: "the full 103k navtrain"}
@@ -86,11 +88,10 @@ def print_table(
 ) -> list[Table]:
     """Rich tables of at most 80 columns: the scores with intervals, then the sub-scores of each version."""
     suffix = " (approx maps)" if _is_approx(what) else ""
-    scores = Table(title=f"Scores x 100, mean [95 % by log]{suffix}", title_justify="left", pad_edge=False)
-    scores.add_column("planner", overflow="fold", min_width=12)
+    scores = _narrow_table(f"Scores x 100, mean [95 % by log]{suffix}")
     for column in HEADLINE:
-        scores.add_column(TITLES[column].replace("EPDMS v2.2, no filter", "no filter"), justify="right")
-    scores.add_column("invalid", justify="right")
+        scores.add_column(SHORT_TITLES.get(column, TITLES[column]), justify="right", no_wrap=True)
+    scores.add_column("inv.", justify="right")
     for name, estimates in summary.items():
         cells = [estimates[column].format() if column in estimates else "-" for column in HEADLINE]
         scores.add_row(name, *cells, str(what["invalid"].get(name, 0)))
@@ -98,17 +99,21 @@ def print_table(
     for version, columns in (("v1.1", V1_COLUMNS[1:]), ("v2.2", V2_COLUMNS[2:])):
         if not sub_scores or not any(columns[0] in estimates for estimates in summary.values()):
             continue
-        table = Table(
-            title=f"Sub-scores {version} x 100 (before the human filter)", title_justify="left", pad_edge=False
-        )
-        table.add_column("planner", overflow="fold", min_width=12)
+        table = _narrow_table(f"Sub-scores {version} x 100 (before the human filter)")
         for column in columns:
-            table.add_column(TITLES[column], justify="right")
+            table.add_column(TITLES[column], justify="right", no_wrap=True)
         for name, estimates in summary.items():
             row = [f"{estimates[c].mean * 100:.1f}" if estimates[c].count else "-" for c in columns]
             table.add_row(name, *row)
         tables.append(table)
     return tables
+
+
+def _narrow_table(title: str) -> Table:
+    """A table that fits 80 columns: no frame, one space between columns, planner names folded at 24 characters."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("planner", overflow="fold", max_width=24)
+    return table
 
 
 def read_scores(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, Fingerprint]:

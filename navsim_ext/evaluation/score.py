@@ -1,0 +1,126 @@
+"""``python -m navsim_ext.evaluation.score planner=... data.index=... metric_cache=... output_dir=...``
+
+Plans every scene of an index with one planner, scores the trajectories (PDMS v1.1, EPDMS v2.2 with and without the
+human filter, any reward weighting), prints the table with intervals by log and the identity of what was scored, and
+writes ``scores.parquet``, ``scores.csv``, ``trajectories.parquet``, ``aggregate.json`` and ``fingerprint.json``.
+Killed and started again, it goes on with the first scene that was not planned.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+
+from navsim_ext import doctor
+from navsim_ext.dataset import SceneDataset
+from navsim_ext.errors import DataError, TriviumError
+from navsim_ext.evaluation.planning import plan_scenes, write_parquet_atomic
+from navsim_ext.evaluation.scoring import score_table
+from navsim_ext.evaluation.table import SCORES_FILE, identity, identity_line, print_table, summarise
+from navsim_ext.fingerprint import Fingerprint, digest_tokens, package_versions, write_json_atomic
+from navsim_ext.metric_cache.schema import MetricCache
+from navsim_ext.pdm import RewardWeights, scorer_fingerprint
+from navsim_ext.planners import Planner
+from navsim_ext.runtime.config import job
+from navsim_ext.runtime.lock import FolderLock
+from navsim_ext.runtime.preflight import preflight
+
+TRAJECTORIES_FILE = "trajectories.parquet"
+AGGREGATE_FILE = "aggregate.json"
+BYTES_PER_ROW = 1000  # of all files together
+
+
+class NothingScored(TriviumError):
+    """Not one trajectory could be scored."""
+
+
+def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
+    """Runs the command and returns the per-token table. Raises NothingScored when no row is valid."""
+    output = Path(cfg.output_dir)
+    verdict = doctor.verdict()
+    dataset = SceneDataset(cfg.data.index, sensor_root=cfg.data.sensor_root, cameras=list(cfg.data.cameras))
+    cache = MetricCache(cfg.metric_cache)
+    covered = sum(token in cache for token in dataset.tokens)
+    if covered < len(dataset) * cfg.min_coverage:
+        raise DataError(
+            f"metric cache {cfg.metric_cache} holds {covered} of the {len(dataset)} tokens of {cfg.data.index}; at "
+            f"least {cfg.min_coverage:.0%} were expected (min_coverage): build the cache of this split"
+        )
+    preflight(output_dir=output, items=len(dataset), bytes_per_item=BYTES_PER_ROW, title="scoring", console=console)
+    hidden = instantiate(cfg.hidden) if cfg.hidden else None
+    planner: Planner = instantiate(cfg.planner)
+    if hidden is not None and hasattr(planner, "require_hidden"):
+        planner.require_hidden(hidden.fingerprint)
+    planned, made = plan_scenes(
+        planner,
+        dataset,
+        hidden,
+        output,
+        batch_size=cfg.batch_size,
+        num_workers=cfg.num_loaders,
+        device=cfg.device,
+    )
+    if cfg.name:
+        planned["name"] = cfg.name
+    write_parquet_atomic(planned[["token", "name", "poses"]], output / TRAJECTORIES_FILE)
+    scores = score_table(
+        planned,
+        cfg.metric_cache,
+        two_frame=cfg.two_frame,
+        reward=RewardWeights(**cfg.reward) if cfg.reward else None,
+        workers=cfg.workers,
+        num_workers=cfg.num_workers,
+        ray_address=cfg.ray_address,
+    )
+    what = identity(scores, split=cfg.data.split or "")
+    fingerprint = Fingerprint(
+        "scores",
+        {
+            "two_frame": bool(cfg.two_frame),
+            "reward": dict(cfg.reward) if cfg.reward else None,
+            "tokens": digest_tokens(scores["token"]),
+            "split": what["split"],
+        },
+        {"scorer": scorer_fingerprint(), "planned": made, "metric_cache": cache.fingerprint},
+        {"doctor": verdict, "versions": package_versions("numpy", "scipy", "numba", "torch")},
+    )
+    write_parquet_atomic(scores, output / SCORES_FILE)
+    _write_csv_atomic(scores, output / "scores.csv")
+    summary = summarise(scores)
+    content: dict[str, Any] = {
+        "identity": what,
+        "failures": scores.loc[~scores["valid"], "reason"].value_counts().to_dict(),
+        "estimates": {name: {c: e.to_json() for c, e in columns.items()} for name, columns in summary.items()},
+    }
+    write_json_atomic(output / AGGREGATE_FILE, content)
+    fingerprint.save(output)
+    for table in print_table(summary, what):
+        console.print(table)
+    console.print(identity_line(what, fingerprint.parents["scorer"]), soft_wrap=True, highlight=False)
+    for reason, count in list(content["failures"].items())[:5]:
+        console.print(f"invalid: {count} x {reason}", soft_wrap=True, style="yellow", highlight=False)
+    if not scores["valid"].any():
+        raise NothingScored(f"all {len(scores)} trajectories are invalid: see {output / SCORES_FILE}")
+    return scores
+
+
+def _write_csv_atomic(table: pd.DataFrame, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    table.to_csv(temporary, index=False)
+    os.replace(temporary, path)
+
+
+@job("score")
+def main(cfg: DictConfig) -> None:
+    with FolderLock(cfg.output_dir):
+        score_planner(cfg, Console())
+
+
+if __name__ == "__main__":
+    main()
