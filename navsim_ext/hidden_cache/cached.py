@@ -6,9 +6,10 @@ Legend: B samples, L tokens of the longest, D width, P tokens of the shared pref
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ class CachedHiddenStates:
     ``mask_padding`` (published layout): hide the rows of left padding, which published weights did see.
     ``read_ahead``: ask the kernel for all records of a batch before the first is copied, so that a cold disk or network
     file system works on them at once; on a warm cache it costs a quarter of the copying.
+    ``threads``: how many copy or decode the rows of a batch at once (the compiled loops hold no lock of Python's). In
+    the main process, together with ``pin_memory``, they are faster than DataLoader workers, which copy each batch once
+    more through fresh shared memory.
     ``check``: as for :class:`navsim_ext.shards.ShardStore`.
     """
 
@@ -48,14 +52,18 @@ class CachedHiddenStates:
         pin_memory: bool = False,
         mask_padding: bool = False,
         read_ahead: bool = False,
+        threads: int = 1,
         check: Check = "first",
     ) -> None:
         if decode not in ("host", "device"):
             raise DataError(f"decode={decode!r}: states are decoded on the 'host' or the 'device'")
+        if threads < 1:
+            raise DataError(f"threads={threads}: at least one has to read")
         self.store = ShardStore(folder, check=check)
         self.settings = CacheSettings.of(self.store.fingerprint)
         self.decode, self.dtype, self.mask_padding = decode, dtype_named(dtype), mask_padding
-        self.read_ahead = read_ahead
+        self.read_ahead, self.threads = read_ahead, threads
+        self._executor: tuple[int, ThreadPoolExecutor] | None = None  # and the process that it belongs to
         digest = self.settings.prefix
         self.prefix = None if digest is None else read_prefix(Path(folder), digest)  # uint16 bits [P,D]
         self._codec = codec_named(self.settings.codec)
@@ -84,7 +92,7 @@ class CachedHiddenStates:
         """
         if self.read_ahead:
             self.store.prefetch(tokens)
-        records = [self.store.get(token) for token in tokens]
+        records = list(self._map(self.store.get, tokens))
         shapes = [stored_shape(record, self.settings) for record in records]
         widths = {width for _, width in shapes} | ({self.prefix.shape[1]} if self.prefix is not None else set())
         if len(widths) != 1:
@@ -102,27 +110,44 @@ class CachedHiddenStates:
     def _on_host(self, records: Sequence[Arrays], lengths: np.ndarray, width: int) -> HiddenBatch:
         shared = 0 if self.prefix is None else len(self.prefix)
         out = self._pool.take((len(records), shared + int(lengths.max()), width), np.uint16)
-        for row, record, length in zip(out, records, lengths.tolist(), strict=True):
+
+        def fill(row: np.ndarray, record: Arrays, length: int) -> None:
             if self.prefix is not None:
                 row[:shared] = self.prefix
             self._codec.decode_into(stored_parts(record, self.settings), row[shared : shared + length])
             row[shared + length :] = 0
+
+        list(self._map(fill, out, records, lengths.tolist()))
         hidden = torch.from_numpy(out).view(torch.bfloat16)
         mask = self._mask(records, shared + lengths, out.shape[1])
         return HiddenBatch(hidden if self.dtype == torch.bfloat16 else hidden.to(self.dtype), mask)
 
     def _on_device(self, records: Sequence[Arrays], lengths: np.ndarray, width: int) -> PackedHiddenBatch:
         longest, parts = int(lengths.max()), {}
-        encoded = [stored_parts(record, self.settings) for record in records]
+        encoded = list(self._map(lambda record: stored_parts(record, self.settings), records))
+
+        def fill(row: np.ndarray, part: np.ndarray) -> None:
+            row[: len(part)] = part
+            row[len(part) :] = 0
+
         for name in self._codec.parts:
             columns = encoded[0][name].shape[1]
             out = self._pool.take((len(records), longest, columns), encoded[0][name].dtype)
-            for row, one, length in zip(out, encoded, lengths.tolist(), strict=True):
-                row[:length] = one[name]
-                row[length:] = 0
+            list(self._map(fill, out, [one[name] for one in encoded]))
             parts[name] = torch.from_numpy(out)
         prefix = None if self.prefix is None else bits_to_states(self.prefix)
         return PackedHiddenBatch(self.settings.codec, parts, self._mask(records, lengths, longest), prefix, self.dtype)
+
+    def _map(self, function: Callable[..., Any], *columns: Iterable[Any]) -> Iterable[Any]:
+        """``map`` over the rows of a batch, in threads where there are several."""
+        if self.threads == 1:
+            return map(function, *columns)
+        if self._executor is None or self._executor[0] != os.getpid():  # threads do not survive a fork
+            self._executor = (os.getpid(), ThreadPoolExecutor(self.threads, "hidden-cache"))
+        return self._executor[1].map(function, *columns)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_executor": None}
 
     def _mask(self, records: Sequence[Arrays], lengths: np.ndarray, longest: int) -> torch.Tensor:
         """[B,L] bool: right padding is never visible, left padding of the published layout unless mask_padding."""

@@ -229,7 +229,8 @@ def test_a_batch_that_breaks_its_contract_is_refused():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_through_the_dataloader(tmp_path, decode, workers):
     tokens = write(tmp_path, codec="int8_g32")
-    cache = CachedHiddenStates(tmp_path, decode=decode, read_ahead=True)
+    cache = CachedHiddenStates(tmp_path, decode=decode, read_ahead=True, threads=2)
+    cache.fetch(tokens)  # its threads run before the loader forks
     loader = DataLoader(tokens, batch_size=2, collate_fn=cache.fetch, num_workers=workers)
     for start, batch in zip(range(0, 6, 2), loader, strict=True):
         expected = CachedHiddenStates(tmp_path).fetch(tokens[start : start + 2])
