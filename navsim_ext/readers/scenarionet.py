@@ -53,7 +53,7 @@ class _Scenario:
     route: tuple[str, ...]
     inside: NDArray[np.bool_]  # [S] whether all corners of NAVSIM's car are on drivable ground
     scenes: tuple[Scene, ...]
-    invalid: tuple[str, ...]  # tokens
+    invalid: dict[str, str]  # reason by token
 
 
 class ScenarioNetScenes:
@@ -182,7 +182,7 @@ class ScenarioNetScenes:
         except TriviumError as error:
             self.report.add(error, log_name=log_name)
             return None
-        self.invalid.update(dict.fromkeys(scenario.invalid, "the recorded drive leaves the rebuilt drivable area"))
+        self.invalid.update(scenario.invalid)
         self._open[log_name] = scenario
         while len(self._open) > SCENARIOS_IN_MEMORY:
             self._open.popitem(last=False)
@@ -203,10 +203,10 @@ class ScenarioNetScenes:
             parked=parked(drive),
         )
         scenario = _Scenario(
-            drive, vector_map, route_of(vector_map, drive.ego), _inside(vector_map, drive.ego_fine), (), ()
+            drive, vector_map, route_of(vector_map, drive.ego), _inside(vector_map, drive.ego_fine), (), {}
         )
         scenes, invalid = _windows(scenario, self.scene_filter, log_name, self.split, location)
-        return replace(scenario, scenes=tuple(scenes), invalid=tuple(invalid))
+        return replace(scenario, scenes=tuple(scenes), invalid=invalid)
 
 
 def _inside(vector_map: VectorMap, poses: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -225,8 +225,8 @@ def token_of(drive: Drive, frame: int) -> str:
 
 def _windows(
     scenario: _Scenario, scene_filter: SceneFilter, log_name: str, split: str, location: str
-) -> tuple[list[Scene], list[str]]:
-    """(scenes, tokens of invalid windows), as NAVSIM cuts them."""
+) -> tuple[list[Scene], dict[str, str]]:
+    """(scenes, reason by token of invalid windows), as NAVSIM cuts them."""
     drive, history = scenario.drive, scene_filter.num_history
     wanted = None if scene_filter.tokens is None else set(scene_filter.tokens)
     horizon = round(HORIZON_S / POSE_INTERVAL_S) * drive.step
@@ -236,15 +236,19 @@ def _windows(
         tuple((lane, red) for lane, red in traffic_lights(drive, frame) if lane in known)
         for frame in range(len(drive.samples))
     ]
-    scenes, invalid = [], []
+    scenes: list[Scene] = []
+    invalid: dict[str, str] = {}
     for start in range(0, len(drive.samples) - scene_filter.num_frames + 1, scene_filter.stride):
         now, end = start + history - 1, start + scene_filter.num_frames
         token = token_of(drive, now)
-        if (wanted is not None and token not in wanted) or (scene_filter.has_route and not scenario.route):
+        if wanted is not None and token not in wanted:
+            continue
+        if scene_filter.has_route and not scenario.route:
+            invalid[token] = "no lane lies along the recorded drive"
             continue
         sample = int(drive.samples[now])
         if not scenario.inside[sample : sample + horizon + 1].all():
-            invalid.append(token)
+            invalid[token] = "the recorded drive leaves the rebuilt drivable area"
             continue
         scene = Scene(
             token=token,

@@ -52,6 +52,11 @@ class Track:
     size: NDArray[np.float64]  # [S,3] length, width, height
     valid: NDArray[np.bool_]  # [S]
 
+    def until(self, count: int) -> Track:
+        """The first ``count`` samples."""
+        arrays = (self.xy, self.heading, self.size, self.valid)
+        return Track(self.name, *(array[:count] for array in arrays))
+
 
 @dataclass(frozen=True)
 class Drive:
@@ -117,7 +122,7 @@ def read_drive(scenario: Mapping[str, Any], where: str) -> Drive:
         ego_fine=pose,
         velocity=rotate(velocity, -frames[:, 2]),
         acceleration=rotate(acceleration, -frames[:, 2]),
-        tracks=tracks,
+        tracks={name: track.until(count) for name, track in tracks.items()},
         lights={str(light.get("lane", name)): list(light["state"]["object_state"])
                 for name, light in scenario.get("dynamic_map_states", {}).items()},
     )  # fmt: skip
