@@ -21,7 +21,7 @@ from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.metric_cache import engines, journal
 from navsim_ext.metric_cache.journal import Invalid, LogResult
-from navsim_ext.metric_cache.schema import KIND, cache_fields
+from navsim_ext.metric_cache.schema import KIND, MAPS_FOLDER, cache_fields
 from navsim_ext.metric_cache.settings import BuildSettings, read_tokens
 from navsim_ext.readers import NothingSelected
 from navsim_ext.runtime.config import job
@@ -71,6 +71,7 @@ def build(
         )
         results += _absent_tokens(settings, results)
         merge(cache)
+        sweep(cache)
         report = journal.write_report(cache, results)
     if not report["cached"]:
         raise NothingCached(
@@ -78,6 +79,13 @@ def build(
             f"{report['counts']}, listed in {cache / journal.REPORT_FILE}"
         )
     return report
+
+
+def sweep(cache: Path) -> None:
+    """Removes what killed writers of maps and reports left half written; only the holder of the folder's lock may."""
+    for pattern in (".*.tmp", f"{MAPS_FOLDER}/*/.*.tmp"):
+        for path in cache.glob(pattern):
+            path.unlink()
 
 
 def cache_fingerprint(settings: BuildSettings) -> Fingerprint:
