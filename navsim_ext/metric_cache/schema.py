@@ -151,8 +151,8 @@ class SceneMetricCache:
                 f"metric cache record {self.token}: track {self.track_tokens[bad]} has the degenerate size "
                 f"{self.track_sizes[bad].tolist()}; lengths and widths must be positive"
             )
-        seen = np.isfinite(self.track_poses).all(axis=-1)
-        if not seen.any(axis=1).all() or (np.isnan(self.track_poses).any(axis=-1) != ~seen).any():
+        seen, absent = np.isfinite(self.track_poses).all(axis=-1), np.isnan(self.track_poses).all(axis=-1)
+        if not seen.any(axis=1).all() or not (seen | absent).all():
             raise DataError(f"metric cache record {self.token}: a track is never seen or has a half-finite pose")
         return self
 
