@@ -221,7 +221,7 @@ def _faces(things: list[_Thing], view: CameraView, size: tuple[int, int], sun: N
             else:
                 polygon = pixels[list(indices)]
             lit = 1.0
-            if key not in EMISSIVE:
+            if key not in EMISSIVE and not (key == "tail" and thing.braking):
                 normal = view.rotation @ normal
                 cosine = float(normal @ sun) / max(float(np.linalg.norm(normal)), 1e-12)
                 lit = AMBIENT + (1.0 - AMBIENT) * max(cosine, 0.0)
