@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from navsim_ext.errors import DataError, MissingError
@@ -29,6 +31,7 @@ from navsim_ext.hidden_cache import (
 from navsim_ext.hidden_cache.buffers import BufferPool
 from navsim_ext.hidden_cache.codecs import CODECS
 from navsim_ext.hidden_cache.read_ahead import ReadAhead, WarnWhenStorageLimits
+from navsim_ext.runtime.config import config_root
 from navsim_ext.shards import DuplicateToken, ShardWriter, WriterLocked
 
 VLM = Fingerprint("vlm", {"weights": "abc", "prompt": "def"})
@@ -286,6 +289,13 @@ def test_reading_ahead_keeps_order_raises_and_measures():
     endless.close()  # leaving early ends the thread
     with pytest.raises(DataError):
         ReadAhead([], depth=0)
+
+
+def test_the_callback_is_configurable():
+    watch = instantiate(OmegaConf.load(config_root() / "shared" / "callbacks" / "storage.yaml").storage)
+    assert isinstance(watch, WarnWhenStorageLimits)
+    with pytest.raises(DataError, match="threshold"):
+        WarnWhenStorageLimits(threshold=1.5)
 
 
 class Idle(LightningModule):

@@ -203,6 +203,21 @@ def test_a_torn_end_is_cut_off(tmp_path):
     assert verify(tmp_path).ok
 
 
+def test_bytes_that_a_power_cut_lost_are_not_taken_for_a_record(tmp_path):
+    """The journal line survived, the record's pages did not: they read as zeros."""
+    writer = ShardWriter(tmp_path, FINGERPRINT)
+    for i in range(4):
+        writer.put(f"{i:04x}", arrays_of(i))
+    writer.abandon()
+    data = tmp_path / "shard-0-000000.open"
+    content = bytearray(data.read_bytes())
+    content[4096 + 2 * 128 : 4096 + 3 * 128] = bytes(128)
+    data.write_bytes(content)
+    with ShardWriter(tmp_path, FINGERPRINT) as writer:
+        assert writer.done == {"0000", "0001"}
+    assert verify(tmp_path).require_ok().records == 2
+
+
 WRITE = """
 import sys, numpy as np
 from navsim_ext.fingerprint import Fingerprint
