@@ -85,7 +85,7 @@ class SceneIndex:
             arrays,
             tuple(content["logs"]),
             tuple(content["cameras"]),
-            Path(content["sensor_root"]),
+            _sensor_root(folder, content),
             Fingerprint.load(folder),
         )
 
@@ -97,6 +97,13 @@ class SceneIndex:
         offsets = self.arrays["camera_offsets"]
         row = sample * len(self.cameras) + camera
         return self.arrays["camera_text"][offsets[row] : offsets[row + 1]].tobytes().decode()
+
+
+def _sensor_root(folder: Path, content: Mapping[str, Any]) -> Path:
+    """Where the pictures lie: as stored, or, after index and data were moved together, as seen from the index."""
+    stored = Path(content["sensor_root"])
+    moved = folder / content["sensor_root_from_here"]
+    return moved.resolve() if not stored.is_dir() and moved.is_dir() else stored
 
 
 def build_index(
@@ -262,6 +269,7 @@ def _merge(source: SceneSource, folder: Path, parts: Path, cameras: tuple[str, .
         "num_future": source.scene_filter.num_future,
         "cameras": list(cameras),
         "sensor_root": str(Path(source.sensor_root).absolute()),
+        "sensor_root_from_here": os.path.relpath(source.sensor_root, folder),
         "logs": logs,
     }
     write_json_atomic(folder / "index.json", content)

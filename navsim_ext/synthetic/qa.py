@@ -10,15 +10,19 @@ Files of ``output_dir``: ``<name>_qa.jsonl`` and ``<name>_trajectory.jsonl`` (``
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
@@ -93,30 +97,53 @@ def scene_records(
     return records
 
 
-def balanced(records: Iterable[Record], max_share: float, seed: int = 0) -> list[Record]:
-    """Drops records of over-represented answers until no answer of a type with choices exceeds ``max_share``.
+def balanced(records: Sequence[Record], max_share: float, seed: int = 0) -> list[Record]:
+    """The records without those of over-represented answers; see :class:`Balance`. The order stays."""
+    balance = Balance(max_share, seed)
+    for record in records:
+        balance.add(record)
+    keep = balance.keep()
+    return [record for record, kept in zip(records, keep, strict=True) if kept]
 
-    With n_a records of answer a, at most floor(max_share / (1 - max_share) * sum of the others) of it stay, but one.
-    ``meta_action`` and types without choices are left alone. Which ones go depends on (seed, token); the order stays.
+
+class Balance:
+    """Which records to keep so that no answer of a type with choices exceeds ``max_share`` of it.
+
+    With n_a records of answer a, at most floor(max_share / (1 - max_share) * sum of the others) of it stay, at least
+    one. ``meta_action`` and types without choices are left alone. Which ones go depends on (seed, token, type) only.
+    Holds 16 bytes a record, so that data sets of any size can be balanced in two passes.
     """
-    if not 0.0 < max_share <= 1.0:
-        raise DataError(f"max_share is {max_share}; a share in (0, 1] was expected")
-    records = list(records)
-    groups: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for position, record in enumerate(records):
-        if QUESTIONS[record["type"]].choices and record["type"] != "meta_action":
-            groups[record["type"]][record["answer"]].append(position)
-    dropped: set[int] = set()
-    for kind, answers in groups.items():
-        counts = {answer: len(positions) for answer, positions in answers.items()}
-        for answer in sorted(counts, key=lambda answer: -counts[answer]):
-            others = sum(count for other, count in counts.items() if other != answer)
-            limit = counts[answer] if max_share == 1.0 else max(1, int(max_share / (1.0 - max_share) * others + 1e-9))
-            if counts[answer] > limit:
-                order = sorted(answers[answer], key=lambda p: derive_seed(seed, "keep", records[p]["scene_id"], kind))
-                dropped.update(order[limit:])
-                counts[answer] = limit
-    return [record for position, record in enumerate(records) if position not in dropped]
+
+    def __init__(self, max_share: float, seed: int = 0) -> None:
+        if not 0.0 < max_share <= 1.0:
+            raise DataError(f"max_share is {max_share}; a share in (0, 1] was expected")
+        self.max_share, self.seed, self._count = max_share, seed, 0
+        self._groups: dict[str, dict[str, tuple[array, array]]] = {}  # type -> answer -> (keys, positions)
+
+    def add(self, record: Record) -> None:
+        kind = record["type"]
+        if QUESTIONS[kind].choices and kind != "meta_action":
+            answers = self._groups.setdefault(kind, {})
+            keys, positions = answers.setdefault(record["answer"], (array("Q"), array("Q")))
+            keys.append(derive_seed(self.seed, "keep", record["scene_id"], kind) & (2**64 - 1))
+            positions.append(self._count)
+        self._count += 1
+
+    def keep(self) -> NDArray[np.bool_]:
+        """[records] in the order in which they were added."""
+        kept = np.ones(self._count, dtype=bool)
+        for answers in self._groups.values():
+            counts = {answer: len(keys) for answer, (keys, _) in answers.items()}
+            for answer in sorted(counts, key=lambda answer: (-counts[answer], answer)):
+                others = sum(count for other, count in counts.items() if other != answer)
+                if self.max_share == 1.0:
+                    continue
+                limit = max(1, int(self.max_share / (1.0 - self.max_share) * others + 1e-9))
+                if counts[answer] > limit:
+                    keys, positions = (np.array(values, dtype=np.uint64) for values in answers[answer])
+                    kept[positions[np.argsort(keys, kind="stable")[limit:]].astype(np.int64)] = False
+                    counts[answer] = limit
+        return kept
 
 
 def write_qa(
@@ -138,7 +165,7 @@ def write_qa(
     fields = {
         "format": FORMAT,
         "name": name,
-        "sensor_root": str(Path(source.sensor_root).absolute()),
+        "root": os.path.relpath(source.sensor_root, folder),
         "filter": digest_json(source.scene_filter.describe()),
         "logs": digest_json(source.log_names),
         "camera": camera,
@@ -178,7 +205,9 @@ def _write_parts(source: SceneSource, parts: Path, camera: str, types: Sequence[
                 source.report.add(error, log_name=log_name, token=scene.token)
                 continue
             lines += [json.dumps(record) for record in records]
-        _write_lines(parts / f"{log_name}.jsonl", lines)
+        with _AtomicLines(parts / f"{log_name}.jsonl") as part:
+            for line in lines:
+                part.write(line)
     source.report.write()
 
 
@@ -199,55 +228,95 @@ def _picture_size(sensor_root: Path, scene: Scene, camera: str) -> tuple[int, in
 
 
 def _merge(source: SceneSource, folder: Path, parts: Path, name: str, max_share: float, seed: int) -> None:
-    records: list[Record] = []
-    scenes: set[str] = set()
-    for log_name in source.log_names:
-        for line in (parts / f"{log_name}.jsonl").read_text().splitlines():
-            record = json.loads(line)
-            records.append(record)
-            scenes.add(record["scene_id"])
-    source.report.require_some(len(scenes), f"questions {name} in {folder}")
-    records = balanced(records, max_share, seed)
-    meta = {}
-    root = os.path.relpath(source.sensor_root, folder)
-    for part, chosen in (
-        ("trajectory", [record for record in records if record["type"] == "trajectory"]),
-        ("qa", [record for record in records if record["type"] != "trajectory"]),
-    ):
-        if chosen:
-            _write_lines(folder / f"{name}_{part}.jsonl", [json.dumps(record) for record in chosen])
-            meta[f"{name}_{part}"] = {
-                "root": root,
-                "annotation": f"{name}_{part}.jsonl",
-                "repeat_time": REPEAT_TIMES[part],
-                "data_augment": False,
-                "length": len(chosen),
-            }
-    write_json_atomic(folder / f"{name}.counts.json", count(records))
+    """Two passes over the parts: what to keep, then the files. Holds one record at a time."""
+    paths = [parts / f"{log_name}.jsonl" for log_name in source.log_names]
+    balance = Balance(max_share, seed)
+    for record in _records(paths):
+        balance.add(record)
+    keep = balance.keep()
+    source.report.require_some(len(keep), f"questions {name} in {folder}")
+    counts = Counts()
+    lengths = dict.fromkeys(REPEAT_TIMES, 0)
+    with contextlib.ExitStack() as stack:
+        streams = {part: stack.enter_context(_AtomicLines(folder / f"{name}_{part}.jsonl")) for part in REPEAT_TIMES}
+        for record, kept in zip(_records(paths), keep, strict=True):
+            if kept:
+                part = "trajectory" if record["type"] == "trajectory" else "qa"
+                streams[part].write(json.dumps(record))
+                lengths[part] += 1
+                counts.add(record)
+    meta = {
+        f"{name}_{part}": {
+            "root": os.path.relpath(source.sensor_root, folder),
+            "annotation": f"{name}_{part}.jsonl",
+            "repeat_time": REPEAT_TIMES[part],
+            "data_augment": False,
+            "length": length,
+        }
+        for part, length in lengths.items()
+        if length
+    }
+    for part, length in lengths.items():
+        if not length:
+            (folder / f"{name}_{part}.jsonl").unlink()
+    write_json_atomic(folder / f"{name}.counts.json", counts.table())
     write_json_atomic(folder / f"{name}.json", meta)
 
 
-def count(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
-    """By type: whether it needs the picture, how many, and for types with choices how often each answer."""
-    counts: dict[str, dict[str, Any]] = {}
-    for record in records:
-        question = QUESTIONS[record["type"]]
-        entry = counts.setdefault(
-            record["type"], {"image_dependent": question.image_dependent, "records": 0, "answers": Counter()}
-        )
-        entry["records"] += 1
-        if question.choices:
-            entry["answers"][record["answer"]] += 1
-    return {kind: {**entry, "answers": dict(entry["answers"])} for kind, entry in sorted(counts.items())}
+def _records(paths: Sequence[Path]) -> Iterator[Record]:
+    for path in paths:
+        with open(path, encoding="utf-8") as stream:
+            for line in stream:
+                yield json.loads(line)
 
 
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.writelines(f"{line}\n" for line in lines)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+class Counts:
+    """How many records of each type, and for types with choices how often each answer."""
+
+    def __init__(self) -> None:
+        self._records: Counter[str] = Counter()
+        self._answers: dict[str, Counter[str]] = {}
+
+    def add(self, record: Record) -> None:
+        kind = record["type"]
+        self._records[kind] += 1
+        if QUESTIONS[kind].choices:
+            self._answers.setdefault(kind, Counter())[record["answer"]] += 1
+
+    def table(self) -> dict[str, dict[str, Any]]:
+        """By type: image_dependent, records, answers."""
+        return {
+            kind: {
+                "image_dependent": QUESTIONS[kind].image_dependent,
+                "records": count,
+                "answers": dict(self._answers.get(kind, {})),
+            }
+            for kind, count in sorted(self._records.items())
+        }
+
+
+class _AtomicLines:
+    """A text file that appears whole when the block ends well, and not at all otherwise."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> _AtomicLines:
+        self._stream = open(self._temporary, "w", encoding="utf-8")
+        return self
+
+    def write(self, line: str) -> None:
+        self._stream.write(f"{line}\n")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        self._stream.close()
+        if kind is None:
+            os.replace(self._temporary, self.path)
+        else:
+            self._temporary.unlink()
 
 
 @job("qa")
