@@ -1,0 +1,117 @@
+"""Scores of deterministic plans on held-out scenes, beside those of the frozen reference on the same scenes.
+
+Legend: B scenes of a batch, F poses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+
+from navsim_ext.scene import SceneBatch
+from stage2_dit import DiffusionPlanner, Exploration, sample_chain
+from stage3_grpo.reference import ReferencePolicy
+from stage3_grpo.rewards import PdmScorer, Reward
+from stage3_grpo.rewards.kinematics import reverses, stands
+from stage3_grpo.rewards.reward import TAIL_INTERVALS
+
+SCORES = ("pdms_v1", "epdms_v2_nofilter", "epdms_v2", "v1_nc", "v1_dac", "v1_ep", "v1_ttc", "v1_comfort", "v2_nc",
+          "v2_dac", "v2_ddc", "v2_tlc", "v2_lk", "v2_hc")  # fmt: skip
+
+
+class HeldOut:
+    """Collects plans over a validation epoch and scores them on the first process.
+
+    ``pdm_score``, which chooses the best checkpoint, is the standard score of the version that is trained on: the
+    training reward may weigh sub-scores otherwise. The reference is planned and scored once, in the first epoch.
+    """
+
+    def __init__(self, reward: Reward, scorer: PdmScorer, seed: int) -> None:
+        self.reward, self.scorer, self.seed = reward, scorer, seed
+        version = reward.score.version if reward.score else "v1"
+        self.selection = "pdms_v1" if version == "v1" else "epdms_v2_nofilter"
+        self.reference_means: dict[str, float] = {}
+        self._plans: dict[str, np.ndarray] = {}
+        self._reference_plans: dict[str, np.ndarray] = {}
+
+    def start(self) -> None:
+        self._plans, self._reference_plans = {}, {}
+
+    def add(
+        self,
+        planner: DiffusionPlanner,
+        reference: ReferencePolicy,
+        scenes: SceneBatch,
+        hidden: Tensor,
+        mask: Tensor | None,
+    ) -> None:
+        """Plans one batch."""
+        self._plans |= plan(planner, scenes, hidden, mask, self.seed)
+        if not self.reference_means:
+            self._reference_plans |= plan(reference.planner, scenes, hidden, mask, self.seed)
+
+    def finish(self, trainer: pl.Trainer) -> dict[str, float]:
+        """Means over all held-out scenes, each counted once whatever the number of processes."""
+        plans, reference = gather_dict(self._plans), gather_dict(self._reference_plans)
+        result: dict[str, Any] = {}
+        if trainer.is_global_zero:
+            means = self.means(plans)
+            reference_means = self.reference_means or self.means(reference)
+            result = {"means": means, "reference": reference_means}
+        result = trainer.strategy.broadcast(result)
+        if not trainer.sanity_checking:  # which sees a few batches only
+            self.reference_means = result["reference"]
+        means = dict(result["means"])
+        means["pdm_score"] = means[self.selection]
+        for name, value in result["reference"].items():
+            means[f"reference_{name}"] = value
+        means["gain"] = means["pdm_score"] - result["reference"][self.selection]
+        return means
+
+    def means(self, plans: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Mean of every score over valid scenes; ``invalid_rate`` says how many were not."""
+        tokens = sorted(plans)
+        trajectories = np.stack([plans[token] for token in tokens])
+        scores = self.scorer.score(tokens, trajectories, None)
+        means = {}
+        for name in SCORES:
+            values = scores.columns.get(name, np.full(len(tokens), np.nan))[scores.valid]
+            values = values[np.isfinite(values)]
+            means[name] = float(values.mean()) if len(values) else math.nan
+        means["reverse_tail"] = float(reverses(trajectories, last=TAIL_INTERVALS).mean())
+        means["standing"] = float(stands(trajectories).mean())
+        means["invalid_rate"] = float(1.0 - scores.valid.mean())
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reference_means": dict(self.reference_means)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.reference_means = dict(state.get("reference_means", {}))
+
+
+@torch.no_grad()
+def plan(
+    planner: DiffusionPlanner, scenes: SceneBatch, hidden: Tensor, mask: Tensor | None, seed: int
+) -> dict[str, np.ndarray]:
+    """Deterministic plan [F,3] float64 of each scene, by token."""
+    conditioning = planner.condition(hidden, mask, scenes.history, scenes.status)
+    chain = sample_chain(planner, conditioning, tokens=scenes.token, seed=seed,
+                         exploration=Exploration.preset("deterministic"))  # fmt: skip
+    trajectories = planner.trajectories(chain).double().cpu().numpy()
+    return dict(zip(scenes.token, trajectories))
+
+
+def gather_dict(mine: dict[str, Any]) -> dict[str, Any]:
+    """The union over all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return mine
+    parts: list[dict[str, Any] | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, mine)
+    return {token: value for part in parts for token, value in (part or {}).items()}

@@ -1,0 +1,346 @@
+"""Reinforcement learning of the planner: the Lightning module of stage 3.
+
+One training step is one rollout of the batch's scenes and the updates that follow from it:
+
+    collect   G chains per scene, the reference's chain, scores            (collector.py)
+    credit    advantages over the global batch, discounted                 (update.py, core/)
+    update    mu passes x M minibatches of L = L_policy + beta KL + w_bc L_bc + w_v L_v
+
+What holds before the first step is checked before the first step: the reference, the scorer, coverage, the sampler.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.hidden_cache import require_states
+from navsim_ext.scene import SceneBatch
+from stage2_dit import (
+    DiffusionPlanner,
+    NoDensity,
+    Process,
+    WrongProcess,
+    build_process,
+    load_planner,
+    planner_record,
+    require_hidden,
+)
+from stage3_grpo.algorithm import Algorithm, AlgorithmError
+from stage3_grpo.collector import Collector, Experience
+from stage3_grpo.distributed import share_of_count
+from stage3_grpo.held_out import HeldOut
+from stage3_grpo.monitors.statistics import rollout_statistics
+from stage3_grpo.reference import ReferenceMismatch, ReferencePolicy
+from stage3_grpo.rewards import PdmScorer, Reward
+from stage3_grpo.update import Credit, Losses, Updater, assign_credit, minibatches
+from stage3_grpo.value import ValueHead
+
+log = logging.getLogger(__name__)
+
+MAX_LISTED = 8
+PROBED_SCENES = 4
+
+
+class NoValidReward(TriviumError):
+    """Nothing of a batch could be scored."""
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW with cosine decay per rollout; published defaults. ``value_lr`` of the value head."""
+
+    lr: float = 1e-4
+    min_lr: float = 0.0
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    warmup_share: float = 0.0
+    gradient_clip: float = 1.0
+    value_lr: float = 1e-3
+
+
+class GrpoModule(pl.LightningModule):
+    """Trains the planner in ``init`` against ``reward``; ``reference`` None: the planner that training starts from.
+
+    ``drift_every``: rollouts between measurements of the KL to the reference where no KL term needs it.
+    ``max_invalid_batches``: so many batches in a row without one valid reward end the run.
+    """
+
+    def __init__(
+        self,
+        init: str,
+        algorithm: Algorithm,
+        reward: Reward,
+        scorer: PdmScorer,
+        *,
+        reference: str | None = None,
+        optimizer: OptimizerSettings | None = None,
+        seed: int = 0,
+        allow_hidden_mismatch: bool = False,
+        drift_every: int = 10,
+        max_invalid_batches: int = 10,
+        validation_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.init, self.reference_path = init, reference or init
+        self.algorithm, self.reward, self.scorer = algorithm, reward, scorer
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.seed, self.allow_hidden_mismatch = seed, allow_hidden_mismatch
+        self.drift_every, self.max_invalid_batches = drift_every, max_invalid_batches
+        self.validation_seed = validation_seed
+        self.planner: DiffusionPlanner | None = None
+        self.value_head: ValueHead | None = None
+        self.reference: ReferencePolicy | None = None
+        self.hidden_fingerprint: Fingerprint | None = None
+        self.rollouts = 0  # drawn so far
+        self.bc_boost = 0.0  # added to the weight of behaviour cloning by an alarm
+        self.invalid_batches = 0  # in a row
+        self.stopped_by_alarm = False
+        self.record: dict[str, float] = {}  # of the last step
+        self.drawn_at = 0  # optimizer step at which the last rollout was drawn
+        self.held_out: HeldOut | None = None
+
+    # ---- before the first step
+
+    def configure_model(self) -> None:
+        """Loads policy and reference, and checks that they, the sampler and the hidden states belong together."""
+        if self.planner is not None:
+            return
+        source = self.trainer.datamodule.hidden
+        if source is None:
+            raise MissingError("stage 3 needs hidden states: set data.hidden_cache")
+        self.hidden_fingerprint = source.fingerprint
+        loaded = load_planner(self.init)
+        require_hidden(loaded, source.fingerprint, allow_mismatch=self.allow_hidden_mismatch)
+        require_states(source.fingerprint, self.trainer.datamodule.hidden_eval.fingerprint,
+                       allow_other=self.allow_hidden_mismatch)  # fmt: skip
+        self.reference = ReferencePolicy.load(
+            self.reference_path, loaded.planner.config, source.fingerprint, allow_mismatch=self.allow_hidden_mismatch
+        )
+        process = rollout_process(loaded.planner, self.algorithm)
+        if self.algorithm.needs_value:
+            self.value_head = ValueHead(loaded.planner.config, process.num_steps)
+        self.planner = loaded.planner
+        self.process = process  # a module without parameters: moves with this one
+        self.collector = Collector(self.algorithm, process, self.reward, self.scorer, self.seed)
+        self.updater = Updater(self.algorithm, process)
+
+    def on_fit_start(self) -> None:
+        self.reference.to(self.device)
+        dataset = self.trainer.datamodule.dataset("train")
+        self.scorer.require_coverage(dataset.tokens)
+        global_batch = self.trainer.datamodule.batch_size * self.trainer.world_size
+        if global_batch < self.algorithm.minibatches:
+            raise AlgorithmError(f"{self.algorithm.minibatches} minibatches cannot be made of {global_batch} scenes: "
+                                 "raise datamodule.batch_size or lower algorithm.minibatches")  # fmt: skip
+        self._probe(dataset)
+        self.held_out = self.held_out or HeldOut(self.reward, self.scorer, self.validation_seed)
+
+    def _probe(self, dataset: Any) -> None:
+        """Scores a few recorded drives: a scorer that cannot do that will not score a policy either."""
+        known = [i for i, token in enumerate(dataset.tokens) if token in self.scorer.known]
+        samples = [dataset[i] for i in known[:: max(len(known) // PROBED_SCENES, 1)][:PROBED_SCENES]]
+        targets = [sample for sample in samples if sample.target is not None]
+        if not targets:
+            raise NoValidReward("no training scene has both a metric cache and a recorded drive to try the scorer on")
+        trajectories = torch.cat([sample.target for sample in targets]).double().numpy()
+        tokens = [sample.token[0] for sample in targets]
+        scores = self.scorer.score(tokens, trajectories, self.reward.score)
+        if not scores.valid.any():
+            raise NoValidReward(
+                f"none of the recorded drives of {tokens} could be scored ({scores.reasons[0]}): check with "
+                "python -m navsim_ext.doctor and rebuild data.metric_cache"
+            )
+
+    # ---- training
+
+    def training_step(self, batch: tuple[SceneBatch, Any], batch_idx: int) -> None:
+        scenes, hidden, mask = checked(batch)
+        self.planner.eval()  # dropout of the ego state would make old and new log-probabilities those of other policies
+        self.drawn_at, self.record = self.global_step, {}
+        number = self.rollouts
+        with_drift = self.drift_every > 0 and number % self.drift_every == 0
+        experience = self.collector.collect(
+            self.planner, self.value_head, self.reference, scenes, hidden, mask, rollout=number, with_drift=with_drift
+        )
+        self.rollouts += 1
+        credit = assign_credit(self.algorithm, experience)
+        record = rollout_statistics(experience, credit)
+        counted = float(share_of_count(credit.mask))
+        self._count_invalid(record, experience)
+        losses = self._update(experience, credit, number) if counted else []
+        record |= self._loss_record(losses, number)
+        self.record = record
+        self.lr_schedulers().step()
+        shown = {name: record[name] for name in ("reward", "reward_gain") if math.isfinite(record[name])}
+        self.log_dict(shown, prog_bar=True, logger=False, batch_size=1)
+
+    def _update(self, experience: Experience, credit: Credit, number: int) -> list[Losses]:
+        """All gradient steps of a rollout; fewer when ``target_kl`` is passed."""
+        optimizer, algorithm = self.optimizers(), self.algorithm
+        beta = algorithm.kl_weight(number) if algorithm.kl_weight else 0.0
+        done: list[Losses] = []
+        for epoch in range(algorithm.inner_epochs):
+            parts: list[list[int] | None] = [None]
+            if algorithm.minibatches > 1:
+                parts = minibatches(experience.scenes.token, algorithm.minibatches, seed=self.seed, rollout=number,
+                                    epoch=epoch, device=self.device)  # fmt: skip
+            for part in parts:
+                losses = self.updater.losses(
+                    self.planner, self.value_head, experience, credit, part,
+                    beta=beta, bc_weight=self.bc_weight(number),
+                    conditioning=experience.conditioning if not done and part is None else None,
+                )  # fmt: skip
+                if algorithm.target_kl is not None and self._mean(losses.approx_kl) > algorithm.target_kl:
+                    return done
+                optimizer.zero_grad()
+                self.manual_backward(losses.total)
+                optimizer.step()
+                done.append(losses)
+        return done
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips here, where half-precision gradients are unscaled already; keeps the norm for the record."""
+        weights = [weight for weight in self.parameters() if weight.grad is not None]
+        self._gradient_norm = torch.nn.utils.clip_grad_norm_(weights, self.optimizer_settings.gradient_clip)
+
+    def bc_weight(self, number: int) -> float:
+        return self.algorithm.bc_weight(number) + self.bc_boost
+
+    @property
+    def rollout_number(self) -> int:
+        """Of the last rollout."""
+        return self.rollouts - 1
+
+    def _mean(self, value: Tensor) -> float:
+        """Mean over processes of a loss term that was divided by the global count."""
+        return float(self.trainer.strategy.reduce(value.detach(), reduce_op="mean"))
+
+    def _loss_record(self, losses: list[Losses], number: int) -> dict[str, float]:
+        record = {"bc_weight": self.bc_weight(number), "updates": float(len(losses))}
+        record["learning_rate"] = self.optimizers().param_groups[0]["lr"]
+        if self.algorithm.kl_weight:
+            record["beta"] = self.algorithm.kl_weight(number)
+        if losses:
+            names = {"total": "loss", "policy": "policy_loss", "kl": "kl_loss", "cloning": "bc_loss",
+                     "value": "value_loss"}  # fmt: skip
+            for name in Losses._fields:
+                value = sum(getattr(each, name) for each in losses) / len(losses)
+                record[names.get(name, name)] = self._mean(value)
+            record["gradient_norm"] = float(self._gradient_norm)
+        return record
+
+    def _count_invalid(self, record: dict[str, float], experience: Experience) -> None:
+        self.invalid_batches = self.invalid_batches + 1 if record["invalid_rate"] == 1.0 else 0
+        if self.invalid_batches >= self.max_invalid_batches:
+            raise NoValidReward(
+                f"{self.invalid_batches} batches in a row had no valid reward, the last of tokens "
+                f"{experience.scenes.token[:MAX_LISTED]} ({experience.scores.reasons[0]}): rebuild the metric cache"
+            )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        settings = self.optimizer_settings
+        groups = [{"params": list(self.planner.parameters()), "lr": settings.lr}]
+        if self.value_head is not None:
+            groups.append({"params": list(self.value_head.parameters()), "lr": settings.value_lr})
+        optimizer = torch.optim.AdamW(groups, betas=tuple(settings.betas), eps=settings.eps,
+                                      weight_decay=settings.weight_decay)  # fmt: skip
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup, floor = round(settings.warmup_share * total), settings.min_lr / settings.lr
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: warmup_cosine(t, warmup, total, floor))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- held-out scenes
+
+    def on_validation_epoch_start(self) -> None:
+        self.held_out = self.held_out or HeldOut(self.reward, self.scorer, self.validation_seed)
+        self.held_out.start()
+
+    def validation_step(self, batch: tuple[SceneBatch, Any], batch_idx: int) -> None:
+        scenes, hidden, mask = checked(batch)
+        self.held_out.add(self.planner.eval(), self.reference, scenes, hidden, mask)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, value in self.held_out.finish(self.trainer).items():
+            if math.isfinite(value):
+                self.log(f"val/{name}", value, prog_bar=name == "pdm_score", rank_zero_only=False)
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["planner"] = planner_record(self.planner, self.hidden_fingerprint)
+        checkpoint["stage3"] = {
+            "rollouts": self.rollouts,
+            "bc_boost": self.bc_boost,
+            "invalid_batches": self.invalid_batches,
+            "stopped_by_alarm": self.stopped_by_alarm,
+            "reference": self.reference.fingerprint.to_json(),
+            "scorer": self.scorer.fingerprint.to_json(),
+            "algorithm": self.algorithm.name,
+            "held_out": self.held_out.state_dict() if self.held_out else {},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continues only with the reference and the scorer of the checkpoint."""
+        state = checkpoint["stage3"]
+        then = Fingerprint.from_json(state["reference"])
+        if then.digest != self.reference.fingerprint.digest:
+            listed = "\n  ".join(then.differences(self.reference.fingerprint))
+            raise ReferenceMismatch(f"the checkpoint was trained against another reference (then | now):\n  {listed}")
+        Fingerprint.from_json(state["scorer"]).require_equal(
+            self.scorer.fingerprint, mine="the scorer of the checkpoint", theirs="the scorer now",
+            remedy="use the metric cache that the run began with, or start afresh with resume=never",
+        )  # fmt: skip
+        self.rollouts, self.bc_boost = int(state["rollouts"]), float(state["bc_boost"])
+        self.invalid_batches = int(state["invalid_batches"])
+        self.held_out = HeldOut(self.reward, self.scorer, self.validation_seed)
+        self.held_out.load_state_dict(state["held_out"])
+
+
+def rollout_process(planner: DiffusionPlanner, algorithm: Algorithm) -> Process:
+    """The sampler of rollouts; raises WrongProcess or NoDensity when it cannot serve this planner."""
+    if algorithm.process is None and algorithm.num_steps is None:
+        process = planner.process
+    else:
+        process = build_process(algorithm.process or planner.process.name, algorithm.num_steps)
+    if process.prediction != planner.process.prediction:
+        raise WrongProcess(
+            f"algorithm {algorithm.name} samples with {process.name}, which needs a planner that predicts "
+            f"{process.prediction}; this one was trained with {planner.process.name} and predicts "
+            f"{planner.process.prediction}: train stage 2 with planner.process={process.name}, or choose another "
+            "algorithm"
+        )
+    if not process.has_density:
+        raise NoDensity(
+            f"algorithm {algorithm.name} would sample with {process.name}, whose steps have no density: set "
+            "algorithm.process to ddim, or to flow_sde or flow_cps for a flow planner"
+        )
+    return process
+
+
+def checked(batch: tuple[SceneBatch, Any]) -> tuple[SceneBatch, Tensor, Tensor | None]:
+    """A batch that keeps its contract; raises MissingError or DataError naming tokens otherwise."""
+    scenes, hidden = batch
+    if hidden is None:
+        raise MissingError(f"tokens {scenes.token[:MAX_LISTED]} came without hidden states: set data.hidden_cache")
+    if len(hidden.hidden) != len(scenes):
+        raise DataError(f"{len(hidden.hidden)} hidden states came with {len(scenes)} scenes")
+    return scenes, hidden.hidden, hidden.mask
+
+
+def warmup_cosine(step: int, warmup: int, total: int, floor: float) -> float:
+    """Share of the learning rate: linear up to 1 over ``warmup``, then half a cosine to ``floor`` at ``total``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    share = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * share))

@@ -1,0 +1,84 @@
+"""Numbers of a rollout, over the global batch. Keys are those of the CSV columns and the alarms.
+
+``x`` of the policy's samples, ``reference_x`` of the reference's (same scenes, one sample each). ``x_gain``: the mean
+difference between the group's sample 0 and the reference's sample, which had the same noise: exactly 0 while the two
+policies are one. Means are over valid rows; NaN where there are none.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stage3_grpo.collector import Experience
+from stage3_grpo.distributed import gather_rows
+from stage3_grpo.rewards.reward import Scores
+from stage3_grpo.update import Credit
+
+PAIRED = ("reward", "judge", "reverse_tail", "standing", "v1_comfort", "v2_hc", "v1_ep", "v1_ttc")
+
+
+def rollout_statistics(experience: Experience, credit: Credit) -> dict[str, float]:
+    """Everything that is known before the update."""
+    device = experience.chain.states.device
+    names, values = table(experience.scores, device)
+    reference_names, reference = table(experience.teacher_scores, device)
+    statistics = column_means(names, values)
+    statistics |= {f"reference_{name}": value for name, value in column_means(reference_names, reference).items()}
+    first = values[:: experience.chain.group_size]
+    for name in PAIRED:
+        if name in names and name in reference_names:
+            difference = first[:, names.index(name)] - reference[:, reference_names.index(name)]
+            statistics[f"{name}_gain"] = difference[~difference.isnan()].mean().item()  # NaN: no valid pair
+    gain, judge = statistics["reward_gain"], statistics["judge_gain"]
+    statistics["divergence"] = gain - judge if judge < 0 < gain else 0.0
+    reward = values[:, names.index("reward")]
+    known = reward[~reward.isnan()]
+    if len(known):
+        statistics |= {"reward_min": known.min().item(), "reward_max": known.max().item()}
+        statistics["reward_std"] = known.std().item() if len(known) > 1 else 0.0
+    statistics["invalid_rate"] = reward.isnan().double().mean().item()
+    statistics["drift_m"] = gather_rows(experience.drift_m.float()).mean().item()
+    statistics["zero_spread_groups"] = credit.zero_spread.item()
+    statistics |= advantage_statistics(credit)
+    total = sum(value for name, value in experience.seconds.items() if name != "score")
+    statistics |= {f"seconds_{name}": value for name, value in experience.seconds.items()}
+    statistics["seconds_rollout"] = total
+    return statistics
+
+
+def advantage_statistics(credit: Credit) -> dict[str, float]:
+    advantage, mask = gather_rows(credit.advantage.contiguous()), gather_rows(credit.mask.contiguous())
+    chosen = advantage[mask]
+    share = mask.float().mean().item()
+    if len(chosen) == 0:
+        return {"advantage_used": share}
+    return {
+        "advantage_mean": chosen.mean().item(),
+        "advantage_std": chosen.std().item() if len(chosen) > 1 else 0.0,
+        "advantage_max": chosen.abs().max().item(),
+        "advantage_used": share,
+    }
+
+
+def table(scores: Scores, device: torch.device) -> tuple[list[str], Tensor]:
+    """Column names, and all rows of all processes [N,C] float64 with NaN for what is invalid or unknown."""
+    columns = {"reward": scores.reward}
+    columns |= {f"term_{name}": values for name, values in scores.terms.items()}
+    columns |= scores.columns
+    names = sorted(columns)
+    values = np.stack([np.where(scores.valid, columns[name], np.nan) for name in names], axis=1)
+    dtype = torch.float64 if device.type != "mps" else torch.float32
+    return names, gather_rows(torch.as_tensor(values, dtype=dtype, device=device))
+
+
+def column_means(names: list[str], values: Tensor) -> dict[str, float]:
+    """Means over the finite entries of each column; columns that are nowhere known are left out."""
+    values = values.cpu().numpy()
+    known = np.isfinite(values)
+    sums, counts = np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0)
+    means = {name: float(s / c) if c else math.nan for name, s, c in zip(names, sums, counts)}
+    return {name: mean for name, mean in means.items() if math.isfinite(mean) or name in ("reward", "judge")}

@@ -1,0 +1,66 @@
+"""The frozen policy that stage 3 starts from and is held to."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from navsim_ext.errors import TriviumError
+from navsim_ext.fingerprint import Fingerprint
+from stage2_dit import Chain, Conditioning, DiffusionPlanner, PlannerConfig, Process, load_planner, require_hidden
+from stage3_grpo.rollout import Steps, step_distributions
+
+log = logging.getLogger(__name__)
+
+
+class ReferenceMismatch(TriviumError):
+    """The reference is a planner of another kind than the one in training."""
+
+
+@dataclass
+class ReferencePolicy:
+    """A planner without gradients, kept out of the module tree: it is no part of checkpoints, its identity is."""
+
+    planner: DiffusionPlanner
+    fingerprint: Fingerprint
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], config: PlannerConfig, hidden: Fingerprint | None, *, allow_mismatch: bool
+    ) -> ReferencePolicy:
+        """Reads a checkpoint; every failure is an error (MissingError, CheckpointMismatch, ReferenceMismatch)."""
+        loaded = load_planner(path)
+        require_same_planner(loaded.planner.config, config, str(path))
+        if hidden is not None:
+            require_hidden(loaded, hidden, allow_mismatch=allow_mismatch)
+        planner = loaded.planner.eval().requires_grad_(False)
+        log.info("reference policy %s (%s)", path, loaded.fingerprint.digest[:12])
+        return cls(planner, loaded.fingerprint)
+
+    def to(self, device: torch.device) -> ReferencePolicy:
+        self.planner.to(device)
+        return self
+
+    @torch.no_grad()
+    def condition(self, hidden: Tensor, mask: Tensor | None, history: Tensor, status: Tensor) -> Conditioning:
+        return self.planner.condition(hidden, mask, history, status)
+
+    @torch.no_grad()
+    def steps(self, conditioning: Conditioning, chain: Chain, process: Process) -> Steps:
+        return step_distributions(self.planner, conditioning, chain, process)
+
+
+def require_same_planner(reference: PlannerConfig, actor: PlannerConfig, path: str) -> None:
+    """Raises ReferenceMismatch listing each setting (architecture, normaliser, what is predicted) that differs."""
+    theirs, mine = reference.to_json(), actor.to_json()
+    lines = [f"{key}: {theirs[key]!r} | {mine[key]!r}" for key in mine if theirs[key] != mine[key]]
+    if lines:
+        listed = "\n  ".join(lines)
+        raise ReferenceMismatch(
+            f"the reference {path} and the planner in training differ (reference | planner):\n  {listed}\nuse the "
+            "checkpoint that training starts from, or one of the same architecture and normaliser"
+        )

@@ -1,0 +1,102 @@
+"""r = sum_i w_i x_i over the configured terms, with validity; what cannot be scored has no reward.
+
+Legend: S scenes, N trajectories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navsim_ext.errors import DataError
+from stage3_grpo.rewards.kinematics import Motion, motion, reverses, stands
+from stage3_grpo.rewards.scorer import PdmScores
+from stage3_grpo.rewards.terms import MotionTerm, PdmTerm
+
+Array = NDArray[np.float64]
+TAIL_INTERVALS = 2  # of the "reverse tail": the last second of the plan
+
+
+class Scorer(Protocol):
+    """What a reward needs of a scorer."""
+
+    def submit(self, tokens: Sequence[str], trajectories: Array, term: PdmTerm | None) -> Future[PdmScores]: ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of N trajectories: ``reward``, ``valid``, the values of each term, and ``columns`` for the record (NaN: unknown).
+
+    Among the columns: every sub-score, ``judge`` (the score that is not trained on), ``reverse_tail``, ``standing``.
+    """
+
+    reward: Array
+    valid: NDArray[np.bool_]
+    terms: Mapping[str, Array]
+    columns: Mapping[str, Array]
+    reasons: tuple[str, ...]  # why a row is invalid; empty text where it is not
+    seconds: float
+
+
+class Reward:
+    """``score``: the PDM term (None: trajectory terms only); ``terms``: named trajectory terms."""
+
+    def __init__(self, score: PdmTerm | None, terms: Mapping[str, MotionTerm] | None = None) -> None:
+        self.score = score
+        self.terms = {name: term for name, term in (terms or {}).items() if term is not None}
+        if self.score is None and not self.terms:
+            raise DataError("a reward needs the PDM term or at least one trajectory term")
+        idle = [name for name, term in self.terms.items() if term.weight == 0]
+        if idle:
+            raise DataError(f"reward terms {idle} have weight 0 and no effect: remove them (null) or weigh them")
+
+    @property
+    def judge(self) -> str:
+        return (self.score or PdmTerm()).judge
+
+    def submit(
+        self, scorer: Scorer, tokens: Sequence[str], trajectories: Array, history: Array, status: Array
+    ) -> PendingScores:
+        """Starts scoring [N,F,3]; ``history`` [N,H,3] and ``status`` [N,8] are those of each row's scene."""
+        if not np.isfinite(trajectories).all():
+            rows = np.flatnonzero(~np.isfinite(trajectories).reshape(len(trajectories), -1).all(1))
+            raise DataError(f"the policy produced trajectories that are not finite, first for token {tokens[rows[0]]}")
+        return PendingScores(self, scorer.submit(tokens, trajectories, self.score), trajectories, history, status)
+
+    def finish(self, pdm: PdmScores, moved: Motion, trajectories: Array) -> Scores:
+        values = {name: term.value(moved) for name, term in self.terms.items()}
+        valid = pdm.valid.copy()
+        reward = np.zeros(len(trajectories))
+        if self.score is not None:
+            base = pdm.columns.get(self.score.column, np.full(len(trajectories), np.nan))
+            valid &= np.isfinite(base)
+            values = {"score": base} | values
+            reward += self.score.weight * np.where(valid, base, 0.0)
+        for name, term in self.terms.items():
+            reward += term.weight * values[name]
+        columns = dict(pdm.columns)
+        columns["judge"] = pdm.columns.get(self.judge, np.full(len(trajectories), np.nan))
+        columns["reverse_tail"] = reverses(trajectories, last=TAIL_INTERVALS).astype(float)
+        columns["standing"] = stands(trajectories).astype(float)
+        return Scores(np.where(valid, reward, np.nan), valid, values, columns, pdm.reasons, pdm.seconds)
+
+
+@dataclass(frozen=True)
+class PendingScores:
+    """Scores on their way."""
+
+    reward: Reward
+    future: Future[PdmScores]
+    trajectories: Array
+    history: Array
+    status: Array
+
+    def result(self) -> Scores:
+        """Waits for the scorer; motion terms are computed here meanwhile."""
+        moved = motion(self.trajectories, self.history, self.status)
+        return self.reward.finish(self.future.result(), moved, self.trajectories)

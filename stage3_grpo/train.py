@@ -1,0 +1,33 @@
+"""Trains a planner by reinforcement on PDM scores, from an imitation checkpoint.
+
+    python -m stage3_grpo.train experiment=demo init=PLANNER data.train=... data.hidden_cache=... data.metric_cache=...
+    python -m stage3_grpo.train experiment=recogdrive_2b algorithm=diffgrpo_clip reward=published init=...
+    torchrun --nproc-per-node 8 -m stage3_grpo.train experiment=recogdrive_2b trainer=ddp ...
+
+The same command continues a run that was killed, bit for bit.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from navsim_ext.runtime.config import job
+from navsim_ext.runtime.run import run
+
+
+@job("stage3")
+def main(cfg: DictConfig) -> None:
+    """One training run; says where the checkpoints are, what the held-out scenes say, and whether an alarm rang."""
+    result = run(cfg)
+    console = Console(stderr=True, soft_wrap=True)
+    names = ("val/pdm_score", "val/gain", "val/pdms_v1", "val/epdms_v2", "val/reverse_tail", "val/standing")
+    values = {name: round(result["metrics"][name], 4) for name in names if name in result["metrics"]}
+    console.print(f"{result['run_dir']}: step {result['global_step']}, last {result['last']}, best {result['best']}")
+    console.print(f"held out: {values}" if values else "no held-out scenes were scored: set data.val")
+    if result["module"].stopped_by_alarm:
+        console.print(f"STOPPED BY AN ALARM: see {result['run_dir']}/alarms.csv; the best checkpoint is kept")
+
+
+if __name__ == "__main__":
+    main()
