@@ -20,7 +20,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
@@ -69,6 +69,9 @@ class PlannerModule(pl.LightningModule):
     ``fit_bounds`` replaces the configured normaliser; ``init_from`` starts from a planner checkpoint of the same
     configuration; ``allow_hidden_mismatch`` permits, loudly, hidden states of another origin than its own;
     ``metric_cache`` adds PDM scores to validation; ``compile`` compiles the training loss.
+
+    ``backbone`` trains the VLM as well, in place of ``datamodule.hidden``: a module whose ``forward(scenes)`` gives a
+    HiddenBatch with gradients, with ``hidden_width`` and ``fingerprint``; ``backbone_lr`` is its rate.
     """
 
     def __init__(
@@ -82,8 +85,11 @@ class PlannerModule(pl.LightningModule):
         metric_cache: str | None = None,
         compile: bool = False,
         validation_seed: int = 0,
+        backbone: nn.Module | None = None,
+        backbone_lr: float = 1e-5,
     ) -> None:
         super().__init__()
+        self.backbone, self.backbone_lr = backbone, backbone_lr
         self.planner_config = planner
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.fit_bounds, self.init_from, self.metric_cache = fit_bounds, init_from, metric_cache
@@ -99,15 +105,10 @@ class PlannerModule(pl.LightningModule):
         if self.planner is not None:
             return
         datamodule = self.trainer.datamodule
-        source = datamodule.hidden
-        if source is None:
-            raise MissingError("stage 2 needs hidden states: set datamodule.hidden to a hidden cache")
-        self.hidden_fingerprint = source.fingerprint
-        require_states(source.fingerprint, datamodule.hidden_eval.fingerprint, allow_other=self.allow_hidden_mismatch)
         config = self.planner_config
+        self.hidden_fingerprint, width = self._origin(datamodule)
         if config.hidden_width == 0:
-            token = datamodule.dataset("train").tokens[0]
-            config = dataclasses.replace(config, hidden_width=source.fetch([token]).hidden.shape[-1])
+            config = dataclasses.replace(config, hidden_width=width)
         if self.fit_bounds is not None:
             config = dataclasses.replace(config, normaliser=self._fit(datamodule.dataset("train")))
         planner = DiffusionPlanner(config)
@@ -115,6 +116,21 @@ class PlannerModule(pl.LightningModule):
             self._initialise(planner, self.init_from)
         self.planner = planner
         self.planner_config = config
+
+    def _origin(self, datamodule: Any) -> tuple[Fingerprint, int]:
+        """Fingerprint and width of the hidden states, cached or live."""
+        source = datamodule.hidden
+        if (source is None) == (self.backbone is None):
+            raise MissingError(
+                "stage 2 needs hidden states from one place: set datamodule.hidden (a hidden cache or a live VLM) or "
+                "module.backbone (a VLM that is trained too), not both"
+            )
+        if self.backbone is not None:
+            return self.backbone.fingerprint, self.backbone.hidden_width
+        offered = datamodule.hidden_eval.fingerprint
+        require_states(source.fingerprint, offered, allow_other=self.allow_hidden_mismatch)
+        states = source.fetch(datamodule.dataset("train").tokens[:1]).to("cpu").hidden
+        return source.fingerprint, states.shape[-1]
 
     def _fit(self, dataset: Any):
         targets = (dataset[i].target for i in range(len(dataset)))
@@ -161,6 +177,8 @@ class PlannerModule(pl.LightningModule):
     def checked(self, batch: tuple[SceneBatch, Any]) -> tuple[SceneBatch, Tensor, Tensor | None]:
         """A batch that keeps its contract; raises DataError naming tokens otherwise."""
         scenes, hidden = batch
+        if self.backbone is not None:
+            hidden = self.backbone(scenes)
         if hidden is None:
             raise MissingError(f"tokens {scenes.token[:MAX_LISTED]} came without hidden states: set datamodule.hidden")
         if scenes.target is None:
@@ -208,8 +226,12 @@ class PlannerModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         settings = self.optimizer_settings
+        groups: list[dict[str, Any]] = [{"params": list(self.planner.parameters())}]
+        if self.backbone is not None:
+            learning = [weight for weight in self.backbone.parameters() if weight.requires_grad]
+            groups.append({"params": learning, "lr": self.backbone_lr})
         optimizer = torch.optim.AdamW(
-            self.planner.parameters(), lr=settings.lr, betas=tuple(settings.betas), eps=settings.eps,
+            groups, lr=settings.lr, betas=tuple(settings.betas), eps=settings.eps,
             weight_decay=settings.weight_decay, fused=self.device.type == "cuda",
         )  # fmt: skip
         total = total_steps(self.trainer)

@@ -21,10 +21,11 @@ from scene_worlds import make_frame, write_log
 from navsim_ext.dataset import SceneDataset, build_index
 from navsim_ext.errors import TriviumError
 from navsim_ext.fingerprint import Fingerprint
-from navsim_ext.hidden_cache import HiddenCacheWriter
+from navsim_ext.hidden_cache import HiddenBatch, HiddenCacheWriter, states_fingerprint
 from navsim_ext.readers import open_source
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.run import run
+from navsim_ext.scene import SceneBatch
 
 WIDTH = 12
 VLM = Fingerprint("vlm", {"weights": "toy"})
@@ -73,6 +74,21 @@ def config(world: Path, output: Path, *overrides: str):
         "trainer.log_every_n_steps=1", "planner.num_layers=2", "planner.encoder_width=32", "datamodule.batch_size=8",
         *overrides,
     ])  # fmt: skip
+
+
+class Watcher(torch.nn.Module):
+    """A backbone that learns: 3 tokens from the ego status."""
+
+    hidden_width = 6
+    fingerprint = states_fingerprint(Fingerprint("vlm", {"weights": "watcher", "trained": True}))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 3 * self.hidden_width)
+
+    def forward(self, scenes: SceneBatch) -> HiddenBatch:
+        hidden = self.layer(scenes.status).unflatten(1, (3, self.hidden_width))
+        return HiddenBatch(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
 
 
 def interrupt_in(epoch: int, batch: int, name: str) -> None:

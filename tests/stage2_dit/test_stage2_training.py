@@ -194,6 +194,22 @@ def test_targets_outside_the_bounds_are_counted(world, tmp_path, caplog):
     assert "can never be produced" in (tmp_path / "run" / "training_log.txt").read_text()
 
 
+def test_training_the_backbone_too(world, tmp_path):
+    own = ("datamodule.hidden=null", "+module.backbone._target_=planner_world.Watcher", "module.backbone_lr=0.01")
+    result = run(config(world, tmp_path / "run", *own, "trainer.max_epochs=1"))
+    module = result["module"]
+    torch.manual_seed(0)
+    saved = load_checkpoint(result["last"])["state_dict"]
+    assert module.planner_config.hidden_width == 6
+    assert torch.equal(saved["backbone.layer.weight"], module.backbone.layer.weight)
+    optimizer = module.trainer.optimizers[0]
+    moments = optimizer.state[module.backbone.layer.weight]["exp_avg"]
+    assert moments.abs().max() > 0  # gradients reached it
+    assert load_planner(result["last"]).hidden == planner_world.Watcher.fingerprint
+    with pytest.raises(MissingError, match="from one place"):
+        run(config(world, tmp_path / "none", "datamodule.hidden=null"))
+
+
 def test_a_blind_planner_does_not_see(world, tmp_path):
     result = run(config(world, tmp_path / "run", "planner.zero_hidden=true", "trainer.max_steps=1"))
     planner = load_planner(result["last"]).planner
