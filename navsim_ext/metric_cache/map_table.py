@@ -50,18 +50,18 @@ def table_rows(vector_map: VectorMap, kinds: ArrayLike, positions: ArrayLike) ->
     return (offsets + np.asarray(positions, dtype=np.int64)).astype(np.int32)
 
 
-def store_map_table(cache: str | os.PathLike[str], vector_map: VectorMap) -> PolygonTable:
-    """Writes the table of a location into a cache folder, once; several processes may do it at the same time.
+def store_map_table(cache: str | os.PathLike[str], name: str, vector_map: VectorMap) -> PolygonTable:
+    """Writes the table of a map into a cache folder, once; several processes may do it at the same time.
 
-    Raises DataError when the folder has a table of that location with other polygons: two maps of one name.
+    Raises DataError when the folder has a table of that name with other polygons: two maps of one name.
     """
     table = map_table(vector_map)
-    folder = map_folder(cache, vector_map.location)
+    folder = map_folder(cache, name)
     if _is_complete(folder):
         stored = PolygonTable.load(folder)
         if not (np.array_equal(stored.xy, table.xy) and np.array_equal(stored.ids, table.ids)):
             raise DataError(
-                f"{folder} holds another map of the name {vector_map.location!r} ({len(stored)} polygons, this one has "
+                f"{folder} holds another map of the name {name!r} ({len(stored)} polygons, this one has "
                 f"{len(table)}): caches of different maps must not share a folder"
             )
         return stored

@@ -34,6 +34,7 @@ HUMAN_POSES = 8
 class MapContext:
     """A map and its polygon table; kept between scenes, because the scorer indexes a table once."""
 
+    name: str  # of the table in the cache: the location, for reconstructed maps with the log's name
     vector_map: VectorMap
     table: PolygonTable
 
@@ -72,7 +73,7 @@ def _build(scene: Scene, context: MapContext) -> SceneMetricCache:
     record = SceneMetricCache(
         token=scene.token,
         log_name=scene.log_name,
-        map_location=scene.map_location,
+        map_location=context.name,
         map_label=context.vector_map.label,
         time_us=int(scene.timestamps_us[scene.now]),
         ego_state=states[-1],

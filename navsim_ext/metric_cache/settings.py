@@ -10,9 +10,10 @@ from typing import Any
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import digest_file, digest_json, digest_tokens
 from navsim_ext.maps.nuplan_gpkg import MAPS_INDEX, map_file
-from navsim_ext.readers import SceneFilter, SceneSource, open_source
+from navsim_ext.readers import NavsimLogs, SceneFilter, SceneSource, open_source
 
 SOURCES = ("navsim", "scenarionet")
+SCENARIO_INDICES = ("dataset_summary", "dataset_mapping")  # ScenarioNet's own tables beside the scenarios
 NUM_HISTORY = 4
 NUM_FUTURE = 10  # 5 s: the horizon of NAVSIM 1.1's observation
 
@@ -30,8 +31,11 @@ class BuildSettings:
     tokens: tuple[str, ...] | None = None
 
     def open_logs(self, *log_names: str) -> SceneSource:
-        """The source of the selected windows, of all logs or only some. Bad windows are skipped and reported."""
-        return open_source(
+        """The source of the selected windows, of all logs or only some. Bad windows are skipped and reported.
+
+        Raises DataError when what lies under the root is not what ``source`` says.
+        """
+        source = open_source(
             self.root,
             self.split,
             maps_root=self.maps_root,
@@ -45,14 +49,23 @@ class BuildSettings:
             ),
             skip_bad=True,
         )
+        found = "navsim" if isinstance(source, NavsimLogs) else "scenarionet"
+        if found != self.source:
+            raise DataError(f"data.source={self.source}, but {self.root} holds {found} data: set data.source={found}")
+        return source
 
     def log_files(self) -> dict[str, Path]:
         """File of each log of the split by log name, in alphabetical order. Raises MissingError for an empty split."""
         if self.source not in SOURCES:
             raise DataError(f"data.source={self.source}: one of {', '.join(SOURCES)} was expected")
         root = Path(self.root)
-        folder = root / "navsim_logs" / self.split if self.source == "navsim" else scenario_folder(root, self.split)
-        files = {path.stem: path for path in sorted(folder.glob("*.pkl"))}
+        if self.source == "navsim":
+            folder = root / "navsim_logs" / self.split
+            files = {path.stem: path for path in sorted(folder.glob("*.pkl"))}
+        else:
+            folder = root / self.split if (root / self.split).is_dir() else root
+            found = sorted(folder.rglob("*.pkl"), key=lambda path: path.stem)
+            files = {path.stem: path for path in found if path.stem not in SCENARIO_INDICES}
         if not files:
             raise MissingError(
                 f"{folder} holds no *.pkl: check data.root={self.root}, data.split={self.split} and "
@@ -88,11 +101,6 @@ class BuildSettings:
             except MissingError:  # a location that no log of the split needs may be absent
                 digests[location] = "absent"
         return digests
-
-
-def scenario_folder(root: Path, split: str) -> Path:
-    """Where the scenario files of a split lie: ``<root>/<split>`` if it exists, else ``<root>``."""
-    return root / split if (root / split).is_dir() else root
 
 
 def read_tokens(path: str | Path) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from navsim_ext.errors import DataError
 from navsim_ext.fingerprint import Fingerprint
-from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.metric_cache import journal
 from navsim_ext.metric_cache.journal import Invalid, LogResult
 from navsim_ext.metric_cache.map_table import store_map_table
@@ -46,6 +45,8 @@ class LogWorker:
                         invalid.append(Invalid(scene.token, type(error).__name__, str(error)))
         except NothingSelected:
             pass  # no window of this log is asked for, or all were bad: the report below says so
+        for token, reason in getattr(source, "invalid", {}).items():  # windows that a ScenarioNet reader refuses
+            invalid.append(Invalid(token, "InvalidWindow", reason))
         for entry in source.report.entries:
             token = entry["token"]
             invalid.append(Invalid(None if token is None else str(token), str(entry["kind"]), str(entry["error"])))
@@ -62,12 +63,16 @@ class LogWorker:
             self.writer.put(scene.token, record.to_arrays())
 
     def _context(self, source: SceneSource, scene: Scene) -> MapContext:
-        """The map of a scene with its polygon table, kept between logs."""
-        context = self._maps.get(scene.map_location)
+        """The map of a scene with its polygon table, kept between logs.
+
+        A location names one nuPlan map; reconstructed maps differ from log to log, so theirs carry the log's name.
+        """
+        name = scene.map_location if scene.map_label == "nuplan" else f"{scene.map_location}@{scene.log_name}"
+        context = self._maps.get(name)
         if context is None:
-            vector_map: VectorMap = source.map_for(scene)
+            vector_map = source.map_for(scene)
             if len(self._maps) >= MAX_MAPS:
                 self._maps.pop(next(iter(self._maps)))
-            context = MapContext(vector_map, store_map_table(self.settings.output_dir, vector_map))
-            self._maps[scene.map_location] = context
+            table = store_map_table(self.settings.output_dir, name, vector_map)
+            context = self._maps[name] = MapContext(name, vector_map, table)
         return context

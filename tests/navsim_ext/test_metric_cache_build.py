@@ -278,7 +278,7 @@ def test_two_maps_of_one_name_are_refused(built, dataset):
     vector_map = load_map(dataset / "maps", "us-ma-boston", built.parent / "maps")
     moved = replace(vector_map, roadblocks=replace(vector_map.roadblocks, xy=vector_map.roadblocks.xy + 1.0))
     with pytest.raises(DataError, match="another map of the name"):
-        store_map_table(built, moved)
+        store_map_table(built, "us-ma-boston", moved)
 
 
 def test_bad_options_are_named(dataset, tmp_path):
@@ -341,3 +341,28 @@ def test_the_estimate_is_told_before_the_work(dataset, tmp_path, caplog):
     with caplog.at_level("INFO", logger=build_module.logger.name):
         build(settings_for(dataset, tmp_path))
     assert "2 logs (0 done before), about 4 scenes" in caplog.text
+
+
+def test_scenario_files_are_cached_with_a_map_of_their_own_and_the_label_approx(reference, tmp_path):
+    """Reconstructed maps of one place differ from drive to drive: each has its own table."""
+    scenarios = tmp_path / "scenarios"
+    scenarios.mkdir()
+    for name in ("scene-1077.pkl", "scene-1100.pkl"):  # both in one place, 3 windows of the first leave the road
+        shutil.copy(reference("real/nuscenes_mini") / name, scenarios)
+    settings = BuildSettings(str(scenarios), "mini", str(tmp_path / "cache"), source="scenarionet", frame_interval=3)
+    report = build(settings)
+    assert report["cached"] > 10
+    assert set(report["counts"]) <= {"InvalidWindow"}
+    cache = MetricCache(tmp_path / "cache")
+    records = [cache.load(token) for token in cache.tokens]
+    assert {record.map_label for record in records} == {"approx"}
+    assert len({record.map_location for record in records}) == 2
+    human = score(cache.tokens, np.stack([record.human_poses for record in records]), cache)
+    assert human.valid.all()
+    assert set(human.map_label.tolist()) == {"approx"}
+    assert human["v1_dac"].mean() > 0.9
+
+
+def test_the_source_must_be_what_lies_there(dataset, tmp_path):
+    with pytest.raises(DataError, match=r"set data\.source=navsim"):
+        build(settings_for(dataset, tmp_path, source="scenarionet"))

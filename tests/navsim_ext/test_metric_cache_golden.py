@@ -23,7 +23,7 @@ Case = tuple[GoldenSet, MapContext, SceneMetricCache, ClosedPlan]
 def cases(request, reference, tmp_path_factory) -> list[Case]:
     folder = tmp_path_factory.mktemp("golden")
     golden = GoldenSet(golden_folder(request.param, reference, folder), folder)
-    contexts = {location: MapContext(m, map_table(m)) for location, m in golden.maps.items()}
+    contexts = {location: MapContext(location, m, map_table(m)) for location, m in golden.maps.items()}
     built = []
     for scene in golden.scenes():
         context = contexts[scene.map_location]
