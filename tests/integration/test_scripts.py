@@ -1,0 +1,110 @@
+"""Every launch script: what it would start exists, and its configuration composes with what the script adds."""
+
+import importlib
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from navsim_ext.runtime.config import compose
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHERS = {
+    "train_stage1.sh": {},
+    "train_stage2.sh": {},
+    "train_stage3.sh": {},
+    "export_hidden.sh": {},
+    "build_metric_cache.sh": {},
+    "eval_pdm.sh": {},
+    "generate_qa.sh": {},
+}
+EXPERIMENTED = {"train_stage1.sh", "train_stage2.sh", "train_stage3.sh", "export_hidden.sh"}
+
+
+def dry_run(script: str, *arguments: str, **variables: str) -> list[str]:
+    environment = {**os.environ, "DRY_RUN": "1", **variables}
+    result = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    return shlex.split(result.stdout)
+
+
+def started(command: list[str]) -> tuple[str, list[str]]:
+    """(module, overrides) of a command; the last -m names the Trivium module."""
+    at = len(command) - 1 - command[::-1].index("-m")
+    return command[at + 1], command[at + 2 :]
+
+
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_script_starts_a_module_whose_configuration_composes(script):
+    module, overrides = started(dry_run(script, "output_dir=runs/x"))
+    entry = importlib.import_module(module).main
+    cfg = compose(entry.job, overrides)
+    assert cfg.output_dir == "runs/x"
+
+
+@pytest.mark.parametrize("experiment", ["demo", "demo_gpu", "recogdrive_2b", "recogdrive_8b"])
+@pytest.mark.parametrize("script", sorted(EXPERIMENTED))
+def test_experiments_by_environment(script, experiment):
+    module, overrides = started(dry_run(script, "output_dir=runs/x", EXPERIMENT=experiment))
+    assert f"experiment={experiment}" in overrides
+    assert compose(importlib.import_module(module).main.job, overrides)
+
+
+def test_ema_is_an_option_of_stage_2():
+    module, without = started(dry_run("train_stage2.sh", "output_dir=x"))
+    _, with_ema = started(dry_run("train_stage2.sh", "output_dir=x", EMA="1"))
+    targets = [
+        [
+            node._target_
+            for node in compose(importlib.import_module(module).main.job, overrides).callbacks.values()
+            if node
+        ]
+        for overrides in (without, with_ema)
+    ]
+    assert [any(target.endswith("EMA") for target in each) for each in targets] == [False, True]
+
+
+def test_torchrun_passes_nodes_ranks_and_rendezvous():
+    command = dry_run(
+        "torchrun.sh", "stage2_dit.train", "a=1",
+        NNODES="8", NODE_RANK="3", NPROC_PER_NODE="8", RDZV_ENDPOINT="node0:29500", RDZV_ID="7",
+    )  # fmt: skip
+    for part in ("--nnodes=8", "--node-rank=3", "--nproc-per-node=8", "--rdzv-endpoint=node0:29500", "--rdzv-id=7"):
+        assert part in command
+    assert started(command) == ("stage2_dit.train", ["a=1"])
+
+
+def test_slurm_job_sends_each_node_its_rank(tmp_path):
+    """Run with stand-ins for srun (two nodes, one after the other) and scontrol."""
+    stand_ins = {
+        "scontrol": 'printf "node-a\\nnode-b\\n"',
+        "srun": 'shift; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
+    }
+    for name, body in stand_ins.items():
+        path = tmp_path / name
+        path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        path.chmod(0o755)
+    environment = {
+        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "DRY_RUN": "1", "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node-[a-b]", "NPROC_PER_NODE": "8",
+    }  # fmt: skip
+    command = ["bash", str(ROOT / "scripts/slurm.sbatch"), "train_stage2.sh", "output_dir=x"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2
+    for rank, line in enumerate(lines):
+        for part in (
+            "--nnodes=2",
+            f"--node-rank={rank}",
+            "--rdzv-endpoint=node-a:29500",
+            "--rdzv-id=42",
+            "output_dir=x",
+        ):
+            assert part in shlex.split(line)
