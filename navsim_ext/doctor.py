@@ -129,8 +129,9 @@ def _check_scenes(path: Path) -> list[Finding]:
     for name in COLUMNS:
         expected = np.concatenate([known[f"{name}/{token}"] for token in cache.tokens])
         same = (result[name] == expected) | (np.isnan(result[name]) & np.isnan(expected))
-        error = float(np.max(np.abs(result[name][~same] - expected[~same]), initial=0.0))
-        if not error <= worst:
+        errors = np.nan_to_num(np.abs(result[name][~same] - expected[~same]), nan=np.inf)  # NaN on one side
+        error = float(np.max(errors, initial=0.0))
+        if error > worst:
             worst, column = error, f" in {name}"
     state_error = 0.0
     for token in cache.tokens:

@@ -37,7 +37,6 @@ from navsim_ext.pdm import PdmResult, score_pairs, scorer_fingerprint
 from navsim_ext.pdm.columns import SCORE_COLUMNS
 from navsim_ext.pdm.ego import NUM_POSES
 from navsim_ext.runtime.config import job
-from navsim_ext.runtime.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +107,8 @@ def score_file(
 
     Raises DataError when a planner has a token twice.
     """
+    from navsim_ext.runtime.progress import track  # brings Lightning along: seconds that readers need not pay
+
     content = read_trajectories(trajectories)
     planners: dict[str, list[int]] = {}
     for row, name in enumerate(content.names):

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from navsim_ext.pdm.compiled import kernel
 from navsim_ext.pdm.ego import box_corners
-from navsim_ext.scene import OBJECT_TYPES
 
 V1, V2 = 1, 2  # bits of ``presence`` and ``ignored``
 STOPPED_SPEED = 0.05  # m/s, an object at or below it counts as stopped
-AGENT_TYPES = tuple(OBJECT_TYPES.index(name) for name in ("vehicle", "pedestrian", "bicycle"))
+AGENT_TYPES = (0, 1, 2)  # vehicle, pedestrian, bicycle: numbers are positions in navsim_ext.scene.OBJECT_TYPES
 
 
 class Traffic(NamedTuple):
