@@ -1,0 +1,199 @@
+"""Answer accuracy by question type, against the most frequent answer and with pictures swapped:
+
+    python -m stage1_vlm.evaluate model_path=CHECKPOINT mixture=MIXTURE.json output_dir=DIR
+
+Three figures for each type, with bootstrap intervals over logs: accuracy, that of always giving the type's most
+frequent answer in this very data (the hardest such baseline), and accuracy when each question gets the picture of
+another scene. A model that looks at the picture beats the second and loses it in the third.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from navsim_ext.errors import DataError
+from navsim_ext.evaluation.statistics import Estimate, bootstrap_mean
+from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.runtime.config import job
+from navsim_ext.runtime.progress import track
+from navsim_ext.synthetic.qa_questions import QUESTIONS, is_correct
+from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone
+from stage1_vlm.data.line_index import LineRules, build_index, picture_paths
+from stage1_vlm.data.mixture import read_mixture
+from stage1_vlm.data.questions import open_picture
+from stage1_vlm.export import device_of
+from stage1_vlm.processor import Example, turns_from_conversation
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One checkable question: the record, its type, its log (the cluster of the bootstrap), where its pictures are."""
+
+    record: dict[str, Any]
+    kind: str
+    log_name: str
+    root: Path
+
+    @property
+    def truth(self) -> str:
+        """The text of the last answer."""
+        return self.record["conversations"][-1]["value"].strip()
+
+    @property
+    def needs_picture(self) -> bool:
+        return bool(self.record.get("image_dependent", False))
+
+    def correct(self, text: str) -> bool:
+        """By the type's own rule where it has one, else equality of the normalised texts."""
+        if self.kind in QUESTIONS and "answer" in self.record:
+            return is_correct(self.kind, self.record["answer"], text)
+        return normalised(text) == normalised(self.truth)
+
+
+def normalised(text: str) -> str:
+    """Lower case, single blanks, no final full stop."""
+    return " ".join(text.lower().split()).rstrip(".!")
+
+
+def read_questions(cfg: DictConfig, backbone: VisionLanguageBackbone) -> list[Asked]:
+    """Questions of the mixture's data sets, each once; raises DataError when none is of the chosen types."""
+    rules = LineRules(cfg.max_sequence_length)
+    asked = []
+    for entry in read_mixture(cfg.mixture, cfg.datasets):
+        index = build_index(entry, backbone.processor, rules, max_skipped_share=cfg.max_skipped_share)
+        for item in range(len(index)):
+            record = index.record(item)
+            kind = str(record.get("type", entry.name))
+            if (cfg.types is None or kind in cfg.types) and kind not in cfg.exclude_types:
+                paths = picture_paths(record)
+                log_name = Path(paths[0]).parts[0] if paths else str(record.get("scene_id", item))
+                asked.append(Asked(record, kind, log_name, entry.root))
+    if not asked:
+        raise DataError(f"{cfg.mixture} holds no question of types {cfg.types}: choose others")
+    return asked if cfg.limit is None else asked[: cfg.limit]
+
+
+def swapped(asked: Sequence[Asked], seed: int) -> list[Asked]:
+    """Every question with the picture of another scene of its type; types with one scene keep theirs.
+
+    Scenes of a type are shuffled and each takes the pictures of the next, so no question keeps its own and each
+    picture is used as often as before when scenes ask a type once.
+    """
+    by_kind: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for position, one in enumerate(asked):
+        by_kind[one.kind][json.dumps(picture_paths(one.record))].append(position)
+    result = list(asked)
+    generator = np.random.default_rng(seed)
+    for pictures in by_kind.values():
+        names = [list(pictures)[i] for i in generator.permutation(len(pictures))]
+        for name, other in zip(names, names[1:] + names[:1]):
+            donor = asked[pictures[other][0]]
+            for position in pictures[name]:
+                own = asked[position]
+                record = {**own.record, "image": donor.record.get("image")}
+                result[position] = Asked(record, own.kind, own.log_name, donor.root)
+    return result
+
+
+def question_example(backbone: VisionLanguageBackbone, asked: Asked, name: str) -> Example:
+    """The conversation up to its last answer, which the model is to give."""
+    turns = turns_from_conversation(asked.record["conversations"])[:-1]
+    pictures = [open_picture(asked.root / path) for path in picture_paths(asked.record)]
+    return backbone.processor.encode(turns, pictures, generation_prompt=True, name=name)
+
+
+def answers(backbone: VisionLanguageBackbone, asked: Sequence[Asked], cfg: DictConfig, title: str) -> list[str]:
+    """Greedy answers, decoded in batches of questions of like length."""
+    sizes = [len(one.record["conversations"][-2]["value"]) for one in asked]
+    order = np.argsort(sizes, kind="stable").tolist()
+    texts = [""] * len(asked)
+    batches = [order[start : start + cfg.batch_size] for start in range(0, len(order), cfg.batch_size)]
+    for batch in track(batches, title):
+        examples = [question_example(backbone, asked[position], str(position)) for position in batch]
+        for position, text in zip(batch, backbone.answer(examples, cfg.max_new_tokens)):
+            texts[position] = text
+    return texts
+
+
+def majority_answers(asked: Sequence[Asked]) -> dict[str, str]:
+    """The most frequent answer of each type in this data (by canonical answer where there is one)."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    texts: dict[tuple[str, str], str] = {}
+    for one in asked:
+        key = json.dumps(one.record.get("answer", normalised(one.truth)))
+        counts[one.kind][key] += 1
+        texts.setdefault((one.kind, key), one.truth)
+    return {kind: texts[kind, count.most_common(1)[0][0]] for kind, count in counts.items()}
+
+
+def table_of(asked: Sequence[Asked], columns: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Estimates by group: each type, all image-dependent questions, all questions."""
+    groups = {kind: [i for i, one in enumerate(asked) if one.kind == kind] for kind in sorted({a.kind for a in asked})}
+    groups["image-dependent"] = [i for i, one in enumerate(asked) if one.needs_picture]
+    groups["all"] = list(range(len(asked)))
+    result = {}
+    for name, places in groups.items():
+        if places:
+            logs = [asked[i].log_name for i in places]
+            result[name] = {column: bootstrap_mean(values[places], logs) for column, values in columns.items()}
+    return result
+
+
+def evaluate(cfg: DictConfig) -> dict[str, dict[str, Estimate]]:
+    """Asks, checks, writes answers.jsonl and accuracy.json, prints the table; returns the estimates."""
+    backbone = load_backbone(
+        cfg.model_path, dtype=cfg.dtype, attention=cfg.attention, max_image_tokens=cfg.max_image_tokens
+    )
+    backbone.model.to(device_of(cfg.device)).eval()
+    asked = read_questions(cfg, backbone)
+    majority = majority_answers(asked)
+    texts = answers(backbone, asked, cfg, "questions")
+    right = np.array([one.correct(text) for one, text in zip(asked, texts)], dtype=np.float64)
+    base = np.array([one.correct(majority[one.kind]) for one in asked], dtype=np.float64)
+    columns = {"accuracy": right, "majority": base, "gain": right - base}
+    if cfg.swap_pictures:
+        others = swapped(asked, cfg.seed)
+        other_texts = answers(backbone, others, cfg, "swapped pictures")
+        swapped_right = np.array([one.correct(text) for one, text in zip(asked, other_texts)], dtype=np.float64)
+        columns |= {"swapped": swapped_right, "gain_swapped": swapped_right - base}
+    result = table_of(asked, columns)
+    output_dir = Path(cfg.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with open(output_dir / "answers.jsonl", "w", encoding="utf-8") as stream:
+        for one, text, good in zip(asked, texts, right):
+            row = {"type": one.kind, "scene_id": one.record.get("scene_id"), "truth": one.truth, "answer": text}
+            stream.write(json.dumps(row | {"correct": bool(good)}, ensure_ascii=False) + "\n")
+    as_json = {name: {key: value.to_json() for key, value in row.items()} for name, row in result.items()}
+    write_json_atomic(output_dir / "accuracy.json", as_json)
+    _print(result)
+    return result
+
+
+def _print(result: dict[str, dict[str, Estimate]]) -> None:
+    columns = list(next(iter(result.values())))
+    table = Table("questions", "n", *columns, title="accuracy in per cent, 95 % intervals over logs")
+    for name, row in result.items():
+        table.add_row(name, str(row["accuracy"].count), *(row[column].format() for column in columns))
+    Console(stderr=True, width=160).print(table)
+
+
+@job("stage1_eval")
+def main(cfg: DictConfig) -> None:
+    evaluate(cfg)
+
+
+if __name__ == "__main__":
+    main()
