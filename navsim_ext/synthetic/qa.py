@@ -109,9 +109,10 @@ def balanced(records: Sequence[Record], max_share: float, seed: int = 0) -> list
 class Balance:
     """Which records to keep so that no answer of a type with choices exceeds ``max_share`` of it.
 
-    With n_a records of answer a, at most floor(max_share / (1 - max_share) * sum of the others) of it stay, at least
-    one. ``meta_action`` and types without choices are left alone. Which ones go depends on (seed, token, type) only.
-    Holds 16 bytes a record, so that data sets of any size can be balanced in two passes.
+    Of answer a with n_a records min(n_a, c) stay, c the largest cap with c <= share * sum_a min(n_a, c), where share is
+    ``max_share`` or, with k answers, 1 / k if that is more. ``meta_action`` and types without choices are left alone.
+    Which ones go depends on (seed, token, type) only. Holds 16 bytes a record, so that data sets of any size can be
+    balanced in two passes.
     """
 
     def __init__(self, max_share: float, seed: int = 0) -> None:
@@ -133,16 +134,14 @@ class Balance:
         """[records] in the order in which they were added."""
         kept = np.ones(self._count, dtype=bool)
         for answers in self._groups.values():
-            counts = {answer: len(keys) for answer, (keys, _) in answers.items()}
-            for answer in sorted(counts, key=lambda answer: (-counts[answer], answer)):
-                others = sum(count for other, count in counts.items() if other != answer)
-                if self.max_share == 1.0:
-                    continue
-                limit = max(1, int(self.max_share / (1.0 - self.max_share) * others + 1e-9))
-                if counts[answer] > limit:
-                    keys, positions = (np.array(values, dtype=np.uint64) for values in answers[answer])
-                    kept[positions[np.argsort(keys, kind="stable")[limit:]].astype(np.int64)] = False
-                    counts[answer] = limit
+            counts = np.array([len(keys) for keys, _ in answers.values()])
+            share = max(self.max_share, 1.0 / len(counts))
+            cap = int(counts.max())
+            while cap > (allowed := int(share * np.minimum(counts, cap).sum() + 1e-9)):
+                cap = allowed
+            for stored in answers.values():
+                keys, positions = (np.array(values, dtype=np.uint64) for values in stored)
+                kept[positions[np.argsort(keys, kind="stable")[cap:]].astype(np.int64)] = False
         return kept
 
 

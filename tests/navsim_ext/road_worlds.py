@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from navsim_ext.maps.layers import LaneLayer, LineLayer, PolygonLayer
 from navsim_ext.maps.vector_map import VectorMap
-from navsim_ext.scene import Annotations
+from navsim_ext.scene import Annotations, Scene
 from navsim_ext.synthetic.renderer_camera import camera_rig
 
 SIZE = (480, 270)
@@ -25,7 +27,7 @@ def rectangle(x0, x1, y0, y1) -> np.ndarray:
 
 
 def make_town() -> VectorMap:
-    """Two lanes ahead (y = 0 and 3.5), a junction from x = 60 to 80, connectors, a crosswalk at x = 52 ... 56."""
+    """Two lanes ahead (y = 0 and 3.5), a junction from x = 60 to 80, connectors, a crosswalk at x = 40 ... 44."""
     lanes = [(-30, 60, 0.0), (-30, 60, 3.5), (80, 160, 0.0), (80, 160, 3.5)]
     ways = [(60, 80, 0.0), (60, 80, 3.5)]
     borders = [-1.75, 1.75, 5.25]
@@ -70,3 +72,29 @@ def objects(*entries) -> Annotations:
 def front(size=SIZE):
     """NAVSIM's front camera for pictures of ``size``."""
     return camera_rig(size)["CAM_F0"]
+
+
+def make_scene(things: Annotations, *, x=0.0, speed=8.0, end_speed=None, shift=0.0, turn=0.0, lights=(), command=1,
+               earlier: Annotations | None = None, token="0123456789abcdef") -> Scene:  # fmt: skip
+    """A window of 4 + 8 frames in the town: now at (x, 0); the end differs by speed, shift [m] and turn [rad]."""
+    end_speed = speed if end_speed is None else end_speed
+    time = np.arange(-3, 9) * 0.5
+    future = np.clip(time / 4.0, 0.0, 1.0)
+    driven = x + speed * time + 0.5 * (end_speed - speed) / 4.0 * np.maximum(time, 0.0) ** 2
+    local = np.column_stack([driven, shift * future**2 * (3 - 2 * future), turn * future])
+    ego = np.column_stack([to_map(local[:, :2]), local[:, 2] + EGO[2]])
+    return Scene(
+        token=token,
+        log_name="log",
+        map_location="sg-one-north",
+        num_history=4,
+        frame_tokens=tuple(f"{k:016x}" for k in range(12)),
+        timestamps_us=np.arange(12) * 500_000,
+        ego_global=ego,
+        ego_dynamics=np.tile(np.array([speed, 0, 0, 0], np.float32), (12, 1)),
+        commands=np.tile(np.eye(4, dtype=np.float32)[command], (12, 1)),
+        roadblock_ids=("21", "31", "22"),
+        annotations=tuple((earlier or things) if k < 3 else things for k in range(12)),
+        traffic_lights=(tuple(lights),) * 12,
+        cameras={"CAM_F0": replace(front(), path="log/CAM_F0/now.jpg")},
+    ).validate()
