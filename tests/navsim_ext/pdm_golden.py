@@ -89,6 +89,7 @@ def golden_scene(folder: Path, token: str) -> tuple[SceneMetricCache, PolygonTab
     straight = np.abs(np.arctan2(along[..., 1], along[..., 0]) - last) < 1e-8
     headings[NUM_FRAMES_V2:] = np.where(straight, last, np.nan)
     poses = exact_poses(corners, v1["obj_lwh"], headings).swapaxes(0, 1).copy()
+    poses[np.isnan(poses[..., 0])] = np.nan  # seen by v2 only: once, and so at every step
     in_v2 = np.isin(v1["obj_tokens"], v2["obj_tokens"])
     early = np.isfinite(poses[:, :NUM_FRAMES_V2, 0]).any(axis=1)
     for j in np.flatnonzero(early & ~in_v2):  # seen once, after v2's horizon: stands at all steps of v1 only
