@@ -9,28 +9,13 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
-from navsim_ext.dataset import SceneDataset
+from navsim_ext.dataset import JoinHidden, SceneDataset
 from navsim_ext.errors import DataError
 from navsim_ext.frames import NUM_FUTURE_POSES, NUM_HISTORY_POSES
 from navsim_ext.runtime.sampler import PositionSampler, ResumableLoader
-from navsim_ext.scene import SceneBatch, collate_scenes
 
 if TYPE_CHECKING:
-    from navsim_ext.hidden_cache.schema import HiddenBatch
     from navsim_ext.hidden_cache.source import HiddenStateSource
-
-Batch = tuple[SceneBatch, "HiddenBatch | None"]
-
-
-class JoinHidden:
-    """Collates samples and fetches their hidden states, if there is a source of them. Runs inside the workers."""
-
-    def __init__(self, hidden: HiddenStateSource | None) -> None:
-        self.hidden = hidden
-
-    def __call__(self, samples: Sequence[SceneBatch]) -> Batch:
-        scenes = collate_scenes(samples)
-        return scenes, None if self.hidden is None else self.hidden.fetch(scenes.token)
 
 
 class SceneDataModule(pl.LightningDataModule):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,10 +24,14 @@ from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.frames import NUM_FUTURE_POSES, NUM_HISTORY_POSES
 from navsim_ext.readers import SceneFilter, open_source
 from navsim_ext.runtime.config import job
-from navsim_ext.scene import SceneBatch
+from navsim_ext.scene import SceneBatch, collate_scenes
 from navsim_ext.scene_index import SceneIndex, build_index
 
-__all__ = ["SceneDataset", "build_index"]
+if TYPE_CHECKING:
+    from navsim_ext.hidden_cache.schema import HiddenBatch
+    from navsim_ext.hidden_cache.source import HiddenStateSource
+
+__all__ = ["JoinHidden", "SceneDataset", "build_index"]
 
 
 class SceneDataset(Dataset[SceneBatch]):
@@ -129,6 +133,20 @@ class SceneDataset(Dataset[SceneBatch]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state.pop("index_folder"), **state)
+
+
+Batch = tuple[SceneBatch, "HiddenBatch | None"]
+
+
+class JoinHidden:
+    """Collates samples and fetches their hidden states, if there is a source of them. Runs inside the workers."""
+
+    def __init__(self, hidden: HiddenStateSource | None) -> None:
+        self.hidden = hidden
+
+    def __call__(self, samples: Sequence[SceneBatch]) -> Batch:
+        scenes = collate_scenes(samples)
+        return scenes, None if self.hidden is None else self.hidden.fetch(scenes.token)
 
 
 @job("dataset")

@@ -163,7 +163,7 @@ def _require_same_plan(folder: Path, plan: Fingerprint) -> None:
 
 
 def _build_parts(source: SceneSource, parts: Path, cameras: tuple[str, ...], workers: int) -> None:
-    from navsim_ext.runtime.progress import track  # imports Lightning, which worker processes do not need
+    from navsim_ext.runtime.progress import track
 
     names = source.log_names
     todo = [name for name in names if not (parts / f"{name}.npz").is_file()]

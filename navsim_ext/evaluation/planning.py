@@ -16,8 +16,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from navsim_ext.datamodule import JoinHidden
-from navsim_ext.dataset import SceneDataset
+from navsim_ext.dataset import JoinHidden, SceneDataset
 from navsim_ext.errors import DataError
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint
 from navsim_ext.frames import NUM_FUTURE_POSES

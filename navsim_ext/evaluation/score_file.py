@@ -107,7 +107,7 @@ def score_file(
 
     Raises DataError when a planner has a token twice.
     """
-    from navsim_ext.runtime.progress import track  # brings Lightning along: seconds that readers need not pay
+    from navsim_ext.runtime.progress import track
 
     content = read_trajectories(trajectories)
     planners: dict[str, list[int]] = {}

@@ -22,9 +22,10 @@ from navsim_ext.runtime.csv_log import CsvLog
 from navsim_ext.runtime.ema import EMA, EmaError
 from navsim_ext.runtime.lock import FolderBusy, FolderLock
 from navsim_ext.runtime.preflight import PreflightError, measure_slice, preflight
-from navsim_ext.runtime.progress import count_samples, track
+from navsim_ext.runtime.progress import track
 from navsim_ext.runtime.rng import ResumeMismatch, derive_seed
 from navsim_ext.runtime.sampler import LengthGrouped, PositionSampler, ResumableLoader
+from navsim_ext.runtime.throughput import count_samples
 from navsim_ext.scene import SceneBatch
 
 
