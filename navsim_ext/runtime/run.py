@@ -29,7 +29,7 @@ from navsim_ext.runtime.checkpoints import AtomicCheckpointIO, newest_complete, 
 from navsim_ext.runtime.csv_log import CsvLog
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.resume import Plan, check_identity, identity, plan_run, save_identity
-from navsim_ext.runtime.rng import RngState
+from navsim_ext.runtime.rng_state import RngState
 
 log = logging.getLogger(__name__)
 
