@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from navsim_ext.runtime.rng import derive_seed, seed_all
+from navsim_ext.runtime.rng import ResumeMismatch, derive_seed, seed_all
 
 
 class RngState(Callback):
