@@ -91,6 +91,16 @@ class Watcher(torch.nn.Module):
         return HiddenBatch(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
 
 
+class BlindSpot(Watcher):
+    """Gives NaN for the second sample of every batch."""
+
+    def forward(self, scenes: SceneBatch) -> HiddenBatch:
+        batch = super().forward(scenes)
+        spoiled = torch.zeros(len(scenes), 1, 1)
+        spoiled[1] = float("nan")
+        return HiddenBatch(batch.hidden + spoiled, batch.mask)
+
+
 def interrupt_in(epoch: int, batch: int, name: str) -> None:
     """Makes the module signal its own process in one training batch."""
     from stage2_dit.module import PlannerModule

@@ -184,6 +184,15 @@ def test_nan_stops_the_run_and_names_tokens(world, tmp_path):
     assert len(json.loads(record.read_text())["tokens"]) == 8
 
 
+def test_nan_in_the_data_is_named(world, tmp_path):
+    own = ("datamodule.hidden=null", "+module.backbone._target_=planner_world.BlindSpot")
+    with pytest.raises(NotFiniteLoss, match=r"at step 0; not finite in the data: \{'hidden': \['[0-9a-f]{16}'\]\}"):
+        run(config(world, tmp_path / "run", *own))
+    (record,) = (tmp_path / "run" / "version_0").glob("not_finite_loss_step0*.json")
+    content = json.loads(record.read_text())
+    assert content["not_finite"]["hidden"] == content["tokens"][1:2]
+
+
 def test_targets_outside_the_bounds_are_counted(world, tmp_path, caplog):
     run(config(world, tmp_path / "run", "module.fit_bounds=null", "planner.normaliser.low=[-1,-1,-1]",
                "planner.normaliser.high=[9,1,1]", "trainer.max_epochs=1"))  # fmt: skip
