@@ -26,7 +26,8 @@ EGO_FRONT_M = 4.049  # rear axle to front bumper
 PATH_M = 90.0  # how far ahead the lane is followed
 LEAD_M, LEAD_OPEN_M = 60.0, 70.0  # a gap between the two leaves open whether there is a lead vehicle
 LEAD_LATERAL_M = 1.6
-PEDESTRIAN_M, PEDESTRIAN_OPEN_M = 35.0, 45.0
+PEDESTRIAN_M, PEDESTRIAN_OPEN_M, PEDESTRIAN_LATERAL_M = 35.0, 45.0, 12.0
+BESIDE_M, BESIDE_OPEN_M = 2.5, 4.0  # from the edge of the road
 LIGHT_M, LIGHT_OPEN_M = 75.0, 105.0
 VISIBLE_SIZE = (480, 270)
 VISIBLE_PIXELS = {"vehicle": 25, "pedestrian": 8}  # at VISIBLE_SIZE
@@ -56,7 +57,7 @@ class Facts:
     lead: Lead | None
     lead_known: bool
     light: str | None  # red, green, none
-    pedestrian: bool | None
+    pedestrian: str | None  # road, beside, none
     left: str | None  # same, oncoming, none
     right: str | None
     speed_action: str
@@ -224,26 +225,41 @@ def _shows(signal: Signal, ego: NDArray[np.float64], view: CameraView) -> bool:
 
 def _pedestrian(
     scene: Scene, vector_map: VectorMap, path: NDArray[np.float64], pixels: NDArray[np.int64]
-) -> bool | None:
-    """Whether a pedestrian is on the road ahead; None if one is there but hidden or at the edge of what counts."""
+) -> str | None:
+    """Nearest to the road of the visible pedestrians ahead; None if one that matters is hidden or at the limits."""
     objects = scene.annotations[scene.now]
     people = [i for i, name in enumerate(objects.names) if name == "pedestrian"]
     if not people:
-        return False
+        return "none"
     poses = _global_boxes(scene, scene.now)[people]
     arc, lateral = along(path, poses[:, :2])
-    is_open = False
+    found, is_open = set(), False
     for k, index in enumerate(people):
-        if not (1.0 < arc[k] < PEDESTRIAN_OPEN_M and abs(lateral[k]) < 9.0):
+        if not (1.0 < arc[k] < PEDESTRIAN_OPEN_M and abs(lateral[k]) < PEDESTRIAN_LATERAL_M):
             continue
-        point = shapely.Point(poses[k, :2])
-        on_road = len(vector_map.roadblocks.query(point)) or len(vector_map.intersections.query(point))
-        if not on_road:
+        distance = _distance_to_road(vector_map, poses[k, :2])
+        if distance > BESIDE_OPEN_M:
             continue
-        if arc[k] <= PEDESTRIAN_M and abs(lateral[k]) < 7.0 and pixels[index] >= VISIBLE_PIXELS["pedestrian"]:
-            return True
-        is_open = True
-    return None if is_open else False
+        clear = arc[k] <= PEDESTRIAN_M and not BESIDE_M < distance
+        if clear and pixels[index] >= VISIBLE_PIXELS["pedestrian"]:
+            found.add("road" if distance == 0.0 else "beside")
+        else:
+            is_open = True
+    if "road" in found:
+        return "road"
+    if is_open:
+        return None
+    return "beside" if found else "none"
+
+
+def _distance_to_road(vector_map: VectorMap, xy: NDArray[np.float64]) -> float:
+    """Metres from a point to the nearest roadblock or intersection; 0 on it, infinite beyond BESIDE_OPEN_M."""
+    point = shapely.Point(xy)
+    reach = point.buffer(BESIDE_OPEN_M)
+    near = [
+        layer.polygons[i] for layer in (vector_map.roadblocks, vector_map.intersections) for i in layer.query(reach)
+    ]
+    return min((point.distance(polygon) for polygon in near), default=np.inf)
 
 
 def _neighbours(

@@ -173,12 +173,12 @@ QUESTIONS: dict[str, Question] = {
             "crossing_pedestrian",
             True,
             (
-                "Is a pedestrian on the road ahead of us? yes or no.",
-                "Do we have to watch out for a person on the roadway in front of the car? yes or no.",
-                "Is anybody crossing the road ahead on foot? yes or no.",
+                "Is a pedestrian ahead of us on the road, beside the road, or is there none?",
+                "Do we have to watch out for a person on foot: on the road, beside the road, or none?",
+                "Where is the pedestrian ahead that may cross: on the road, beside the road, or none?",
             ),
-            _word("pedestrian", {True: "yes", False: "no"}),
-            ("yes", "no"),
+            _word("pedestrian", {"road": "on the road", "beside": "beside the road", "none": "none"}),
+            ("on the road", "beside the road", "none"),
         ),
         Question(
             "lane_left",

@@ -94,11 +94,16 @@ def test_lights_that_disagree_or_are_far_leave_it_open(town):
     assert facts_of(make_scene(objects(), lights=[("11", True)], x=100.0), town).light == "none"  # behind us
 
 
-@pytest.mark.parametrize(
-    ("x", "y", "answer"), [(15, 0, True), (25, 3, True), (15, -4, False), (39, 0, None), (-5, 0, False)]
-)
-def test_pedestrian_on_the_road(town, x, y, answer):
-    assert facts_of(make_scene(objects(("pedestrian", x, y, 0.0, (0.6, 0.6, 1.8)))), town).pedestrian is answer
+@pytest.mark.parametrize(("x", "y", "answer"), [
+    (15, 0, "road"), (25, 3, "road"), (15, -3.5, "beside"), (15, -5, None), (15, -9, "none"), (39, 0, None),
+    (-5, 0, "none"),
+])  # fmt: skip
+def test_pedestrian_on_and_beside_the_road(town, x, y, answer):
+    person = ("pedestrian", x, y, 0.0, (0.6, 0.6, 1.8))
+    assert facts_of(make_scene(objects(person)), town).pedestrian == answer
+    if answer == "beside":  # another one on the road matters more
+        on_road = ("pedestrian", 20.0, 0.0, 0.0, (0.6, 0.6, 1.8))
+        assert facts_of(make_scene(objects(person, on_road)), town).pedestrian == "road"
 
 
 def test_hidden_pedestrian_leaves_it_open(town):
