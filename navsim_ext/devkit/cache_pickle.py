@@ -1,0 +1,121 @@
+"""Reads NAVSIM's ``metric_cache.pkl`` (lzma-compressed pickles of devkit objects) without the devkit.
+
+A pickle may name any importable object. Here the devkit's classes stand for plain holders of what was stored,
+shapely geometries are read from their WKB bytes, numpy arrays as in :mod:`navsim_ext.readers.restricted_pickle`;
+every other name is refused before anything is built.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import shapely
+
+from navsim_ext.errors import DataError, MissingError
+from navsim_ext.readers.restricted_pickle import DamagedPickle, load
+
+MAX_BYTES = 2 << 30  # unpacked; the densest scenes need some 10 MB
+
+_ACTOR = "nuplan.common.actor_state."
+_PDM = "navsim.planning.simulation.planner.pdm_planner."
+HELD = {
+    ("navsim.planning.metric_caching.metric_cache", "MetricCache"),
+    ("navsim.planning.metric_caching.metric_cache", "MapParameters"),
+    ("navsim.common.enums", "SceneFrameType"),
+    ("navsim.common.dataclasses", "Trajectory"),
+    ("nuplan.planning.simulation.trajectory.interpolated_trajectory", "InterpolatedTrajectory"),
+    ("nuplan.planning.simulation.trajectory.trajectory_sampling", "TrajectorySampling"),
+    ("nuplan.planning.simulation.observation.observation_type", "DetectionsTracks"),
+    ("nuplan.common.maps.maps_datatypes", "SemanticMapLayer"),
+    (_ACTOR + "ego_state", "EgoState"),
+    (_ACTOR + "car_footprint", "CarFootprint"),
+    (_ACTOR + "dynamic_car_state", "DynamicCarState"),
+    (_ACTOR + "vehicle_parameters", "VehicleParameters"),
+    (_ACTOR + "state_representation", "Point2D"),
+    (_ACTOR + "state_representation", "StateSE2"),
+    (_ACTOR + "state_representation", "StateVector2D"),
+    (_ACTOR + "state_representation", "TimePoint"),
+    (_ACTOR + "state_representation", "TimeDuration"),
+    (_ACTOR + "state_representation", "ProgressStateSE2"),
+    (_ACTOR + "oriented_box", "OrientedBox"),
+    (_ACTOR + "oriented_box", "Dimension"),
+    (_ACTOR + "agent", "Agent"),
+    (_ACTOR + "agent", "PredictedTrajectory"),
+    (_ACTOR + "static_object", "StaticObject"),
+    (_ACTOR + "scene_object", "SceneObject"),
+    (_ACTOR + "scene_object", "SceneObjectMetadata"),
+    (_ACTOR + "tracked_objects", "TrackedObjects"),
+    (_ACTOR + "tracked_objects_types", "TrackedObjectType"),
+    (_ACTOR + "waypoint", "Waypoint"),
+    (_PDM + "observation.pdm_observation", "PDMObservation"),
+    (_PDM + "observation.pdm_occupancy_map", "PDMOccupancyMap"),
+    (_PDM + "observation.pdm_occupancy_map", "PDMDrivableMap"),
+    (_PDM + "utils.pdm_path", "PDMPath"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "PurePosixPath"),
+    ("pathlib", "WindowsPath"),
+}
+
+
+class Holder:
+    """Stands for a devkit object: constructor arguments in ``args``; attributes as they were stored, their leading
+    underscores dropped."""
+
+    kind = "?"
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __setstate__(self, state: Any) -> None:
+        parts = state if isinstance(state, tuple) else (state,)
+        for part in parts:
+            self.__dict__.update({name.lstrip("_"): value for name, value in (part or {}).items()})
+
+    def __getattr__(self, name: str) -> Any:
+        """Only for attributes that were not stored."""
+        raise DataError(
+            f"the pickled {type(self).kind} has no field {name!r}: it was written by another NAVSIM version"
+        )
+
+
+def _holder(name: str) -> type[Holder]:
+    return type(name, (Holder,), {"kind": name})
+
+
+def _geometry(wkb: bytes) -> shapely.Geometry:
+    if not isinstance(wkb, bytes):
+        raise pickle.UnpicklingError(f"a geometry from {type(wkb).__name__}; WKB bytes were expected")
+    return shapely.from_wkb(wkb)
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {entry: _holder(entry[1]) for entry in HELD}
+_STAND_INS |= {(module, "from_wkb"): _geometry for module in ("shapely.io", "shapely._geometry", "shapely")}
+
+
+def read_cache(path: str | os.PathLike[str]) -> Holder:
+    """The pickled MetricCache as a holder.
+
+    Raises MissingError for an absent file, RefusedObject for a pickle that names anything else than NAVSIM's cache
+    does, DamagedPickle for a file that is cut off or of another kind.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise MissingError(f"{file} does not exist")
+    with tempfile.NamedTemporaryFile(suffix=".pkl") as unpacked:
+        try:
+            with lzma.open(file) as stream:
+                unpacked.write(stream.read(MAX_BYTES))
+            unpacked.flush()
+            cache = load(unpacked.name, also_allowed=_STAND_INS)
+        except (lzma.LZMAError, EOFError, shapely.GEOSException) as error:
+            raise DamagedPickle(f"{file} is damaged or no NAVSIM metric cache ({error}): build it again") from error
+        except DataError as error:
+            raise type(error)(str(error).replace(unpacked.name, str(file))) from error
+    if not isinstance(cache, Holder) or cache.kind != "MetricCache":
+        raise DataError(f"{file} holds a {type(cache).__name__}; NAVSIM's MetricCache was expected")
+    return cache

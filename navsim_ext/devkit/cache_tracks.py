@@ -1,0 +1,69 @@
+"""From boxes at 10 Hz back to sightings at 2 Hz, such that the replay of the sightings is the boxes again.
+
+Legend: v1 has 51 steps (0 ... 5 s), v2 41; frame k stands at step 5k; K = 11 frames.
+NAVSIM's caches do not say in which frames a track was seen, only where it stands at each step. Several sets of
+sightings may give the same boxes; any of them serves, as every score is computed from the boxes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navsim_ext.devkit.cache_content import CacheContent
+from navsim_ext.metric_cache.schema import NUM_FRAMES, NUM_FRAMES_V2
+
+STEPS_PER_FRAME = 5
+NEAR = 1e-7  # m and rad: what reading a box back from its polygon may cost
+
+
+def sightings(v1: NDArray[np.float64], v2: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[K,3] sightings of one track from its poses in v1 [51,3] and v2 [41,3], NaN where absent.
+
+    - Seen once within a version's horizon, a track stands unmoved at every step of that version.
+    - Otherwise it is present from its first to its last sighting; gaps were bridged linearly, so that a sighting on the
+      bridge changes nothing.
+    """
+    v1 = v1.copy()
+    exact = np.isfinite(v1[: len(v2), 0]) & np.isfinite(v2[:, 0]) & (np.abs(v1[: len(v2)] - v2).max(axis=1) < NEAR)
+    v1[: len(v2)][exact] = v2[exact]  # v2's cache has them unrounded
+    if _stands(v1, NEAR):
+        v1[:] = v1[0]
+    found = np.full((NUM_FRAMES, 3), np.nan)
+    present_v1, present_v2 = np.isfinite(v1[:, 0]), np.isfinite(v2[:, 0])
+    at_frames = v1[::STEPS_PER_FRAME]
+    if not present_v2.any():  # only in the frames after 4 s
+        if _stands(v1):
+            found[NUM_FRAMES_V2] = v1[0]
+        else:
+            found[NUM_FRAMES_V2:] = at_frames[NUM_FRAMES_V2:]
+        return found
+    if _stands(v1):  # everywhere in v1, hence in v2
+        found[:] = at_frames
+        return found
+    first = int(np.flatnonzero(present_v1)[0]) // STEPS_PER_FRAME
+    if _stands(v2):  # seen once within 4 s, then again later
+        found[first] = v2[0]
+    else:
+        last = int(np.flatnonzero(present_v2)[-1]) // STEPS_PER_FRAME
+        found[first : last + 1] = at_frames[first : last + 1]
+    found[NUM_FRAMES_V2:] = at_frames[NUM_FRAMES_V2:]
+    return found
+
+
+def _stands(poses: NDArray[np.float64], tolerance: float = 0.0) -> bool:
+    """Present at every step, always at the same place."""
+    return bool(np.isfinite(poses).all() and (np.abs(poses - poses[0]) <= tolerance).all())
+
+
+def joint_tracks(v1: CacheContent, v2: CacheContent) -> tuple[list[str], NDArray[np.float64]]:
+    """(tokens in list order, poses [n,K,3]) of the tracks of both caches; v1 knows all of them."""
+    in_v2 = {token: row for row, token in enumerate(v2.track_tokens)}
+    absent = np.full((v2.track_poses.shape[0], 3), np.nan)
+    order = np.argsort(v1.track_types, kind="stable")
+    tokens = [v1.track_tokens[row] for row in order]
+    poses = [
+        sightings(v1.track_poses[:, row], v2.track_poses[:, in_v2[token]] if token in in_v2 else absent)
+        for row, token in zip(order, tokens)
+    ]
+    return tokens, np.array(poses).reshape(-1, NUM_FRAMES, 3)
