@@ -103,7 +103,8 @@ class ToyData(pl.LightningDataModule):
 class ToyScorer(PdmScorer):
     """Scores that can be reasoned about: pdms_v1 rises with the distance driven up to 55 m; the judge likes order.
 
-    ``mode`` "honest": the judge agrees. "hackable": the reward pays for not arriving, the judge for the opposite. ``invalid``: tokens that cannot be scored. ``missing``: without a cache.
+    ``mode`` "honest": the judge agrees. "hackable": the reward pays for not arriving, the judge for the opposite.
+    ``invalid``: tokens that cannot be scored. ``missing``: without a cache.
     """
 
     def __init__(self, mode: str = "honest", invalid=(), missing=(), version: str = "toy", min_coverage: float = 0.99):

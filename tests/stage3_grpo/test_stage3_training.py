@@ -206,7 +206,7 @@ def test_another_reference_is_refused(planners, tmp_path):
 
 def test_invalid_rewards_do_not_teach(planners, tmp_path):
     """Scenes that cannot be scored leave the weights alone, and are counted."""
-    bad = "[" + ",".join(grpo_toy.token(i) for i in range(1, 8)) + "]"
+    bad = "[" + ",".join(grpo_toy.token(i) for i in range(1, 9) if i != 3) + "]"
     dotted = [
         "trainer.max_epochs=1",
         "algorithm.bc_weight.start=0",
@@ -223,7 +223,7 @@ def test_invalid_rewards_do_not_teach(planners, tmp_path):
 
 
 def test_batches_without_rewards_end_the_run(planners, tmp_path):
-    bad = "[" + ",".join(grpo_toy.token(i) for i in range(1, 9) if i != 2) + "]"
+    bad = "[" + ",".join(grpo_toy.token(i) for i in range(1, 9) if i != 3) + "]"
     dotted = [f"module.scorer.invalid={bad}", "datamodule.batch_size=1", "module.max_invalid_batches=3",
               "trainer.max_epochs=5", "trainer.limit_val_batches=0", "callbacks.best=null"]  # fmt: skip
     with pytest.raises(NoValidReward, match=r"3 batches in a row had no valid reward.*toy: cannot be scored"):

@@ -1,0 +1,232 @@
+"""The experiment of stage 3: does reinforcement improve the planner on scenes, and in a town, that it never saw?
+
+    python -m stage3_grpo.experiment output_dir=... init=PLANNER data.root=WORLD data.hidden_cache=... \\
+        data.metric_cache=...
+
+Several seeds are trained from one imitation planner. On the test scenes each is compared with it, paired by scene; the
+headline is the mean over seeds per scene, with a 95 % interval by bootstrap over whole logs. Passed means: PDMS rises
+by the required points with an interval above 0, EPDMS does not fall, the rate of reversing tails does not rise.
+Every step goes on where it was killed: indices, each training, planning, scoring.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from navsim_ext.dataset import SceneDataset, build_index
+from navsim_ext.errors import DataError
+from navsim_ext.evaluation.planning import plan_scenes, write_parquet_atomic
+from navsim_ext.evaluation.scoring import score_table
+from navsim_ext.evaluation.statistics import Estimate, bootstrap_mean
+from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.hidden_cache import CachedHiddenStates
+from navsim_ext.hidden_cache.schema import HiddenBatch
+from navsim_ext.readers import SceneFilter, open_source
+from navsim_ext.runtime.config import compose, job
+from navsim_ext.runtime.run import run
+from navsim_ext.scene import SceneBatch
+from stage2_dit import LoadedPlanner, load_planner
+from stage3_grpo.held_out import plan
+from stage3_grpo.rewards.kinematics import reverses, stands
+from stage3_grpo.rewards.reward import TAIL_INTERVALS
+
+log = logging.getLogger(__name__)
+
+IMITATION = "diffusion_il"
+PARTS = ("train", "val", "test")
+METRICS = (
+    "pdms_v1",
+    "epdms_v2",
+    "v1_nc",
+    "v1_dac",
+    "v1_ttc",
+    "v1_ep",
+    "v1_comfort",
+    "v2_ec",
+    "reverse_tail",
+    "standing",
+)
+RESULT_FILE = "result.json"
+
+
+class TrainedPlanner:
+    """A planner checkpoint behind the planner protocol, sampling deterministically."""
+
+    def __init__(self, loaded: LoadedPlanner, name: str, device: str) -> None:
+        self.name, self.fingerprint, self.device = name, loaded.fingerprint, device
+        self.planner = loaded.planner.to(device).eval()
+
+    def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
+        """[B,8,3] float32."""
+        if hidden is None:
+            raise DataError(f"planner {self.name} needs hidden states: give data.hidden_cache_test")
+        moved, states = batch.to(self.device), hidden.to(self.device)
+        plans = plan(self.planner, moved, states.hidden, states.mask, seed=0)
+        return torch.from_numpy(np.stack([plans[token] for token in batch.token])).float()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Reinforced minus imitation, per metric: the mean over seeds per scene, and each seed alone."""
+
+    scenes: int
+    logs: int
+    means: Mapping[str, Mapping[str, float]]  # planner -> metric -> mean
+    differences: Mapping[str, Estimate]
+    by_seed: Mapping[str, Mapping[str, Estimate]]
+    enough_scenes: bool
+    pdms_rises: bool
+    epdms_holds: bool
+    reverse_tail_holds: bool
+
+    @property
+    def passed(self) -> bool:
+        return self.enough_scenes and self.pdms_rises and self.epdms_holds and self.reverse_tail_holds
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "scenes": self.scenes, "logs": self.logs,
+            "means": {name: dict(means) for name, means in self.means.items()},
+            "differences": {name: estimate.to_json() for name, estimate in self.differences.items()},
+            "by_seed": {name: {metric: estimate.to_json() for metric, estimate in estimates.items()}
+                        for name, estimates in self.by_seed.items()},
+            "enough_scenes": self.enough_scenes, "pdms_rises": self.pdms_rises, "epdms_holds": self.epdms_holds,
+            "reverse_tail_holds": self.reverse_tail_holds, "passed": self.passed,
+        }  # fmt: skip
+
+
+def judge(
+    tables: Mapping[str, pd.DataFrame], *, required_points: float, minimum_scenes: int, reverse_tail_margin: float
+) -> Verdict:
+    """Compares every table but the imitation planner's with it, on the scenes that are valid for all of them.
+
+    EPDMS holds when the interval of its difference reaches 0 or more; the reverse-tail rate holds when it rises by no
+    more than the margin. Raises DataError when no scene is valid for all planners.
+    """
+    valid = set.intersection(*(set(table["token"][table["valid"]]) for table in tables.values()))
+    if not valid:
+        raise DataError("no test scene is valid for all planners: look at the reasons in scores/*/scores.parquet")
+    aligned = {name: table[table["token"].isin(valid)].sort_values("token").reset_index(drop=True)
+               for name, table in tables.items()}  # fmt: skip
+    base = aligned[IMITATION]
+    logs = base["log_name"].tolist()
+    present = [metric for metric in METRICS if metric in base]
+    changes = {
+        name: {metric: (table[metric] - base[metric]).to_numpy(float) for metric in present}
+        for name, table in aligned.items()
+        if name != IMITATION
+    }
+    pooled = {metric: np.mean([change[metric] for change in changes.values()], axis=0) for metric in present}
+    differences = {metric: bootstrap_mean(values, logs) for metric, values in pooled.items()}
+    by_seed = {name: {metric: bootstrap_mean(values, logs) for metric, values in change.items()}
+               for name, change in changes.items()}  # fmt: skip
+    means = {name: {metric: float(table[metric].mean()) for metric in present} for name, table in aligned.items()}
+    pdms = differences["pdms_v1"]
+    return Verdict(
+        len(valid), len(set(logs)), means, differences, by_seed,
+        enough_scenes=len(valid) >= minimum_scenes,
+        pdms_rises=pdms.mean * 100 >= required_points and pdms.low > 0,
+        epdms_holds=not differences["epdms_v2"].high < 0,
+        reverse_tail_holds=differences["reverse_tail"].mean <= reverse_tail_margin,
+    )  # fmt: skip
+
+
+def indices(cfg: DictConfig) -> dict[str, Path]:
+    """The scene index of each part, built in the output folder where none is given."""
+    folders = {}
+    for part in PARTS:
+        chosen = cfg.data[part]
+        if chosen.index is not None:
+            folders[part] = Path(chosen.index)
+            continue
+        source = open_source(cfg.data.root, chosen.split, scene_filter=SceneFilter.from_yaml(chosen.scene_filter))
+        folders[part] = Path(cfg.output_dir) / "index" / part
+        build_index(source, folders[part], cameras=())
+    return folders
+
+
+def train(cfg: DictConfig, folders: Mapping[str, Path], seed: int) -> Path:
+    """The best checkpoint by held-out score of one seed's finished training."""
+    overrides = [
+        *cfg.training, f"seed={seed}", f"output_dir='{cfg.output_dir}/seed_{seed}'", f"init='{cfg.init}'",
+        f"data.train='{folders['train']}'", f"data.val='{folders['val']}'",
+        f"data.hidden_cache='{cfg.data.hidden_cache}'", f"data.metric_cache='{cfg.data.metric_cache}'",
+    ]  # fmt: skip
+    result = run(compose("stage3", overrides))
+    if result["module"].stopped_by_alarm:
+        log.warning("seed %d was stopped by an alarm; its best checkpoint is judged", seed)
+    return Path(result["best"] or result["last"])
+
+
+def scored(cfg: DictConfig, planner: TrainedPlanner, dataset: SceneDataset, hidden: CachedHiddenStates) -> pd.DataFrame:
+    """Plans and scores the test scenes: token, name, log_name, valid, reason, scores, reverse_tail, standing."""
+    folder = Path(cfg.output_dir) / "scores" / planner.name
+    planned, _ = plan_scenes(planner, dataset, hidden, folder, batch_size=cfg.batch_size, device=cfg.device)
+    table = score_table(planned, str(cfg.data.metric_cache_test or cfg.data.metric_cache))
+    poses = {token: np.asarray(row).reshape(-1, 3) for token, row in zip(planned["token"], planned["poses"])}
+    trajectories = np.stack([poses[token] for token in table["token"]])
+    table["reverse_tail"] = reverses(trajectories, last=TAIL_INTERVALS).astype(float)
+    table["standing"] = stands(trajectories).astype(float)
+    write_parquet_atomic(table, folder / "scores.parquet")
+    return table
+
+
+def tell(console: Console, verdict: Verdict, required_points: float) -> None:
+    """One table of at most 80 columns, then the verdict in a sentence."""
+    title = f"x 100 on {verdict.scenes} scenes of {verdict.logs} logs, {len(verdict.by_seed)} seed(s)"
+    table = Table(title=title, title_justify="left")
+    for name, side in (("metric", "left"), ("imitation", "right"), ("reinforced", "right"), ("difference", "right")):
+        table.add_column(name, justify=side)
+    reinforced = {
+        metric: np.mean([verdict.means[name][metric] for name in verdict.by_seed]) for metric in verdict.differences
+    }
+    for metric, change in verdict.differences.items():
+        shown = f"{change.mean * 100:+.1f} [{change.low * 100:+.1f}, {change.high * 100:+.1f}]"
+        table.add_row(metric, f"{verdict.means[IMITATION][metric] * 100:.1f}", f"{reinforced[metric] * 100:.1f}", shown)
+    console.print(table)
+    for name, changes in verdict.by_seed.items():
+        console.print(f"{name}: PDMS {changes['pdms_v1'].mean * 100:+.1f}, EPDMS {changes['epdms_v2'].mean * 100:+.1f}")
+    if not verdict.enough_scenes:
+        console.print(f"{verdict.scenes} scenes are too few for a verdict.")
+    marks = {True: "yes", False: "NO"}
+    console.print(
+        f"PDMS up by {required_points:g} points, interval above 0: {marks[verdict.pdms_rises]}; EPDMS not lower: "
+        f"{marks[verdict.epdms_holds]}; reverse tails not more: {marks[verdict.reverse_tail_holds]}."
+    )
+
+
+@job("stage3_experiment")
+def main(cfg: DictConfig) -> None:
+    """Runs what is left of the experiment and judges it."""
+    folders = indices(cfg)
+    checkpoints = {f"diffgrpo_seed{seed}": train(cfg, folders, seed) for seed in cfg.seeds}
+    dataset = SceneDataset(folders["test"], cameras=())
+    hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)
+    tables = {}
+    for name, path in {IMITATION: Path(cfg.init), **checkpoints}.items():
+        tables[name] = scored(cfg, TrainedPlanner(load_planner(path), name, cfg.device), dataset, hidden)
+    verdict = judge(tables, required_points=cfg.required_points, minimum_scenes=cfg.minimum_scenes,
+                    reverse_tail_margin=cfg.reverse_tail_margin)  # fmt: skip
+    content = verdict.to_json() | {
+        "checkpoints": {name: str(path) for name, path in checkpoints.items()},
+        "configuration": OmegaConf.to_container(cfg, resolve=True),
+    }
+    write_json_atomic(Path(cfg.output_dir) / RESULT_FILE, json.loads(json.dumps(content)))
+    tell(Console(stderr=True), verdict, cfg.required_points)
+
+
+if __name__ == "__main__":
+    main()
