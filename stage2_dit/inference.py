@@ -14,8 +14,9 @@ from torch import Tensor
 
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
-from navsim_ext.hidden_cache import HiddenBatch
+from navsim_ext.hidden_cache import HiddenBatch, require_states
 from navsim_ext.scene import SceneBatch
+from stage2_dit.checkpoint import load_planner
 from stage2_dit.diffusion.process import Exploration, Process
 from stage2_dit.diffusion.sampling import check_process
 from stage2_dit.noise import ChainNoise, keyed_noise
@@ -127,11 +128,47 @@ class PlannerRunner:
 class TrajectoryPlanner:
     """A trained planner behind the planner protocol of :mod:`navsim_ext.planners`."""
 
-    def __init__(self, runner: PlannerRunner, name: str, fingerprint: Fingerprint) -> None:
-        self.runner, self.name, self.fingerprint = runner, name, fingerprint
+    def __init__(
+        self, runner: PlannerRunner, name: str, fingerprint: Fingerprint, trained_on: Fingerprint | None = None
+    ) -> None:
+        self.runner, self.name, self.fingerprint, self.trained_on = runner, name, fingerprint, trained_on
+
+    def require_hidden(self, offered: Fingerprint) -> None:
+        """Raises FingerprintMismatch when hidden states of another origin than the training's are offered."""
+        if self.trained_on is not None:
+            require_states(self.trained_on, offered)
 
     def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
         """[B,F,3] float32 poses; raises MissingError without hidden states."""
         if hidden is None:
             raise MissingError(f"planner {self.name} needs hidden states: give a hidden cache or a live VLM")
         return self.runner.plan(hidden.hidden, hidden.mask, batch.history, batch.status, batch.token)
+
+
+def load_trajectory_planner(
+    checkpoint: str,
+    *,
+    name: str = "diffusion",
+    ema: bool | None = None,
+    exploration: str = "deterministic",
+    seed: int = 0,
+    device: str = "cpu",
+    autocast: Autocast = "fp32",
+    compile: bool = False,
+    cuda_graphs: bool = False,
+    allow_hidden_mismatch: bool = False,
+) -> TrajectoryPlanner:
+    """A checkpoint of stage 2 or 3 behind the planner protocol; ``exploration`` is the name of a preset."""
+    loaded = load_planner(checkpoint, ema=ema)
+    runner = PlannerRunner(
+        loaded.planner.to(device),
+        exploration=Exploration.preset(exploration),
+        seed=seed,
+        autocast=autocast,
+        compile=compile,
+        cuda_graphs=cuda_graphs,
+    )
+    made = loaded.fingerprint
+    settings = {"exploration": exploration, "seed": seed, "autocast": autocast}
+    fingerprint = Fingerprint("trajectory_planner", settings, {"planner": made})
+    return TrajectoryPlanner(runner, name, fingerprint, None if allow_hidden_mismatch else loaded.hidden)

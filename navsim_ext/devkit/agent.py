@@ -3,7 +3,7 @@
 NAVSIM's configuration then reads
 
     _target_: navsim_ext.devkit.agent.TriviumAgent
-    planner: {_target_: stage2_dit.driver.load_driver, checkpoint: .../best.ckpt}
+    planner: {_target_: stage2_dit.inference.load_trajectory_planner, checkpoint: .../best.ckpt}
     encoder: {_target_: stage1_vlm.live.scene_encoder, model_path: .../stage1}
 
 NAVSIM hands an agent the last four ego states and decoded pictures, but no token, so hidden states are computed from
