@@ -20,14 +20,16 @@ import logging
 import multiprocessing
 import os
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from navsim_ext.errors import TriviumError
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint, package_versions
@@ -185,5 +187,21 @@ def _quiet() -> None:
         os.environ[variable] = "1"
 
 
+def require_writable(overrides: Sequence[str]) -> None:
+    """Ends the command where ``output_dir`` cannot be written, before Hydra trips over it with a traceback."""
+    chosen = [override.partition("=")[2] for override in overrides if override.startswith("output_dir=")]
+    if not chosen:
+        return
+    try:
+        Path(chosen[-1]).mkdir(parents=True, exist_ok=True)
+        probe = Path(chosen[-1]) / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        Console(stderr=True, soft_wrap=True).print(str(explain(error, Path(chosen[-1]))), markup=False)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
+    require_writable(sys.argv[1:])
     main()

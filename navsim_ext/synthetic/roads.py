@@ -56,7 +56,7 @@ def strip(line: Line, left: float, right: float) -> Line:
 def cut(line: Line, start: float, end: float) -> Line:
     """The piece of a line between two distances from its start."""
     distance = arc_lengths(line)
-    inner = (distance > start + 1e-6) & (distance < end - 1e-6)
+    inner = (distance > start + 0.3) & (distance < end - 0.3)  # a tiny end piece would have a random direction
     at = np.concatenate([[start], distance[inner], [end]])
     return np.column_stack([np.interp(at, distance, line[:, 0]), np.interp(at, distance, line[:, 1])])
 

@@ -280,14 +280,14 @@ def _cut_in(plan: Plan, cast: Cast) -> None:
     _drive_up_to(plan, cast, path, place)
     ego = cast.rows[0]
     other = cast.town.lane_at(lane.group, 1 - lane.lane_index)
-    begin = float(roads.arc_lengths(lane.baseline)[-1]) - (line - place) + float(cast.random.uniform(2.0, 12.0))
+    begin = float(roads.arc_lengths(lane.baseline)[-1]) - (line - place) + float(cast.random.uniform(7.0, 16.0))
     side = 1 if other.lane_index == 1 else -1
     if begin < 5.0:
         raise Unsuitable("the lane change would begin before the lane")
     change = LaneChange(begin, float(cast.random.uniform(22.0, 32.0)), side)
     after = random_route(cast.town, cast.random, lane.index, 150.0)
     cutter = follow(cast.town, other.index, after, change=change)
-    pace = ego["speed"] * float(cast.random.uniform(0.72, 0.9))
+    pace = ego["speed"] * float(cast.random.uniform(0.78, 0.93))
     start = begin + float(cast.random.uniform(4.0, 8.0)) - pace * plan.focus_s
     if start < 3.0:
         raise Unsuitable("the other car would start before its lane")

@@ -170,7 +170,7 @@ def _place_nodes(random: np.random.Generator) -> list[Node]:
         position = rotation @ (np.array([i, j]) * spacing + jitter) + 300.0
         inner = 0 < i < GRID - 1 and 0 < j < GRID - 1
         if (i, j) == round_cell:
-            kind, reach = "roundabout", 26.0
+            kind, reach = "roundabout", 29.0
         elif inner or (i + j) % 2 == 0:
             kind, reach = "signal", 21.0
         else:
@@ -317,8 +317,8 @@ def _crosswalk(middle: NDArray, heading: float, road: Road, node: int, arm: int)
 def side_line(road: Road, forward: bool, margin: float) -> roads.Line:
     """Kerb of one direction of travel, without ``margin`` metres at both ends."""
     line = road.centre if forward else road.centre[::-1]
-    length = float(roads.arc_lengths(line)[-1])
-    return roads.cut(roads.offset(line, -road.half_width), margin, length - margin)
+    kerb = roads.offset(line, -road.half_width)
+    return roads.cut(kerb, margin, float(roads.arc_lengths(kerb)[-1]) - margin)
 
 
 def _parking(laid: list[Road]) -> list[tuple[int, bool, NDArray[np.float64]]]:
