@@ -28,7 +28,8 @@ LEAD_M, LEAD_OPEN_M = 60.0, 70.0  # a gap between the two leaves open whether th
 LEAD_LATERAL_M = 1.6
 PEDESTRIAN_M, PEDESTRIAN_OPEN_M, PEDESTRIAN_LATERAL_M = 35.0, 45.0, 12.0
 BESIDE_M, BESIDE_OPEN_M = 2.5, 4.0  # from the edge of the road
-LIGHT_M, LIGHT_OPEN_M = 75.0, 105.0
+LIGHT_M, LIGHT_OPEN_M = 75.0, 140.0
+LIGHT_FACING_RAD, LIGHT_OBLIQUE_RAD = np.radians(35.0), np.radians(75.0)  # in between one may say either
 VISIBLE_SIZE = (480, 270)
 VISIBLE_PIXELS = {"vehicle": 25, "pedestrian": 8}  # at VISIBLE_SIZE
 STANDING_MPS = 0.5
@@ -83,7 +84,7 @@ def facts_of(scene: Scene, vector_map: VectorMap, camera: str = "CAM_F0") -> Fac
         command=COMMANDS[int(scene.commands[now].argmax())],
         lead=lead,
         lead_known=lead_known,
-        light=_light(scene, vector_map, path, CameraView.of(view, lidar2ego)),
+        light=_light(scene, vector_map, CameraView.of(view, lidar2ego)),
         pedestrian=_pedestrian(scene, vector_map, path, pixels),
         left=left,
         right=right,
@@ -198,23 +199,23 @@ def _heading_at(path: NDArray[np.float64], arc: NDArray[np.float64]) -> NDArray[
     return np.arctan2(step[:, 1], step[:, 0])
 
 
-def _light(scene: Scene, vector_map: VectorMap, path: NDArray[np.float64], view: CameraView) -> str | None:
-    """State of the lights that face the ego car and show in the picture; None where they differ or are too far."""
+def _light(scene: Scene, vector_map: VectorMap, view: CameraView) -> str | None:
+    """State of the lights ahead that face the ego car and show in the picture; None if that is open to dispute."""
     ego = scene.ego_global[scene.now]
-    signals = signals_near(vector_map, scene.traffic_lights[scene.now], ego[:2], LIGHT_OPEN_M + 40.0)
-    facing = [signal for signal in signals if abs(float(wrap_angle(signal.pose[2] - ego[2]))) < np.pi / 4]
-    states, far = set(), False
-    for signal in facing:
-        arc, lateral = along(path, signal.pose[None, :2])
-        if abs(lateral[0]) > 6.0 or not _shows(signal, ego, view):
+    signals = signals_near(vector_map, scene.traffic_lights[scene.now], ego[:2], LIGHT_OPEN_M)
+    states, is_open = set(), False
+    for signal in signals:
+        x, y = rotate(signal.pose[:2] - ego[:2], -ego[2])
+        turn = abs(float(wrap_angle(signal.pose[2] - ego[2])))
+        if turn > LIGHT_OBLIQUE_RAD or abs(y) > max(9.0, 0.4 * x) or not _shows(signal, ego, view):
             continue
-        if arc[0] <= LIGHT_M:
+        if x <= LIGHT_M and turn < LIGHT_FACING_RAD:
             states.add("red" if signal.is_red else "green")
-        elif arc[0] <= LIGHT_OPEN_M + 40.0:
-            far = True
+        else:
+            is_open = True
     if len(states) == 1:
         return states.pop()
-    return None if states or far else "none"
+    return None if states or is_open else "none"
 
 
 def _shows(signal: Signal, ego: NDArray[np.float64], view: CameraView) -> bool:
