@@ -32,6 +32,11 @@ MULTIPLE_LANES, NON_DRIVABLE, ONCOMING, CENTER_IN_INTERSECTION, REAR_AXLE_IN_INT
 # bits of a polygon's role
 IS_LANE, IS_DRIVABLE, IS_ON_ROUTE, IS_INTERSECTION = 1, 2, 4, 8
 
+ROLE_OF_TYPE = np.zeros(max(LANE, INTERSECTION, LANE_CONNECTOR, CARPARK_AREA, ROADBLOCK) + 1, dtype=np.uint8)
+ROLE_OF_TYPE[[LANE, LANE_CONNECTOR]] = IS_LANE
+ROLE_OF_TYPE[[ROADBLOCK, CARPARK_AREA]] = IS_DRIVABLE
+ROLE_OF_TYPE[INTERSECTION] = IS_DRIVABLE | IS_INTERSECTION
+
 CORNERS, CENTER, REAR_AXLE = 15, 16, 32  # bits of the points that are looked up
 
 
@@ -52,15 +57,13 @@ def make_surroundings(
     centerline: NDArray[np.float64],
 ) -> Surroundings:
     """``polygons`` [P] rows of the indexed map, their types [P] and whether they are on the route [P], centreline."""
-    types = np.asarray(types)
-    lane = np.isin(types, (LANE, LANE_CONNECTOR))
-    roles = IS_LANE * lane + IS_DRIVABLE * np.isin(types, (ROADBLOCK, INTERSECTION, CARPARK_AREA))
-    roles = roles + IS_ON_ROUTE * (lane & np.asarray(on_route)) + IS_INTERSECTION * (types == INTERSECTION)
+    roles = ROLE_OF_TYPE[types]
+    lane = roles & IS_LANE != 0
     return Surroundings(
         index,
-        np.ascontiguousarray(polygons, dtype=np.int32),
-        roles.astype(np.uint8),
-        np.ascontiguousarray(np.asarray(centerline)[:, :2], dtype=np.float64),
+        np.array(polygons, dtype=np.int32),
+        np.where(lane & on_route, roles | IS_ON_ROUTE, roles).astype(np.uint8),
+        np.array(np.asarray(centerline)[:, :2], dtype=np.float64),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -126,18 +127,30 @@ def _interpolate_past(states, times_us, samples):
 
 
 def _check_map(scene: SceneMetricCache, table: PolygonTable, index: MapIndex) -> None:
-    rows = scene.map_polygons
+    rows = np.array(scene.map_polygons)
     if len(rows) == 0:
         raise UnscorableScene(f"empty map patch: no polygon of {scene.map_location} within {MAP_RADIUS:g} m of the ego")
-    if rows.min() < 0 or rows.max() >= len(table):
-        raise UnscorableScene(f"map polygon {int(rows.max())} is not in the table of {scene.map_location}")
-    bounds = index.bounds[rows]
-    extent = bounds[:, 2:] - bounds[:, :2]
-    if not (extent > 0.0).all():
-        bad = rows[int(np.argwhere(~(extent > 0.0).all(axis=1))[0, 0])]
-        raise UnscorableScene(f"degenerate map polygon {table.ids[bad]} of {scene.map_location}")
-    heading = scene.ego_state[2]
-    center = scene.ego_state[:2] + REAR_AXLE_TO_CENTER * np.array([np.cos(heading), np.sin(heading)])
-    gap = np.maximum(np.maximum(bounds[:, :2] - center, center - bounds[:, 2:]), 0.0).max(axis=1).min()
+    outside, flat, gap = _map_patch(rows, index.bounds, np.array(scene.ego_state))
+    if outside >= 0:
+        raise UnscorableScene(f"map polygon {rows[outside]} is not in the table of {scene.map_location}")
+    if flat >= 0:
+        raise UnscorableScene(f"degenerate map polygon {table.ids[rows[flat]]} of {scene.map_location}")
     if not gap <= MAP_RADIUS:
         raise UnscorableScene(f"the ego is {gap:.0f} m off the map of {scene.map_location}")
+
+
+@kernel
+def _map_patch(rows, bounds, ego_state):
+    """(first row outside the table or -1, first polygon without extent or -1, gap [m] from the ego to the nearest)."""
+    x = ego_state[0] + REAR_AXLE_TO_CENTER * math.cos(ego_state[2])
+    y = ego_state[1] + REAR_AXLE_TO_CENTER * math.sin(ego_state[2])
+    outside, flat, nearest = -1, -1, math.inf
+    for p in range(len(rows)):
+        q = rows[p]
+        if q < 0 or q >= len(bounds):
+            return p, flat, nearest
+        if flat < 0 and not (bounds[q, 2] > bounds[q, 0] and bounds[q, 3] > bounds[q, 1]):
+            flat = p
+        gap_x, gap_y = max(bounds[q, 0] - x, x - bounds[q, 2]), max(bounds[q, 1] - y, y - bounds[q, 3])
+        nearest = min(nearest, max(max(gap_x, gap_y), 0.0))
+    return outside, flat, nearest

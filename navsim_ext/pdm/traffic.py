@@ -36,6 +36,7 @@ class Traffic(NamedTuple):
     red_polygons: NDArray[np.int32]  # [r] rows of the map's PolygonTable
     red_presence: NDArray[np.uint8]  # [M,r] bits V1, V2: red at that time
     map_of_step: NDArray[np.int64]  # [T] occupancy map of each 0.1 s step
+    unwrapped: bool  # headings are still to be wrapped, by atan2(sin, cos) as in NAVSIM's interpolation
 
 
 def make_traffic(
@@ -77,6 +78,7 @@ def make_traffic(
         if red_presence is None
         else np.ascontiguousarray(red_presence, dtype=np.uint8),
         map_of_step=np.arange(maps) if map_of_step is None else np.asarray(map_of_step, dtype=np.int64),
+        unwrapped=False,
     )
 
 
@@ -99,10 +101,13 @@ def swept_bounds(poses, presence, radii):
 @kernel
 def object_box(traffic, m: int, j: int, corners) -> None:
     """Writes the corners [4,2] of object j in map m."""
+    heading = traffic.poses[m, j, 2]
+    if traffic.unwrapped:  # wrapped here, for the few boxes that come near, and not for all
+        heading = math.atan2(math.sin(heading), math.cos(heading))
     box_corners(
         traffic.poses[m, j, 0],
         traffic.poses[m, j, 1],
-        traffic.poses[m, j, 2],
+        heading,
         traffic.half_sizes[j, 0],
         traffic.half_sizes[j, 1],
         corners,
