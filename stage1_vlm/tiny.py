@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import (
     GotOcr2ImageProcessorPil,
     InternVLConfig,
@@ -108,6 +109,7 @@ def build_tiny_internvl(
             attention_bias=True,
             image_size=tile,
             patch_size=patch,
+            layer_scale_init_value=1.0,  # 0.1, made for 24 layers, silences a shallow tower
         ),
         text_config=text_config(tokenizer, width=width, layers=layers, heads=heads),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
@@ -117,6 +119,9 @@ def build_tiny_internvl(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = InternVLForConditionalGeneration(config)
+    positions = model.model.vision_tower.embeddings.position_embeddings  # [1, 1 + patches, D]; zero by default
+    with torch.no_grad():
+        positions[0, 1:] = sine_positions(tile // patch, vision_width)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     image_processor = GotOcr2ImageProcessorPil(
         size={"height": tile, "width": tile},
@@ -126,6 +131,14 @@ def build_tiny_internvl(
         image_std=IMAGENET_STD,
     )
     return _write(folder, model, tokenizer, image_processor)
+
+
+def sine_positions(side: int, width: int) -> Tensor:
+    """[side^2, width] sines and cosines of column and row: a tower this small has no time to learn where things are."""
+    frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    x, y = (place.reshape(-1, 1) * frequencies for place in (columns, rows))
+    return 0.5 * torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
 
 
 def build_tiny_qwen(

@@ -1,0 +1,232 @@
+"""Mixtures with exact counts, line indices that list what they skip, grouping and packing that really save padding."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from navsim_ext.errors import DataError, MissingError
+from navsim_ext.runtime.config import config_root
+from navsim_ext.runtime.sampler import LengthGrouped, PositionSampler
+from stage1_vlm.backbone import load_processor
+from stage1_vlm.data import line_index
+from stage1_vlm.data.datamodule import DrivingQuestionData
+from stage1_vlm.data.line_index import LineRules, build_index
+from stage1_vlm.data.mixture import DatasetEntry, read_mixture
+from stage1_vlm.data.packing import packing_plan, padding_share
+from stage1_vlm.data.questions import DrivingQuestions
+
+PUBLISHED_COUNTS = {
+    "Navsim": (85109, 2), "Navsim_QA": (85109, 1), "CODA-LM": (20318, 1), "DriveLM": (4072, 1), "LingoQA": (26824, 1),
+    "MAPLM": (10612, 1), "Nuinstruct": (57317, 1), "Omnidrive": (28010, 1), "SUTD": (9916, 1), "Talk2Car": (8079, 1),
+    "NuScenes-QA": (24988, 1), "Drivegpt4": (26319, 1), "Senna": (27813, 1), "Drama": (16404, 1),
+    "llava": (665298, 0.2),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_internvl):
+    return load_processor(tiny_internvl, max_image_tokens=16)
+
+
+def entry(folder: Path, lines: list, **fields) -> DatasetEntry:
+    path = folder / "data.jsonl"
+    path.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
+    return DatasetEntry("toy", path, folder, **fields)
+
+
+def text_line(question: str, answer: str) -> dict:
+    return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+
+
+def test_published_mixture_has_the_published_counts(monkeypatch):
+    monkeypatch.setenv("DRIVING_QA_ROOT", "/qa")
+    monkeypatch.setenv("OPENSCENE_DATA_ROOT", "/openscene")
+    entries = read_mixture(config_root() / "stage1" / "recogdrive_pretrain.json")
+    found = {one.name: (one.length, float(one.repeat_time)) for one in entries}
+    assert found == PUBLISHED_COUNTS
+    assert not any(one.data_augment for one in entries)
+    total = sum(one.repeated_count(one.length) for one in entries)
+    assert total == sum(n for n, r in PUBLISHED_COUNTS.values() if r == 1) + 2 * 85109 + 133059  # floor(665298 / 5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(count=st.integers(1, 400), repeat=st.fractions(min_value=Fraction(1, 50), max_value=4))
+def test_repeat_gives_whole_copies_and_a_choice(count, repeat):
+    one = DatasetEntry("d", Path(), Path(), repeat_time=repeat)
+    chosen = one.repeat(count, seed=3)
+    times = np.bincount(chosen, minlength=count)
+    assert len(chosen) == one.repeated_count(count) == int(repeat * count)
+    assert times.max() - times.min() <= 1
+    assert times.min() == int(repeat) or int(repeat * count) % count == 0
+    np.testing.assert_array_equal(chosen, one.repeat(count, seed=3))
+
+
+def test_mixture_mistakes_are_named(tmp_path, monkeypatch):
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({"drivelm": {"root": ".", "annotation": "$NOT_SET_HERE/a.jsonl"}}))
+    with pytest.raises(DataError, match="did you mean 'drivelm'"):
+        read_mixture(path, ["drivelmm"])
+    monkeypatch.delenv("NOT_SET_HERE", raising=False)
+    with pytest.raises(MissingError, match="NOT_SET_HERE"):
+        read_mixture(path)
+    for content, message in (
+        ({"a": {"root": "."}}, "missing"),
+        ({"a": {"root": ".", "annotation": "a", "repeats": 2}}, "repeats"),
+        ({"a": {"root": ".", "annotation": "a", "repeat_time": 0}}, "positive"),
+        ([], "object"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=message):
+            read_mixture(path)
+    path.write_text("{")
+    with pytest.raises(DataError, match="not JSON"):
+        read_mixture(path)
+
+
+def test_bad_lines_are_listed_with_number_and_reason(processor, tmp_path, make_picture):
+    make_picture(0).save(tmp_path / "a.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:40])
+    picture = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+    lines = [
+        text_line("Is it?", "yes"),
+        b'{"conversations": [\n',
+        {"image": "gone.jpg", "conversations": picture},
+        {"image": "cut.jpg", "conversations": picture},
+        {"image": ["a.jpg", "a.jpg"], "conversations": picture},
+        {"conversations": picture},
+        text_line("Is it?", "  "),
+        {"image": "a.jpg", "image_size": [9000, 10], "conversations": picture},
+        text_line("word " * 600, "yes"),
+        {"text": "no conversation"},
+        b"\xff\xfe\n",
+        b"\n",
+        {"image": "a.jpg", "conversations": picture},
+    ]
+    rules = LineRules(max_sequence_length=300, verify_pictures=True)
+    index = build_index(entry(tmp_path, lines), processor, rules, max_skipped_share=0.95)
+    assert [index.record(i)["conversations"][-1]["value"] for i in range(len(index))] == ["yes", "red"]
+    assert {line.line: line.reason for line in index.skipped} == {
+        2: "broken line", 3: "missing picture", 4: "unreadable picture", 5: "picture count", 6: "picture count",
+        7: "empty answer", 8: "wrong image_size", 9: "too long", 10: "malformed record", 11: "broken line",
+    }  # fmt: skip
+    assert index.num_lines == 12  # the empty line is not one
+    questions = DrivingQuestions([index], processor)
+    questions.write_skipped(tmp_path / "skipped.jsonl")
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 10
+    assert questions.report()["toy"]["reasons"]["picture count"] == 2
+    with pytest.raises(DataError, match=r"10 of 12 lines.*max_skipped_share"):
+        build_index(entry(tmp_path, lines), processor, rules)
+
+
+def test_more_image_tokens_than_fit_are_their_own_reason(processor, tmp_path, make_picture):
+    make_picture(0, 96, 48).save(tmp_path / "a.jpg")  # 2 tiles and a thumbnail: 12 tokens of picture
+    picture = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+    lines = [{"image": "a.jpg", "conversations": picture}, text_line("a", "b")]
+    assert processor.image_tokens(96, 48) == 12
+    with pytest.raises(DataError, match=r"'too many image tokens': 1.*12 of at most 12"):
+        build_index(entry(tmp_path, lines), processor, LineRules(12), max_skipped_share=1.0)
+
+
+def test_wrong_counts_are_errors_not_shorter_data(processor, tmp_path):
+    lines = [text_line(f"Is {i}?", "yes") for i in range(4)]
+    with pytest.raises(DataError, match="4 lines, the mixture says length 5"):
+        build_index(entry(tmp_path, lines, length=5), processor, LineRules(200))
+    with pytest.raises(MissingError, match=r"nowhere\.jsonl"):
+        build_index(DatasetEntry("toy", tmp_path / "nowhere.jsonl", tmp_path), processor, LineRules(200))
+
+
+def test_index_is_stored_and_follows_the_file(processor, tmp_path, monkeypatch):
+    lines = [text_line(f"Is {i} even?", "yes") for i in range(6)]
+    one = entry(tmp_path, lines)
+    first = build_index(one, processor, LineRules(200), cache=tmp_path / "index")
+    monkeypatch.setattr(line_index, "_scan", lambda *_: pytest.fail("read again"))
+    second = build_index(one, processor, LineRules(200), cache=tmp_path / "index")
+    np.testing.assert_array_equal(first.offsets, second.offsets)
+    np.testing.assert_array_equal(first.lengths, second.lengths)
+    monkeypatch.undo()
+    changed = build_index(entry(tmp_path, lines[:3]), processor, LineRules(200), cache=tmp_path / "index")
+    assert len(changed) == 3
+
+
+def test_lengths_are_known_before_pictures_are_read(toy_mixture, processor):
+    indices = [build_index(one, processor, LineRules(400)) for one in read_mixture(toy_mixture)]
+    questions = DrivingQuestions(indices, processor)
+    assert len(questions) == 2 * 24 + 4
+    assert [len(questions[i]) for i in range(0, len(questions), 5)] == questions.lengths[::5].tolist()
+
+
+def test_a_picture_that_contradicts_its_line_is_named(processor, tmp_path, make_picture):
+    make_picture(0, 96, 54).save(tmp_path / "a.jpg")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+    one = entry(tmp_path, [{"image": "a.jpg", "image_size": [54, 54], "conversations": turns}])
+    questions = DrivingQuestions([build_index(one, processor, LineRules(300))], processor)
+    with pytest.raises(DataError, match=r"in the index; image_size is not that.*96, 54"):
+        questions[0]
+
+
+def test_augmentation_is_off_by_default_and_seeded_when_on(toy_mixture, processor, tmp_path):
+    from dataclasses import replace
+
+    from navsim_ext.runtime.sampler import seed_cpu
+
+    plain = read_mixture(toy_mixture, ["seen"])[0]
+    index = build_index(plain, processor, LineRules(400))
+    same = DrivingQuestions([index], processor)
+    varied = DrivingQuestions([replace(index, entry=replace(plain, data_augment=True))], processor)
+    seed_cpu(1)
+    first = varied[0].pixels["pixel_values"]
+    seed_cpu(1)
+    assert torch.equal(varied[0].pixels["pixel_values"], first)
+    assert not torch.equal(same[0].pixels["pixel_values"], first)
+    assert torch.equal(same[0].pixels["pixel_values"], same[0].pixels["pixel_values"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=200))
+def test_packing_keeps_every_item_within_capacity_and_near_the_bound(lengths):
+    rows = packing_plan(lengths, 100)
+    assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
+    assert max(sum(lengths[item] for item in row) for row in rows) <= 100
+    assert len(rows) <= 11 / 9 * -(-sum(lengths) // 100) + 6 / 9 + sum(length > 50 for length in lengths)
+    with pytest.raises(DataError, match="does not fit"):
+        packing_plan([*lengths, 101], 100)
+
+
+def test_grouping_and_packing_save_most_of_the_padding():
+    lengths = np.random.default_rng(0).integers(50, 2000, 4000)
+    shares = {}
+    for name, grouping in (("random", None), ("grouped", LengthGrouped(lengths))):
+        order = PositionSampler(4000, 8, seed=0, grouping=grouping, rank=0, world_size=1).order(0)
+        assert sorted(order) == list(range(4000))
+        shares[name] = padding_share(lengths, order, 8)
+    filled = [lengths[row].sum() for row in packing_plan(lengths, 12_288)]
+    assert shares["random"] > 0.35
+    assert shares["grouped"] < 0.05
+    assert 1 - np.mean(filled) / 12_288 < 0.01
+
+
+@pytest.mark.parametrize("batching", ["grouped", "packed", "random"])
+def test_an_epoch_holds_every_entry(toy_mixture, tiny_internvl, tmp_path, batching):
+    data = DrivingQuestionData(
+        str(toy_mixture), str(tiny_internvl), batch_size=4, batching=batching, max_sequence_length=300,
+        max_image_tokens=16, index_folder=str(tmp_path / "index"), report_folder=str(tmp_path),
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup()
+    loader = data.train_dataloader()
+    batches = list(loader)
+    assert len(batches) == data.batches_per_epoch(1) == len(loader)
+    names = [name for batch in batches for name in batch.names]
+    assert len(set(names)) == 24 + 4
+    assert len(names) >= 52
+    shares = data.report["padding"]
+    assert shares["grouped"] <= shares["random"]
+    assert (tmp_path / "skipped.jsonl").read_text() == ""
+    with pytest.raises(DataError, match="choose one of"):
+        DrivingQuestionData(str(toy_mixture), str(tiny_internvl), batching="sorted")
