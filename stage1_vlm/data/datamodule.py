@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class DrivingQuestionData(pl.LightningDataModule):
     """Training (and optional validation) loaders.
 
     Args:
-        mixture: meta JSON (see ``data/mixture.py``); ``datasets`` chooses some of it by name.
+        mixture: meta JSON (see ``data/mixture.py``); ``datasets`` chooses some of it by name,
+            ``repeat`` replaces their repeat_time by name pattern.
         model_path: checkpoint folder, for tokeniser and picture settings.
         batch_size: conversations (rows, when packed) per process and step.
         batching: ``grouped`` by length, ``packed`` rows of up to max_sequence_length tokens, or ``random``.
@@ -55,6 +56,7 @@ class DrivingQuestionData(pl.LightningDataModule):
         *,
         validation: str | None = None,
         datasets: Sequence[str] | None = None,
+        repeat: Mapping[str, float] | None = None,
         batch_size: int = 1,
         batching: str = "grouped",
         max_sequence_length: int = 12_288,
@@ -71,6 +73,7 @@ class DrivingQuestionData(pl.LightningDataModule):
         if batching not in BATCHING:
             raise DataError(f"batching={batching!r}; choose one of {BATCHING}")
         self.mixture, self.validation, self.model_path = mixture, validation, model_path
+        self.repeat = dict(repeat or {})
         self.datasets, self.batch_size, self.batching = datasets, batch_size, batching
         self.rules = LineRules(max_sequence_length, verify_pictures)
         self.max_image_tokens, self.max_skipped_share = max_image_tokens, max_skipped_share
@@ -89,7 +92,7 @@ class DrivingQuestionData(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._questions is not None:
             return
-        self._questions = self._read(self.mixture, self.datasets)
+        self._questions = self._read(self.mixture, self.datasets, self.repeat)
         self._validation = self._read(self.validation) if self.validation else None
         lengths = self._questions.lengths
         self._rows = packing_plan(lengths, self.rules.max_sequence_length) if self.batching == "packed" else None
@@ -123,14 +126,18 @@ class DrivingQuestionData(pl.LightningDataModule):
         )
         return ResumableLoader(self._validation, sampler, collate_fn=collate, num_workers=self.num_workers)
 
-    def _read(self, mixture: str, names: Sequence[str] | None = None) -> DrivingQuestions:
+    def _read(
+        self, mixture: str, names: Sequence[str] | None = None, repeat: Mapping[str, float] | None = None
+    ) -> DrivingQuestions:
         processor = load_processor(self.model_path, max_image_tokens=self.max_image_tokens)
         options = {
             "cache": self.index_folder,
             "workers": self.index_workers,
             "max_skipped_share": self.max_skipped_share,
         }
-        indices = [build_index(entry, processor, self.rules, **options) for entry in read_mixture(mixture, names)]
+        indices = [
+            build_index(entry, processor, self.rules, **options) for entry in read_mixture(mixture, names, repeat)
+        ]
         return DrivingQuestions(indices, processor, seed=self.seed)
 
     def _padding(self, lengths: np.ndarray) -> dict[str, float]:

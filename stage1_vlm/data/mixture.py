@@ -13,8 +13,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path
 
@@ -50,8 +51,13 @@ class DatasetEntry:
         return np.concatenate([np.tile(np.arange(count), copies), choice]).astype(np.int64)
 
 
-def read_mixture(path: str | Path, names: Sequence[str] | None = None) -> list[DatasetEntry]:
-    """The data sets of a meta JSON, or those named; raises MissingError or DataError naming key and remedy."""
+def read_mixture(
+    path: str | Path, names: Sequence[str] | None = None, repeat: Mapping[str, float] | None = None
+) -> list[DatasetEntry]:
+    """The data sets of a meta JSON, or those named; raises MissingError or DataError naming key and remedy.
+
+    ``repeat`` replaces repeat_time of the data sets whose names match a pattern (``*_trajectory``).
+    """
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"mixture file {path} does not exist")
@@ -66,7 +72,17 @@ def read_mixture(path: str | Path, names: Sequence[str] | None = None) -> list[D
             near = difflib.get_close_matches(name, content, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(content)}"
             raise DataError(f"{path} has no data set {name!r}: {hint}")
-    return [_entry(path, name, content[name]) for name in (names or content)]
+    entries = [_entry(path, name, content[name]) for name in (names or content)]
+    for pattern, times in (repeat or {}).items():
+        if times <= 0 or not any(fnmatchcase(entry.name, pattern) for entry in entries):
+            raise DataError(
+                f"repeat {pattern}={times}: it must be positive and match one of {[e.name for e in entries]}"
+            )
+        entries = [
+            replace(entry, repeat_time=Fraction(str(times))) if fnmatchcase(entry.name, pattern) else entry
+            for entry in entries
+        ]
+    return entries
 
 
 def _entry(path: Path, name: str, fields: dict) -> DatasetEntry:

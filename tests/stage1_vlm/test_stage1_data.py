@@ -69,6 +69,12 @@ def test_repeat_gives_whole_copies_and_a_choice(count, repeat):
 
 def test_mixture_mistakes_are_named(tmp_path, monkeypatch):
     path = tmp_path / "m.json"
+    lines = {name: {"root": ".", "annotation": "a.jsonl"} for name in ("train_qa", "train_trajectory")}
+    path.write_text(json.dumps(lines))
+    repeated = {one.name: one.repeat_time for one in read_mixture(path, repeat={"*_trajectory": 0.2})}
+    assert repeated == {"train_qa": 1, "train_trajectory": Fraction(1, 5)}
+    with pytest.raises(DataError, match="match one of"):
+        read_mixture(path, repeat={"*_traj": 0.2})
     path.write_text(json.dumps({"drivelm": {"root": ".", "annotation": "$NOT_SET_HERE/a.jsonl"}}))
     with pytest.raises(DataError, match="did you mean 'drivelm'"):
         read_mixture(path, ["drivelmm"])
