@@ -38,11 +38,8 @@ def sightings(v1: NDArray[np.float64], v2: NDArray[np.float64]) -> NDArray[np.fl
         else:
             found[NUM_FRAMES_V2:] = at_frames[NUM_FRAMES_V2:]
         return found
-    if _stands(v1):  # everywhere in v1, hence in v2
-        found[:] = at_frames
-        return found
     first = int(np.flatnonzero(present_v1)[0]) // STEPS_PER_FRAME
-    if _stands(v2):  # seen once within 4 s, then again later
+    if _stands(v2) and not exact.all():  # seen once within 4 s, then again later
         found[first] = v2[0]
     else:
         last = int(np.flatnonzero(present_v2)[-1]) // STEPS_PER_FRAME
