@@ -192,8 +192,8 @@ class MetricCache:
     def __init__(self, folder: str | os.PathLike[str], *, resident: int = 256) -> None:
         self.folder = Path(folder)
         self.resident = resident
-        self._store = ShardStore(self.folder)
-        self.fingerprint: Fingerprint = self._store.fingerprint
+        self.store = ShardStore(self.folder)
+        self.fingerprint: Fingerprint = self.store.fingerprint
         require_current(self.fingerprint, str(self.folder))
         self._maps: dict[str, PolygonTable] = {}
         self.prepared: OrderedDict[str, Any] = OrderedDict()  # token -> scene made ready by navsim_ext.pdm.resident
@@ -204,19 +204,19 @@ class MetricCache:
 
     @property
     def tokens(self) -> Sequence[str]:
-        return self._store.tokens
+        return self.store.tokens
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self.store)
 
     def __contains__(self, token: object) -> bool:
-        return token in self._store
+        return token in self.store
 
     def load(self, token: str) -> SceneMetricCache:
         """The record of a token, as views of the memory map; raises MissingError saying why there is none."""
-        if token not in self._store:
+        if token not in self.store:
             raise MissingError(f"{self.folder}: {self.why_missing(token)}")
-        return SceneMetricCache.from_arrays(token, self._store.get(token))
+        return SceneMetricCache.from_arrays(token, self.store.get(token))
 
     def why_missing(self, token: str) -> str:
         """Why a token has no record: the builder's reason where it reported one."""
