@@ -10,8 +10,9 @@ from navsim_ext.errors import MissingError
 from navsim_ext.runtime.config import check_choices, compose, config_root
 
 ROOT = Path(__file__).resolve().parents[1]
-JOBS = sorted(folder.parent.name for folder in config_root().glob("*/config.yaml"))
-EXPERIMENTS = sorted((file.parents[1].name, file.stem) for file in config_root().glob("*/experiment/*.yaml"))
+ROOTS = sorted(file.parent for file in config_root().rglob("config.yaml"))
+JOBS = [str(root.relative_to(config_root())) for root in ROOTS]
+EXPERIMENTS = [(job, file.stem) for job, root in zip(JOBS, ROOTS) for file in sorted(root.glob("experiment/*.yaml"))]
 
 
 def test_imports_point_down():
