@@ -33,7 +33,7 @@ def test_things_lie_where_the_scene_says():
     rows, columns = np.nonzero((image != empty).any(axis=-1))
     np.testing.assert_allclose(1.5 * reach_m - rows.mean() / scale, 30.0, atol=0.2)
     np.testing.assert_allclose(reach_m - columns.mean() / scale, 3.5, atol=0.2)
-    assert len(rows) / scale**2 == pytest.approx(CAR[0] * CAR[1], rel=0.2)
+    assert len(rows) / scale**2 == pytest.approx(CAR[0] * CAR[1], rel=0.3)  # smoothing widens the outline
     red = (image[..., 0] > 200) & (image[..., 1] < 90)
     assert red.any()
     both = side_by_side(scene, town, 270)
