@@ -150,6 +150,24 @@ def test_runner_is_a_planner_and_does_not_depend_on_the_batch(world, checkpoint)
         PlannerRunner(loaded.planner, cuda_graphs=True)
 
 
+@pytest.mark.slow
+def test_nothing_breaks_the_graph_of_compilation(world, checkpoint):
+    """Tracing alone, without a compiler: training loss and sampler are one graph each, with the same numbers."""
+    planner = load_planner(checkpoint).planner
+    inputs = [torch.randn(2, 5, WIDTH), torch.tensor([[True] * 5, [True] * 3 + [False] * 2]), torch.randn(2, 4, 3),
+              torch.randn(2, 8), torch.randn(2, 8, 3)]  # fmt: skip
+    steps = torch.zeros(2, 5, 8, 3)
+    runner = PlannerRunner(planner)
+    traced = torch.compile(runner._eager, backend="eager", fullgraph=True)
+    assert torch.equal(traced(*inputs, steps), runner._eager(*inputs, steps))
+
+    def loss(hidden, mask, history, status, noise):
+        conditioning = planner.condition(hidden, mask, history, status, queries_per_scene=8)
+        return planner.training_loss(conditioning, torch.ones(2, 8, 3), noise, torch.tensor([3, 50]))
+
+    assert torch.equal(torch.compile(loss, backend="eager", fullgraph=True)(*inputs), loss(*inputs))
+
+
 def test_displacement_of_known_shifts():
     target = torch.zeros(2, 8, 3)
     trajectory = target + torch.tensor([[3.0, 4.0, 0.1], [0.0, 0.0, 2 * np.pi - 0.1]])[:, None]
