@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from navsim_ext.readers.scene_filter import SceneFilter
+from navsim_ext.readers.source import SkipReport
+from navsim_ext.scene import Annotations, Camera, Scene
+from navsim_ext.scene_index import build_index
 from stage1_vlm.backbone import load_backbone
 from stage1_vlm.tiny import build_tiny_internvl, build_tiny_qwen
 
@@ -89,3 +94,52 @@ def toy_mixture(tmp_path_factory) -> Path:
     path = folder / "mixture.json"
     path.write_text(json.dumps(content))
     return path
+
+
+class ToySource:
+    """A scene source of two logs with ten scenes each, made of nothing but their numbers."""
+
+    def __init__(self, sensor_root: Path) -> None:
+        self.sensor_root = sensor_root
+        self.scene_filter = SceneFilter()
+        self.required_cameras = ("CAM_F0", "CAM_L0")
+        self.report = SkipReport()
+        self.log_names = ["log-a", "log-b"]
+
+    def scenes_of(self, log_name: str) -> list[Scene]:
+        return [self._scene(log_name, number) for number in range(10)]
+
+    def require_listed(self, found) -> None:
+        """No token was asked for by name."""
+
+    def _scene(self, log_name: str, number: int) -> Scene:
+        token = f"{self.log_names.index(log_name)}{number:015x}"
+        cameras = {}
+        for camera in self.required_cameras:
+            path = f"{log_name}/{camera}/{token}.jpg"
+            target = self.sensor_root / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            size = (96, 54) if number % 3 or camera != "CAM_F0" else (54, 120)  # questions of two lengths
+            picture(hash_of(path), *size).save(target, quality=95)
+            cameras[camera] = Camera(path, np.eye(3), np.eye(3), np.zeros(3), np.zeros(5))
+        times = np.arange(14)
+        ego = np.stack([2.0 * times, 0.1 * number * times, np.zeros(14)], axis=1)
+        return Scene(
+            token=token, log_name=log_name, map_location="us-ma-boston", num_history=4,
+            frame_tokens=tuple(f"{token}{t}" for t in times), timestamps_us=500_000 * (1 + times), ego_global=ego,
+            ego_dynamics=np.tile(np.float32([4.0, 0.2 * number, 0, 0]), (14, 1)),
+            commands=np.tile(np.eye(4, dtype=np.float32)[number % 4], (14, 1)), roadblock_ids=(),
+            annotations=tuple(Annotations(np.zeros((0, 7)), np.zeros((0, 3)), (), ()) for _ in times),
+            traffic_lights=((),) * 14, cameras=cameras,
+        ).validate()  # fmt: skip
+
+
+def hash_of(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
+@pytest.fixture(scope="session")
+def scene_index(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    build_index(ToySource(folder / "sensors"), folder / "index", cameras=("CAM_F0", "CAM_L0"))
+    return folder / "index"
