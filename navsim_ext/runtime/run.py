@@ -20,6 +20,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -69,7 +70,7 @@ def _fit(cfg: DictConfig, plan: Plan, first: bool) -> dict[str, Any]:
         if first:
             for table in plan.run_dir.glob("*.csv"):
                 CsvLog(table).truncate(step_of(plan.checkpoint))
-    datamodule, module = instantiate(cfg.datamodule), instantiate(cfg.module)
+    datamodule, module = make(cfg.datamodule), make(cfg.module)
     trainer.fit(module, datamodule=datamodule, ckpt_path=plan.checkpoint and str(plan.checkpoint), weights_only=True)
     best = [each for each in trainer.checkpoint_callbacks if is_best(each) and each.best_model_path]
     return {
@@ -86,12 +87,26 @@ def _fit(cfg: DictConfig, plan: Plan, first: bool) -> dict[str, Any]:
     }
 
 
+def make(node: Any, **arguments: Any) -> Any:
+    """Hydra's instantiate; an error that Trivium raised in it comes out as itself, with the key it belongs to."""
+    try:
+        return instantiate(node, **arguments)
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, TriviumError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        cause.add_note(str(error))
+        raise cause from None
+
+
 def build_trainer(cfg: DictConfig) -> pl.Trainer:
     """The trainer with callbacks and loggers of a configuration whose ``run_dir`` is set."""
-    callbacks = [instantiate(node) for node in (cfg.get("callbacks") or {}).values() if node]
-    loggers = [instantiate(node) for node in (cfg.get("logger") or {}).values() if node]
+    callbacks = [make(node) for node in (cfg.get("callbacks") or {}).values() if node]
+    loggers = [make(node) for node in (cfg.get("logger") or {}).values() if node]
     deepspeed = "deepspeed" in str(cfg.trainer.get("strategy", "")).lower()  # brings its own way of writing
-    return instantiate(
+    return make(
         cfg.trainer,
         callbacks=[RngState(cfg.seed), *callbacks],
         logger=loggers or False,

@@ -54,7 +54,7 @@ class PdmScorer:
         expect: Mapping[str, Any] | None = None,
         min_coverage: float = 0.99,
     ) -> None:
-        from navsim_ext.metric_cache import MetricCache  # compiles kernels: only runs that score pay for it
+        from navsim_ext.metric_cache.schema import MetricCache  # compiles kernels: only runs that score pay for it
 
         self.cache = MetricCache(metric_cache)
         self.folder = str(metric_cache)
