@@ -11,6 +11,7 @@ With LoRA the weights are merged (a plain model), and adapter/ holds the adapter
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -139,7 +140,7 @@ class HuggingFaceCheckpoints(Checkpoints):
             shutil.rmtree(self.output_dir / f"checkpoint-{step}", ignore_errors=True)
 
 
-def publish(output_dir: Path, step: int, metrics: Mapping[str, Any]) -> None:
+def publish(output_dir: Path, run_dir: Path, step: int, metrics: Mapping[str, Any]) -> None:
     """Puts the files of ``checkpoint-<step>`` and metrics.json into the output folder itself, weights first.
 
     Does nothing when they are there already, so a run that was killed here is finished by starting it again.
@@ -160,4 +161,8 @@ def publish(output_dir: Path, step: int, metrics: Mapping[str, Any]) -> None:
         except OSError:  # a file system without hard links
             shutil.copyfile(path, temporary)
         os.replace(temporary, target)
+    # The loggers write a step's numbers after its checkpoint: now the history is whole.
+    saved = json.loads((source / "trainer_state.json").read_text())
+    state = trainer_state(run_dir, step=step, epoch=saved["epoch"], max_steps=saved["max_steps"])
+    write_json_atomic(output_dir / "trainer_state.json", state)
     write_json_atomic(output_dir / "metrics.json", dict(metrics))

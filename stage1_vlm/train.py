@@ -86,7 +86,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
         "data": data,
     }
-    publish(output_dir, result["global_step"], metrics)
+    publish(output_dir, Path(result["run_dir"]), result["global_step"], metrics)
     fields = {
         "initial_weights": weights_digest(cfg.model_path),
         "weights": weights_digest(output_dir),
