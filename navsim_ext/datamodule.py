@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from navsim_ext.dataset import JoinHidden, SceneDataset
-from navsim_ext.errors import DataError
+from navsim_ext.errors import DataError, MissingError
 from navsim_ext.frames import NUM_FUTURE_POSES, NUM_HISTORY_POSES
 from navsim_ext.runtime.sampler import PositionSampler, ResumableLoader
 
@@ -74,15 +74,31 @@ class SceneDataModule(pl.LightningDataModule):
         """Opens the indices that ``stage`` needs; fast, so every process does it."""
         names = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         for name in names.get(stage, ("train", "val", "test")):
-            if self.folders[name] is not None and name not in self.datasets:
-                self.datasets[name] = SceneDataset(self.folders[name], **self.view)
+            if self.folders[name] is not None:
+                self.dataset(name)
 
     def dataset(self, name: str) -> SceneDataset:
-        """The dataset of ``train``, ``val`` or ``test``; raises DataError if no folder was given for it."""
+        """The dataset of ``train``, ``val`` or ``test``, opened once.
+
+        Raises DataError if no folder was given for it, MissingError if a source of stored hidden states lacks some of
+        its tokens: better now than after hours of training.
+        """
         if self.folders[name] is None:
             raise DataError(f"no scene index for {name!r}: set datamodule.{name}=<folder of the index>")
         if name not in self.datasets:
-            self.datasets[name] = SceneDataset(self.folders[name], **self.view)
+            dataset = SceneDataset(self.folders[name], **self.view)
+            hidden = self.hidden if name == "train" else self.hidden_eval
+            if isinstance(hidden, Container):
+                tokens = dataset.tokens
+                missing = [token for token in tokens if token not in hidden]
+                if missing:
+                    found = f"{len(missing)} of {len(tokens)} samples of {self.folders[name]} have no hidden states"
+                    try:
+                        hidden.fetch(missing[:1])  # names the cache
+                    except MissingError as error:
+                        raise MissingError(f"{found}: {error}") from error
+                    raise MissingError(f"{found} (first: {missing[0]}) in {hidden!r}: export them")
+            self.datasets[name] = dataset
         return self.datasets[name]
 
     def train_dataloader(self) -> ResumableLoader:

@@ -136,6 +136,16 @@ def test_hidden_states_travel_with_their_tokens(index):
     assert SceneDataModule(index).val_dataloader() == []
 
 
+def test_missing_hidden_states_are_found_before_training(index):
+    class Stored(FakeHidden):
+        def __contains__(self, item):
+            return item != token(5, "log-b")
+
+    module = SceneDataModule(index, hidden=Stored())
+    with pytest.raises(MissingError, match=rf"1 of 27 samples .*first: {token(5, 'log-b')}"):
+        module.setup("fit")
+
+
 def test_collate_refuses_targets_of_some():
     with pytest.raises(DataError, match="0 samples"):
         JoinHidden(None)([])
