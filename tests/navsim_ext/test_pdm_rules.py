@@ -108,17 +108,18 @@ def test_a_standing_ego_is_never_at_fault():
 
 
 def test_ttc_looks_sideways_only_in_an_intersection():
-    """A car that crosses just behind our nose, at an angle between 30 and 150 degrees, within the next second."""
-    crossing = track(11.0, y=-9.0, vy=9.0, size=(1.0, 1.0))
+    """A car that rubs along our left side from the start, at 35 degrees: neither ahead nor behind."""
     road = [(ROADBLOCK, rectangle(-100, -20, 200, 20)), (LANE, rectangle(-100, -20, 200, 20))]
-    beside = track(2.0, y=2.6, vx=SPEED + 0.1, size=(1.0, 1.0))  # drives along, comes no nearer
-    drifting = track(2.0, y=2.6, vx=SPEED, vy=-0.28, size=(1.0, 1.0))  # touches after 3.4 s, at 40 degrees
-    in_crossing = [*road, (INTERSECTION, rectangle(-50, -20, 200, 20))]
-    in_front_only = [*road, (INTERSECTION, rectangle(60, -20, 200, 20))]
-    for intersection, expected in ((road, 1.0), (in_crossing, 0.0), (in_front_only, 1.0)):
-        assert drive(world(drifting, polygons=intersection))["v1_ttc"] == expected
-        assert drive(world(beside, polygons=intersection))["v1_ttc"] == 1.0
-    assert drive(world(crossing, polygons=in_crossing))["v1_ttc"] == 0.0
+    rubbing = track(2.0, y=1.4, vx=SPEED, size=(1.0, 1.0))
+    beside = track(2.0, y=2.6, vx=SPEED, size=(1.0, 1.0))
+    around_us = [*road, (INTERSECTION, rectangle(-50, -20, 200, 20))]
+    far_ahead = [*road, (INTERSECTION, rectangle(60, -20, 200, 20))]
+    for polygons, expected in ((road, 1.0), (around_us, 0.0), (far_ahead, 1.0)):
+        assert drive(world(rubbing, polygons=polygons))["v1_ttc"] == expected
+        assert drive(world(beside, polygons=polygons))["v1_ttc"] == 1.0
+        assert drive(world(rubbing, polygons=polygons))["v2_ttc"] == 1.0  # v2 drops who touches us at t = 0
+    crossing = track(11.0, y=-9.0, vy=9.0, size=(1.0, 1.0))
+    assert drive(world(crossing, polygons=road))["v1_ttc"] == 0.0  # ahead of us when the boxes would meet
 
 
 def test_ttc_in_v2_ends_before_its_observation_does():
