@@ -20,9 +20,8 @@ import logging
 import multiprocessing
 import os
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -30,19 +29,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.progress import track
 
 from navsim_ext.errors import TriviumError
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint, package_versions
-from navsim_ext.readers import open_source
-from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import preflight
-from navsim_ext.runtime.progress import track
 from navsim_ext.synthetic.gpkg_writer import write_maps
 from navsim_ext.synthetic.manifest import Manifest, Record
 from navsim_ext.synthetic.produce import WORK_FOLDER, explain, produce
-from navsim_ext.synthetic.qa import write_qa
 from navsim_ext.synthetic.recipe import FOLDER_OF_PART, PARTS, Recipe
 from navsim_ext.synthetic.splits import FOLDER as SPLIT_FOLDER
 from navsim_ext.synthetic.splits import write_splits
@@ -52,7 +48,8 @@ log = logging.getLogger(__name__)
 KIND = "synthetic-world"
 VERSION = 1  # raised whenever the same recipe gives other logs
 MAP_BYTES = 4_000_000
-WORKER_BYTES = 350_000_000
+WORKER_BYTES = 300_000_000
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @job("synthetic")
@@ -81,11 +78,10 @@ def build(folder: Path, recipe: Recipe, *, workers: int = 1) -> Manifest:
             except OSError as error:
                 raise explain(error, folder / "maps") from error
             first = _first(recipe, folder, manifest, todo, workers)
+            made = itertools.chain(first, _produce_all(recipe, folder, todo[1:], workers))
+            before = recipe.logs - len(todo)
             for record in track(
-                itertools.chain(first, _produce_all(recipe, folder, todo[1:], workers)),
-                "logs",
-                total=recipe.logs,
-                done=recipe.logs - len(todo),
+                made, "logs", total=recipe.logs, completed=before, console=Console(stderr=True), update_period=0.5
             ):
                 manifest.add(record)
             shutil.rmtree(folder / "qa", ignore_errors=True)  # questions about fewer logs
@@ -100,6 +96,11 @@ def build(folder: Path, recipe: Recipe, *, workers: int = 1) -> Manifest:
 
 def write_questions(folder: Path, recipe: Recipe, manifest: Manifest) -> None:
     """Driving QA and trajectory conversations of every part that has logs, in ``qa/``."""
+    # Imported here because workers import this module too, and these would double their memory.
+    from navsim_ext.readers import open_source
+    from navsim_ext.readers.scene_filter import SceneFilter
+    from navsim_ext.synthetic.qa import write_qa
+
     for part in PARTS:
         if any(record.part == part for record in manifest.records.values()):
             scene_filter = SceneFilter.from_yaml(folder / SPLIT_FOLDER / "scene_filter" / f"{part}.yaml")
@@ -163,8 +164,11 @@ def _produce_all(recipe: Recipe, folder: Path, todo: list[int], workers: int) ->
             yield produce(recipe, folder, index)
         return
     waiting = iter(todo)
+    for variable in THREAD_VARIABLES:  # workers leave the processors to each other
+        os.environ.setdefault(variable, "1")
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
+    context.set_forkserver_preload(["navsim_ext.synthetic.produce"])  # workers share what it loads
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         running: set[Future] = {pool.submit(produce, recipe, folder, i) for i in itertools.islice(waiting, 4 * workers)}
         try:
             while running:
@@ -181,27 +185,5 @@ def _produce_all(recipe: Recipe, folder: Path, todo: list[int], workers: int) ->
                 future.cancel()
 
 
-def _quiet() -> None:
-    """Workers leave the processors to each other."""
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"
-
-
-def require_writable(overrides: Sequence[str]) -> None:
-    """Ends the command where ``output_dir`` cannot be written, before Hydra trips over it with a traceback."""
-    chosen = [override.partition("=")[2] for override in overrides if override.startswith("output_dir=")]
-    if not chosen:
-        return
-    try:
-        Path(chosen[-1]).mkdir(parents=True, exist_ok=True)
-        probe = Path(chosen[-1]) / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        Console(stderr=True, soft_wrap=True).print(str(explain(error, Path(chosen[-1]))), markup=False)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    require_writable(sys.argv[1:])
     main()
