@@ -133,7 +133,7 @@ def check_writable(overrides: Sequence[str]) -> None:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "make room or choose another output_dir" if full else "choose another output_dir"
-        raise TriviumError(f"output_dir={folder} cannot be written ({error.strerror}): {remedy}") from error
+        raise TriviumError(f"cannot write to output_dir={folder} ({error.strerror}): {remedy}") from error
 
 
 def check_choices(root: Path, overrides: Sequence[str]) -> None:
