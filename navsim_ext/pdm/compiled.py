@@ -11,23 +11,29 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib.util
+import logging
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numba
 
+logger = logging.getLogger(__name__)
+
 PACKAGE = "navsim_ext"
+ROOT = Path(__file__).resolve().parents[2]  # holds the package's folder
 
 
 def kernel(function: Callable) -> Callable:
     """Compiles without the GIL and without Python objects; division by zero gives inf or nan as in numpy."""
+    folder = cache_folder(function.__module__)
+    options = {"nogil": True, "error_model": "numpy"}
+    if not _writable(folder.parent):
+        return numba.njit(**options)(function)
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_folder(function.__module__))
+    numba.config.CACHE_DIR = str(folder)
     try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        return numba.njit(cache=True, **options)(function)
     finally:
         numba.config.CACHE_DIR = before
 
@@ -39,6 +45,20 @@ def cache_folder(module: str) -> Path:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         base = str(Path(home) / "trivium" / "kernels")
     return Path(base) / source_digest(module)
+
+
+@functools.cache
+def _writable(folder: Path) -> bool:
+    """Whether kernels can be kept in ``folder``; says once what it costs when they cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("kernels are compiled anew in every process (half a minute): no cache in %s: %s", folder, error)
+        return False
+    if not os.access(folder, os.W_OK | os.X_OK):
+        logger.warning("kernels are compiled anew in every process (half a minute): %s is not writable", folder)
+        return False
+    return True
 
 
 @functools.cache
@@ -54,22 +74,20 @@ def source_digest(module: str) -> str:
 
 def _collect(module: str, sources: dict[str, bytes]) -> None:
     """Adds the sources of ``module`` and of what it imports from the package, recursively."""
-    if module in sources:
+    stem = ROOT.joinpath(*module.split("."))
+    path = next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
+    if path is None or module in sources:
         return
-    loaded = sys.modules.get(module)
-    if loaded is not None and getattr(loaded, "__file__", None):
-        path = loaded.__file__
-    else:
-        spec = importlib.util.find_spec(module)
-        path = spec.origin if spec is not None else None
-    if path is None or not path.endswith(".py"):
-        return
-    text = Path(path).read_bytes()
-    sources[module] = text
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
-            _collect(node.module, sources)
-        elif isinstance(node, ast.Import):
-            for name in node.names:
-                if name.name.split(".")[0] == PACKAGE:
-                    _collect(name.name, sources)
+    sources[module] = path.read_bytes()
+    for name in _imported(ast.parse(sources[module])):
+        _collect(name, sources)
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """Names of modules that a source imports from the package, wherever the import stands (some may be no modules)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.split(".")[0] == PACKAGE)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
