@@ -138,6 +138,21 @@ def test_nearer_boxes_hide_farther_ones(town):
         assert counts[2] > 300
 
 
+def test_a_long_lorry_hides_what_stands_behind_it_though_its_middle_is_farther(town):
+    """By distance of the middles the person would be nearer; the lorry's long side separates the two."""
+    lorry, person = ("vehicle", 14.0, 2.0, 0.0, (16.0, 2.5, 3.5)), ("pedestrian", 10.5, 4.6, 0.0, (0.7, 0.7, 1.7))
+    assert np.hypot(10.5, 4.6) < np.hypot(14.0, 2.0)
+    for things in ((lorry, person), (person, lorry)):
+        index = things.index(person) + 1
+        alone = render_instances(town, objects(person), EGO, (), front(), SIZE) == 1
+        both = render_instances(town, objects(*things), EGO, (), front(), SIZE)
+        assert alone.sum() > 200
+        assert (both[alone] == index).sum() == 0
+    footprints = box_corners(objects(lorry, person).boxes)[:, :4, :2]
+    assert paint_order(footprints, np.array([1.68, 0.0])) == [1, 0]
+    assert paint_order(footprints, np.array([1.68, 9.0])) == [0, 1]  # from the other side the person is in front
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_painting_order_equals_ray_casting(data):
