@@ -26,11 +26,23 @@ STEPS, SAVE_AT = 6, 3
 
 def overrides(model, mixture, folder, **changes) -> list[str]:
     values = {
-        "trainer": "cpu", "module.learning_rate": 1e-3, "module.drop_path": 0.0, "model_path": model, "output_dir": folder, "data.mixture": mixture,
-        "data.batch_size": 2, "global_batch_size": 4, "data.max_sequence_length": 300, "data.max_image_tokens": 16,
-        "data.num_workers": 0, "data.index_workers": 0, "trainer.max_steps": STEPS, "callbacks.checkpoint.every_n_steps": SAVE_AT,
-        "callbacks.checkpoint.keep": 5, "callbacks.progress": "null",
-    }  # fmt: skip
+        "trainer": "cpu",
+        "module.learning_rate": 1e-3,
+        "module.drop_path": 0.0,
+        "model_path": model,
+        "output_dir": folder,
+        "data.mixture": mixture,
+        "data.batch_size": 2,
+        "global_batch_size": 4,
+        "data.max_sequence_length": 300,
+        "data.max_image_tokens": 16,
+        "data.num_workers": 0,
+        "data.index_workers": 0,
+        "trainer.max_steps": STEPS,
+        "callbacks.checkpoint.every_n_steps": SAVE_AT,
+        "callbacks.checkpoint.keep": 5,
+        "callbacks.progress": "null",
+    }
     return [f"{key}={value}" for key, value in (values | changes).items()]
 
 
