@@ -1,0 +1,220 @@
+"""Stage 3's step against the published arithmetic and against that of the newest published code, on one core.
+
+python benchmarks/bench_grpo.py --output benchmarks/results/grpo.json
+python benchmarks/bench_grpo.py --metric-cache DIR ...     # rewards from this cache in place of the golden scenes'
+
+The small planner (34 million parameters, 1,536-wide VLM), float32, 2 scenes x 8 samples, one update per rollout with
+BC 0.1: 700 tokens against ``twins/published_grpo.py``, 2,800 tokens against ``twins/newest_grpo.py``. Both sides draw
+the same noise on the same weights; time is the least of ``--repeats`` paired rounds; peak memory is measured in a
+process of its own for each side, above what weights and optimizer hold. The reward is the PDM scorer's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.environment import report, row
+from benchmarks.twins.newest_grpo import newest_step
+from benchmarks.twins.published_grpo import published_step
+from benchmarks.twins.published_planner import PublishedPlanner
+from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.scene import SceneBatch
+from stage2_dit import DiffusionPlanner, PlannerConfig, keyed_noise
+from stage3_grpo.algorithm import Algorithm
+from stage3_grpo.collector import Collector
+from stage3_grpo.reference import ReferencePolicy
+from stage3_grpo.rewards import PdmScorer, PdmTerm, Reward
+from stage3_grpo.rewards.scorer import PdmScores
+from stage3_grpo.update import Updater, assign_credit
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH, SCENES, GROUP = 1536, 2, 8
+SHORT, LONG = 700, 2800
+
+
+class NoScorer:
+    """A reward that costs nothing: what the comparison of the twins is about is the network."""
+
+    def submit(self, tokens, trajectories, term):
+        from concurrent.futures import Future
+
+        future: Future = Future()
+        score = 1.0 / (1.0 + np.abs(trajectories[:, -1, 0] - 20.0))
+        columns = {"reward": score, "pdms_v1": score, "epdms_v2_nofilter": score}
+        future.set_result(PdmScores(columns, np.ones(len(tokens), dtype=bool), ("",) * len(tokens), 0.0))
+        return future
+
+
+class Setup:
+    """Planner, reference, optimizer, inputs and noise of one comparison."""
+
+    def __init__(self, tokens: int, names: list[str] | None = None) -> None:
+        torch.manual_seed(0)
+        self.planner = DiffusionPlanner(PlannerConfig.small(WIDTH, padding="upstream")).eval()
+        for name, parameter in self.planner.named_parameters():
+            if "adaLN" in name or "modulation" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+        frozen = copy.deepcopy(self.planner).requires_grad_(False)
+        self.reference = ReferencePolicy(frozen, Fingerprint("planner", {}))
+        self.optimizer = torch.optim.AdamW(self.planner.parameters(), lr=1e-6)
+        self.scenes = {
+            "hidden": torch.randn(SCENES, tokens, WIDTH),
+            "history": torch.zeros(SCENES, 4, 3),
+            "status": torch.tensor([[0.0, 1, 0, 0, 5, 0, 0, 0]]).repeat(SCENES, 1),
+        }
+        self.names = names or [f"{i:016x}" for i in range(SCENES)]
+        noise = keyed_noise(0, 0, self.names, group_size=GROUP, num_steps=5, horizon=8)
+        first = slice(None, None, GROUP)
+        self.noise = {"initial": noise.initial, "steps": noise.steps, "teacher_initial": noise.initial[first],
+                      "teacher_steps": noise.steps[first]}  # fmt: skip
+
+    def reward_of(self, states: Tensor) -> Tensor:
+        x = self.planner.normaliser.denormalise(states[:, -1].detach())[:, -1, 0]
+        return 1.0 / (1.0 + (x - 20.0).abs())
+
+    def published(self) -> Tensor:
+        actor, reference = PublishedPlanner(self.planner), PublishedPlanner(self.reference.planner)
+        return published_step(actor, reference, self.optimizer, self.scenes, self.noise, self.reward_of, GROUP)
+
+    def newest(self) -> Tensor:
+        return newest_step(self.planner, self.reference.planner, self.optimizer, self.scenes, self.noise,
+                           self.reward_of, GROUP)  # fmt: skip
+
+    def ours(self, scorer=None, term: PdmTerm | None = None) -> Tensor:
+        algorithm = Algorithm("diffgrpo", group_size=GROUP)
+        collector = Collector(algorithm, self.planner.process, Reward(term or PdmTerm()), scorer or NoScorer(), seed=0)
+        batch = SceneBatch(self.names, ["log"] * SCENES, self.scenes["history"], self.scenes["status"])
+        experience = collector.collect(self.planner, None, self.reference, batch, self.scenes["hidden"], None,
+                                       rollout=0, with_drift=False)  # fmt: skip
+        self.seconds = experience.seconds
+        credit = assign_credit(algorithm, experience)
+        losses = Updater(algorithm, self.planner.process).losses(
+            self.planner, None, experience, credit, None, beta=0.0, bc_weight=0.1, conditioning=experience.conditioning
+        )
+        self.optimizer.zero_grad()
+        losses.total.backward()
+        self.optimizer.step()
+        return losses.total.detach()
+
+
+def paired(one: Callable[[], object], two: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Least seconds of both, run in turn after one warm-up each."""
+    one(), two()
+    best = [float("inf"), float("inf")]
+    for _ in range(repeats):
+        for i, work in enumerate((one, two)):
+            start = time.perf_counter()
+            work()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best[0], best[1]
+
+
+def peak_mib(side: str) -> float:
+    """Peak resident memory of one step above what is resident before it, in a fresh process."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--memory-of", side]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(printed.splitlines()[-1])["mib"]
+
+
+def memory_of(side: str) -> None:
+    torch.set_num_threads(1)
+    setup = Setup(SHORT)
+    for parameter in setup.planner.parameters():  # the optimizer's state exists before the step
+        parameter.grad = torch.zeros_like(parameter)
+    setup.optimizer.step()
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    getattr(setup, side)()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(json.dumps({"mib": peak - before}))
+
+
+def golden_metric_cache(folder: str) -> str | None:
+    """Metric caches of the golden scenes, built now; None without reference data."""
+    root = os.environ.get("TRIVIUM_REFERENCE_DATA")
+    dataset = Path(root or "") / "golden/navsim/dataset"
+    if root is None or not dataset.is_dir():
+        return None
+    command = [sys.executable, "-m", "navsim_ext.metric_cache.build", f"data.root={dataset}", "data.split=trainval",
+               f"output_dir={folder}/cache"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    return f"{folder}/cache"
+
+
+def reward_rows(cache: str, repeats: int) -> list[dict]:
+    """What scoring both versions of all samples and of the reference's costs in a step."""
+    scorer = PdmScorer(cache)
+    tokens = list(scorer.cache.tokens)
+    names = [tokens[0], tokens[len(tokens) // 2]]
+    setup = Setup(SHORT, names)
+    setup.ours(scorer)
+    best, seconds = float("inf"), {}
+    for _ in range(repeats):
+        start = time.perf_counter()
+        setup.ours(scorer)
+        if time.perf_counter() - start < best:
+            best, seconds = time.perf_counter() - start, setup.seconds
+    return [
+        row("reward of 18 trajectories, v1 and v2, computing", 1e3 * seconds["score"], "ms"),
+        row("reward, share of the step at 700 tokens, computing", seconds["score"] / best, "", "<= 0.1"),
+        row("reward, share of the step that waits for it", seconds["score_wait"] / best, ""),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", help="benchmarks/results/<name>.json")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--metric-cache", help="folder of a metric cache for the reward's share")
+    parser.add_argument("--memory-of", choices=("ours", "published"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        memory_of(arguments.memory_of)
+        return
+    torch.set_num_threads(1)
+    rows = []
+    for tokens, side, words, bound in (
+        (SHORT, "published", "published arithmetic", ">= 6"), (LONG, "newest", "newest published arithmetic", ">= 2"),
+    ):  # fmt: skip
+        setup = Setup(tokens)
+        mine, other = paired(setup.ours, getattr(setup, side), arguments.repeats)
+        rows += [
+            row(f"step, {tokens} tokens, {SCENES} scenes x {GROUP}, ours", 1e3 * mine, "ms"),
+            row(f"step, {tokens} tokens, {words}", 1e3 * other, "ms"),
+            row(f"step, {tokens} tokens, faster by", other / mine, "x", bound),
+        ]
+        fresh = [Setup(tokens) for _ in range(2)]
+        difference = float((fresh[0].ours() - getattr(fresh[1], side)()).abs())
+        if side == "published":  # the newest form has another loss value by design (its ratio is 1 at mu = 1)
+            rows.append(row(f"step, {tokens} tokens, difference of the losses", difference, "", "<= 1e-5"))
+    memory = {side: peak_mib(side) for side in ("ours", "published")}
+    rows += [
+        row("peak memory of a step, 700 tokens, ours", memory["ours"], "MiB"),
+        row("peak memory of a step, 700 tokens, published arithmetic", memory["published"], "MiB"),
+        row("peak memory, share of the published", memory["ours"] / memory["published"], "", "<= 0.3334"),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        cache = arguments.metric_cache or golden_metric_cache(folder)
+        if cache is not None:
+            rows += reward_rows(cache, arguments.repeats)
+    baseline = "benchmarks/twins/published_grpo.py and newest_grpo.py on the same weights and noise, paired"
+    report("GRPO step", rows, baseline=baseline, output=arguments.output)
+
+
+if __name__ == "__main__":
+    main()
