@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
@@ -43,8 +44,14 @@ class VisionLanguageBackbone(ABC):
 
     @classmethod
     @abstractmethod
-    def make_processor(cls, folder: str | Path, config: Any, max_image_tokens: int | None) -> ChatProcessor:
-        """The processor of a checkpoint folder; ``max_image_tokens`` bounds the tokens of one picture."""
+    def make_processor(
+        cls, folder: str | Path, config: Any, max_image_tokens: int | None, exact: bool = False
+    ) -> ChatProcessor:
+        """The processor of a checkpoint folder.
+
+        ``max_image_tokens`` bounds the tokens of a conversation's pictures (thumbnails extra); with ``exact`` it
+        replaces the bound that the checkpoint states, even by a higher one.
+        """
 
     @property
     def hidden_width(self) -> int:
@@ -149,10 +156,10 @@ def read_config(folder: str | Path) -> tuple[type[VisionLanguageBackbone], Any]:
     return known[content["model_type"]], AutoConfig.from_pretrained(str(folder))
 
 
-def load_processor(folder: str | Path, *, max_image_tokens: int | None = None) -> ChatProcessor:
+def load_processor(folder: str | Path, *, max_image_tokens: int | None = None, exact: bool = False) -> ChatProcessor:
     """The processor alone: what data loaders need."""
     family, config = read_config(folder)
-    return family.make_processor(folder, config, max_image_tokens)
+    return family.make_processor(folder, config, max_image_tokens, exact)
 
 
 def load_backbone(
@@ -160,6 +167,7 @@ def load_backbone(
     *,
     dtype: str | torch.dtype = torch.float32,
     max_image_tokens: int | None = None,
+    exact: bool = False,
     attention: str = "sdpa",
     device_map: str | dict[str, Any] | None = None,
 ) -> VisionLanguageBackbone:
@@ -171,19 +179,24 @@ def load_backbone(
     """
     family, config = read_config(folder)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    model, report = family.model_class.from_pretrained(
-        str(folder),
-        dtype=dtype,
-        attn_implementation=attention,
-        device_map=device_map,
-        output_loading_info=True,
-        local_files_only=True,
-        use_safetensors=True,
-    )
+    try:
+        model, report = family.model_class.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            attn_implementation=attention,
+            device_map=device_map,
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: its weights (*.safetensors) are missing or damaged ({error}): copy or convert the checkpoint again"
+        ) from error
     problems = {key: sorted(map(str, values)) for key, values in report.items() if values}
     if problems:
         raise CheckpointError(f"{folder} does not fit {family.model_class.__name__}: {problems}")
-    return family(model, family.make_processor(folder, config, max_image_tokens))
+    return family(model, family.make_processor(folder, config, max_image_tokens, exact))
 
 
 def weights_digest(folder: str | Path) -> str:
