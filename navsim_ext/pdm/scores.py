@@ -191,7 +191,8 @@ def _run(
         for token, members in jobs:
             work(token, members)
 
-    overflow = finite & (reasons == "") & ~np.isfinite(states).all(axis=(1, 2)) if count else finite
+    # what once is inf or NaN stays so through the integration: the last state tells of all
+    overflow = finite & (reasons == "") & ~np.isfinite(states[:, -1]).all(axis=1)
     reasons[overflow] = "the simulation of this trajectory is not finite: its poses are beyond any scale of driving"
     rows[reasons != ""] = np.nan
     return rows, states, loaded, reasons
