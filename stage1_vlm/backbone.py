@@ -191,7 +191,7 @@ def load_backbone(
         )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder}: its weights (*.safetensors) are missing or damaged ({error}): copy or convert the checkpoint again"
+            f"{folder}: its weights (*.safetensors) are missing or damaged ({error}): copy or convert it again"
         ) from error
     problems = {key: sorted(map(str, values)) for key, values in report.items() if values}
     if problems:
