@@ -50,14 +50,10 @@ def main() -> None:
             build(world, recipe_of(cfg), workers=2)
         mixture = questions(world, work / "qa", "train", "trainval")
         held_out = questions(world, work / "qa", "test", "test")
-        overrides = [
-            "experiment=demo",
-            f"output_dir={work / 'run'}",
-            f"data.mixture={mixture}",
-            f"seed={arguments.seed}",
-        ]
+        overrides = ["experiment=demo", f"output_dir={work / 'run'}", f"data.mixture={mixture}"]
+        overrides += ["datamodule.repeat=null", f"seed={arguments.seed}", *arguments.override]
         start, start_cpu = time.perf_counter(), time.process_time()
-        metrics = train(compose("stage1", [*overrides, *arguments.override]))
+        metrics = train(compose("stage1", overrides))
         elapsed, cpu = time.perf_counter() - start, time.process_time() - start_cpu
         asked = compose("stage1_eval", [
             f"model_path={work / 'run'}", f"mixture={held_out}", f"output_dir={work / 'eval'}", "dtype=float32",

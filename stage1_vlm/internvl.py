@@ -40,20 +40,21 @@ class InternVLProcessor(ChatProcessor):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, tokens_per_tile: int, tile: int, max_tiles: int | None = None
+        cls, folder: str | Path, *, tokens_per_tile: int, tile: int, max_tiles: int | None = None, exact: bool = False
     ) -> InternVLProcessor:
         """Reads the tokeniser and picture settings; ImageNet statistics and tiling are set, whatever the file says.
 
+        ``max_tiles`` bounds the checkpoint's own number, or replaces it when ``exact`` (training decides it anew).
         The class default of GotOcr2ImageProcessorPil is CLIP's statistics; InternViT was trained with ImageNet's.
         """
         size = {"height": tile, "width": tile}
         pictures = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, "size": size, "crop_to_patches": True}
-        if max_tiles is not None:
-            pictures["max_patches"] = max_tiles
         if (Path(folder) / "preprocessor_config.json").is_file():
             image_processor = GotOcr2ImageProcessorPil.from_pretrained(str(folder), **pictures)
         else:
             image_processor = GotOcr2ImageProcessorPil(**pictures)
+        if max_tiles is not None:
+            image_processor.max_patches = max_tiles if exact else min(max_tiles, image_processor.max_patches)
         return cls(AutoTokenizer.from_pretrained(str(folder)), image_processor, tokens_per_tile)
 
     def tiling(self, pictures: int) -> dict[str, Any]:
@@ -91,11 +92,15 @@ class InternVLBackbone(VisionLanguageBackbone):
     no_split = ("InternVLVisionLayer", "Qwen2DecoderLayer", "LlamaDecoderLayer", "Qwen3DecoderLayer")
 
     @classmethod
-    def make_processor(cls, folder: str | Path, config: Any, max_image_tokens: int | None) -> InternVLProcessor:
+    def make_processor(
+        cls, folder: str | Path, config: Any, max_image_tokens: int | None, exact: bool = False
+    ) -> InternVLProcessor:
         tile = config.vision_config.image_size[0]
         tokens_per_tile = int((tile // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
         tiles = None if max_image_tokens is None else max(1, max_image_tokens // tokens_per_tile)
-        return InternVLProcessor.from_pretrained(folder, tokens_per_tile=tokens_per_tile, tile=tile, max_tiles=tiles)
+        return InternVLProcessor.from_pretrained(
+            folder, tokens_per_tile=tokens_per_tile, tile=tile, max_tiles=tiles, exact=exact
+        )
 
     @property
     def parts(self) -> dict[str, list[nn.Module]]:

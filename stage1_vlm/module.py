@@ -78,7 +78,11 @@ class InstructionTuning(pl.LightningModule):
         if self.backbone is not None:
             return
         backbone = load_backbone(
-            self.model_path, dtype=self.dtype_name, attention=self.attention, max_image_tokens=self.max_image_tokens
+            self.model_path,
+            dtype=self.dtype_name,
+            attention=self.attention,
+            max_image_tokens=self.max_image_tokens,
+            exact=True,
         )
         backbone.model.config.use_cache = False
         freeze(backbone, self.frozen)

@@ -28,7 +28,13 @@ class QwenProcessor(ChatProcessor):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, max_image_tokens: int | None = None, patch_size: int, merge_size: int
+        cls,
+        folder: str | Path,
+        *,
+        max_image_tokens: int | None = None,
+        patch_size: int,
+        merge_size: int,
+        exact: bool = False,
     ) -> QwenProcessor:
         pictures: dict[str, Any] = {"patch_size": patch_size, "merge_size": merge_size}
         if (Path(folder) / "preprocessor_config.json").is_file():
@@ -36,9 +42,10 @@ class QwenProcessor(ChatProcessor):
         else:
             image_processor = Qwen2VLImageProcessorPil(**pictures)
         if max_image_tokens is not None:
-            area = (patch_size * merge_size) ** 2
-            shortest = min(image_processor.size["shortest_edge"], max_image_tokens * area)
-            image_processor.size = {"shortest_edge": shortest, "longest_edge": max_image_tokens * area}
+            longest = max_image_tokens * (patch_size * merge_size) ** 2
+            longest = longest if exact else min(longest, image_processor.size["longest_edge"])
+            shortest = min(image_processor.size["shortest_edge"], longest)
+            image_processor.size = {"shortest_edge": shortest, "longest_edge": longest}
         return cls(AutoTokenizer.from_pretrained(str(folder)), image_processor)
 
     def budget(self, pictures: int) -> dict[str, int]:
@@ -79,13 +86,16 @@ class QwenBackbone(VisionLanguageBackbone):
     no_split = ("Qwen2_5_VLVisionBlock", "Qwen2_5_VLDecoderLayer")
 
     @classmethod
-    def make_processor(cls, folder: str | Path, config: Any, max_image_tokens: int | None) -> QwenProcessor:
+    def make_processor(
+        cls, folder: str | Path, config: Any, max_image_tokens: int | None, exact: bool = False
+    ) -> QwenProcessor:
         vision = config.vision_config
         return QwenProcessor.from_pretrained(
             folder,
             max_image_tokens=max_image_tokens,
             patch_size=vision.patch_size,
             merge_size=vision.spatial_merge_size,
+            exact=exact,
         )
 
     @property

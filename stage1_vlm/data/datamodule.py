@@ -129,7 +129,7 @@ class DrivingQuestionData(pl.LightningDataModule):
     def _read(
         self, mixture: str, names: Sequence[str] | None = None, repeat: Mapping[str, float] | None = None
     ) -> DrivingQuestions:
-        processor = load_processor(self.model_path, max_image_tokens=self.max_image_tokens)
+        processor = load_processor(self.model_path, max_image_tokens=self.max_image_tokens, exact=True)
         options = {
             "cache": self.index_folder,
             "workers": self.index_workers,

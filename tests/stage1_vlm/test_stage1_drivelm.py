@@ -57,7 +57,7 @@ def test_real_questions_and_photographs_train(reference, tiny_internvl, tmp_path
     overrides = {
         "trainer": "cpu", "strategy": "single", "model_path": tiny_internvl, "output_dir": tmp_path / "run",
         "data.mixture": tmp_path / "mixture.json", "data.batch_size": 8, "global_batch_size": 8,
-        "data.max_sequence_length": 700, "data.max_image_tokens": 8, "data.num_workers": 0, "data.index_workers": 0,
+        "data.max_sequence_length": 3000, "data.max_image_tokens": 8, "data.num_workers": 0, "data.index_workers": 0,
         "module.learning_rate": 3e-3, "module.drop_path": 0.0, "trainer.max_steps": 24, "callbacks.progress": "null",
     }  # fmt: skip
     metrics = train(compose("stage1", [f"{key}={value}" for key, value in overrides.items()]))

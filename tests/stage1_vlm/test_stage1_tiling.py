@@ -75,6 +75,15 @@ def test_pictures_of_one_conversation_share_the_tiles(processor, make_picture):
     assert processor.image_tokens(800, 400, pictures=40) == 256  # never less than one tile
 
 
+def test_a_bound_only_lowers_what_the_checkpoint_states_unless_exact(tiny_internvl):
+    from stage1_vlm.backbone import load_processor
+
+    own = load_processor(tiny_internvl).settings()["max_tiles"]  # 12 tiles of 4 tokens
+    assert load_processor(tiny_internvl, max_image_tokens=3072).settings()["max_tiles"] == own == 12
+    assert load_processor(tiny_internvl, max_image_tokens=16).settings()["max_tiles"] == 4
+    assert load_processor(tiny_internvl, max_image_tokens=64, exact=True).settings()["max_tiles"] == 16
+
+
 def test_statistics_are_imagenet_whatever_the_file_says(tiny_internvl, tmp_path):
     import json
     import shutil
