@@ -52,7 +52,7 @@ FLIPS = [
     (GAE, {"value_weight": 0.9}),
     ({}, {"discount": 0.9}),
     ({"drop_zero_spread": True}, {"drop_zero_spread": False}),
-    ({"drop_zero_spread": True}, {"min_spread": 0.35}),
+    ({"drop_zero_spread": True}, {"min_spread": 0.39}),
     ({}, {"surrogate": "clip", "clip_low": 0.2, "clip_high": 0.2}),
     (CLIP, {"ratio_level": "trajectory"}),
     (CLIP, {"clip_low": 0.5}),
