@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import HiddenBatch, LiveHiddenStates, states_fingerprint
-from navsim_ext.hidden_cache.source import pad_states
+from navsim_ext.hidden_cache.source import dtype_named, pad_states
 from navsim_ext.scene import SceneBatch
 from stage1_vlm.adapters import LoraSettings, add_lora, freeze
 from stage1_vlm.states import StateEncoder
@@ -42,6 +42,25 @@ def live_states(
         return states
 
     return LiveHiddenStates(encode, encoder.fingerprint, dtype=states_dtype)
+
+
+class LiveSceneEncoder:
+    """States of scenes that bring their pictures with them (a NAVSIM agent's input), without any index.
+
+    The fingerprint is that of :func:`live_states` with the same weights, prompt and picture settings.
+    """
+
+    def __init__(self, model_path: str, *, states_dtype: str = "float32", **options: Any) -> None:
+        self._encoder = StateEncoder.load(model_path, None, **options)
+        self.dtype = dtype_named(states_dtype)
+        self.fingerprint = states_fingerprint(self._encoder.fingerprint)
+
+    @torch.no_grad()
+    def __call__(self, scenes: SceneBatch) -> HiddenBatch:
+        """[B,L,D] states, rounded to bfloat16 as a cache would keep them."""
+        examples = [self._encoder.questions.encode_scene(scenes.to("cpu"), row) for row in range(len(scenes))]
+        states = [one.to(torch.bfloat16) for one in self._encoder.states(examples)]
+        return pad_states(states, self.dtype).validate()
 
 
 class TrainableStates(nn.Module):

@@ -32,7 +32,7 @@ class TrajectoryQuestions:
 
     def __init__(
         self,
-        scenes: SceneDataset,
+        scenes: SceneDataset | None,
         processor: ChatProcessor,
         *,
         cameras: Sequence[str] = ("CAM_F0",),
@@ -40,7 +40,7 @@ class TrajectoryQuestions:
     ) -> None:
         self.scenes, self.processor = scenes, processor
         self.cameras, self.template = tuple(cameras), template
-        self._place = {token: place for place, token in enumerate(scenes.tokens)}
+        self._place = {} if scenes is None else {token: place for place, token in enumerate(scenes.tokens)}
 
     @property
     def tokens(self) -> list[str]:
@@ -48,7 +48,8 @@ class TrajectoryQuestions:
 
     def scene(self, token: str) -> SceneBatch:
         if token not in self._place:
-            raise MissingError(f"token {token} is not in the scene index {self.scenes.index.folder}")
+            where = "no scene index was given" if self.scenes is None else f"not in {self.scenes.index.folder}"
+            raise MissingError(f"token {token}: {where}")
         return self.scenes[self._place[token]]
 
     def encode(self, token: str) -> Example:
@@ -61,7 +62,8 @@ class TrajectoryQuestions:
         missing = [camera for camera in self.cameras if camera not in paths]
         if missing:
             raise MissingError(f"scene {token} has no camera {missing}; it has {sorted(paths)}")
-        pictures = [open_picture(self.scenes.sensor_root / paths[camera]) for camera in self.cameras]
+        root = Path() if self.scenes is None else self.scenes.sensor_root
+        pictures = [open_picture(root / paths[camera]) for camera in self.cameras]
         command = int(scenes.status[row, :4].argmax())
         prompt = trajectory_prompt(scenes.history[row].numpy(), command, self.cameras, self.template)
         return self.processor.encode_prompt(prompt, pictures, name=token)
@@ -94,7 +96,7 @@ class StateEncoder:
     def load(
         cls,
         model_path: str,
-        index: str,
+        index: str | None,
         *,
         cameras: Sequence[str] = ("CAM_F0",),
         template: str | None = None,
@@ -104,10 +106,13 @@ class StateEncoder:
         attention: str = "sdpa",
         sensor_root: str | None = None,
     ) -> StateEncoder:
-        """From a checkpoint folder and a scene index; ``max_image_tokens`` bounds the pictures of one question."""
+        """From a checkpoint folder and a scene index (None: only scenes that bring their pictures' paths).
+
+        ``max_image_tokens`` bounds the pictures of one question.
+        """
         backbone = load_backbone(model_path, dtype=dtype, max_image_tokens=max_image_tokens, attention=attention)
         backbone.model.to(device).eval()
-        scenes = SceneDataset(index, horizon=None, cameras=cameras, sensor_root=sensor_root)
+        scenes = None if index is None else SceneDataset(index, horizon=None, cameras=cameras, sensor_root=sensor_root)
         questions = TrajectoryQuestions(scenes, backbone.processor, cameras=cameras, template=template)
         fields: dict[str, Any] = {
             "weights": weights_digest(model_path),

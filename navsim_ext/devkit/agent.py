@@ -4,7 +4,7 @@ NAVSIM's configuration then reads
 
     _target_: navsim_ext.devkit.agent.TriviumAgent
     planner: {_target_: stage2_dit.inference.load_trajectory_planner, checkpoint: .../best.ckpt}
-    encoder: {_target_: stage1_vlm.live.scene_encoder, model_path: .../stage1}
+    encoder: {_target_: stage1_vlm.live.LiveSceneEncoder, model_path: .../stage1}
 
 NAVSIM hands an agent the last four ego states and decoded pictures, but no token, so hidden states are computed from
 the pictures; a planner that was trained on another VLM's states refuses ``encoder`` by fingerprint.
@@ -51,6 +51,8 @@ class TriviumAgent(AbstractAgent):
             super().__init__(trajectory_sampling=sampling)
         except TypeError:
             super().__init__()
+        if encoder is not None and hasattr(planner, "require_hidden"):
+            planner.require_hidden(encoder.fingerprint)
         self._trajectory_sampling = sampling
         self._planner, self._encoder, self._cameras = planner, encoder, tuple(cameras)
 

@@ -14,6 +14,7 @@ from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache.codecs import codec_named
 from navsim_ext.hidden_cache.pooling import check_pooling
 from navsim_ext.hidden_cache.schema import HiddenBatch, PackedHiddenBatch
+from navsim_ext.scene import SceneBatch
 
 KIND = "hidden_states"
 
@@ -27,6 +28,17 @@ class HiddenStateSource(Protocol):
 
     def fetch(self, tokens: Sequence[str]) -> HiddenBatch | PackedHiddenBatch:
         """States of these samples, in this order; what it gives has ``to(device)``, which is a HiddenBatch."""
+
+
+class SceneEncoder(Protocol):
+    """Gives hidden states of scenes that stand in no index: where all there is are pictures and ego states."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """As that of a source: see :func:`states_fingerprint`."""
+
+    def __call__(self, scenes: SceneBatch) -> HiddenBatch:
+        """States of these scenes; ``scenes.cameras`` names the pictures, by absolute paths."""
 
 
 def states_fingerprint(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from navsim_ext.runtime.config import compose
 from navsim_ext.scene import collate_scenes
 from stage1_vlm.collate import pad
 from stage1_vlm.export import export
-from stage1_vlm.live import TrainableStates, live_states
+from stage1_vlm.live import LiveSceneEncoder, TrainableStates, live_states
 from stage1_vlm.states import StateEncoder
 
 OPTIONS = {"dtype": "float32", "max_image_tokens": 16}
@@ -113,6 +114,19 @@ def test_live_states_are_those_of_the_cache_and_may_replace_it(exported, tiny_in
     other = live_states(str(tiny_internvl), str(scene_index), cameras=("CAM_F0", "CAM_L0"), **OPTIONS)
     with pytest.raises(FingerprintMismatch, match="prompt"):
         require_states(cache.fingerprint, other.fingerprint)
+
+
+def test_scenes_that_bring_their_pictures_need_no_index(tiny_internvl, scene_index):
+    live = live_states(str(tiny_internvl), str(scene_index), states_dtype="float32", **OPTIONS)
+    without = LiveSceneEncoder(str(tiny_internvl), **OPTIONS)
+    dataset = SceneDataset(scene_index)
+    scenes = collate_scenes([dataset[3], dataset[4]])
+    elsewhere = [{view: str(dataset.sensor_root / path) for view, path in row.items()} for row in scenes.cameras]
+    mine = without(replace(scenes, token=["?", "?"], cameras=elsewhere))
+    theirs = live.fetch(scenes.token)
+    assert torch.equal(mine.hidden, theirs.hidden)
+    assert torch.equal(mine.mask, theirs.mask)
+    require_states(live.fingerprint, without.fingerprint)
 
 
 @torch.no_grad()
