@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import require_states
-from navsim_ext.runtime.preflight import preflight
 from navsim_ext.scene import SceneBatch
 from stage2_dit.checkpoint import RECORD, load_planner, planner_record, require_hidden
 from stage2_dit.inference import PlannerRunner
@@ -38,7 +37,6 @@ from stage2_dit.schedules import warmup_cosine
 log = logging.getLogger(__name__)
 
 MAX_LISTED = 8
-BYTES_PER_WEIGHT = 16  # of a checkpoint: weight, two moments of AdamW, EMA, float32 each
 
 
 class NotFiniteLoss(TriviumError):
@@ -133,19 +131,6 @@ class PlannerModule(pl.LightningModule):
         require_states(source.fingerprint, offered, allow_other=self.allow_hidden_mismatch)
         states = source.fetch(datamodule.dataset("train").tokens[:1]).to("cpu").hidden
         return source.fingerprint, states.shape[-1]
-
-    def on_fit_start(self) -> None:
-        """Says what the run will cost before it begins, and refuses one whose checkpoints cannot fit the disk."""
-        if not self.trainer.is_global_zero:
-            return
-        weights = sum(weight.numel() for weight in self.parameters())
-        kept = sum(max(getattr(each, "save_top_k", 0), 0) for each in self.trainer.checkpoint_callbacks)
-        steps = total_steps(self.trainer)
-        log.info("%.1f million weights, %d steps, %d checkpoints kept", weights / 1e6, steps, kept)
-        preflight(
-            output_dir=self.trainer.default_root_dir, items=max(kept, 1),
-            bytes_per_item=BYTES_PER_WEIGHT * weights, title=f"training, {steps} steps: checkpoints",
-        )  # fmt: skip
 
     def _fit(self, dataset: Any):
         targets = (dataset[i].target for i in range(len(dataset)))
