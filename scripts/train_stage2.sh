@@ -4,5 +4,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ema=()
-[[ "${EMA:-0}" == "1" ]] && ema=('callbacks=[default,best,ema]')
+[[ "${EMA:-0}" == "1" ]] && ema=('callbacks=[default,best,storage,ema]')
 exec bash scripts/torchrun.sh stage2_dit.train "experiment=${EXPERIMENT:-recogdrive_2b}" "${ema[@]}" "$@"
