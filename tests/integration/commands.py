@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 
 def run_module(module: str, *overrides: str, check: bool = True, **options) -> subprocess.CompletedProcess:
@@ -13,3 +18,32 @@ def run_module(module: str, *overrides: str, check: bool = True, **options) -> s
     if check and result.returncode:
         raise AssertionError(f"{' '.join(command)} ended with {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Runner:
+    """Runs commands one after the other in forks of one process (``fork_runner.py``)."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        self._process = process
+
+    def __call__(self, module: str, *overrides: str) -> Ended:
+        self._process.stdin.write(json.dumps([module, *map(str, overrides)]) + "\n")
+        self._process.stdin.flush()
+        return Ended(**json.loads(self._process.stdout.readline()))
+
+
+@contextmanager
+def forked_commands() -> Iterator[Runner]:
+    command = [sys.executable, str(Path(__file__).with_name("fork_runner.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield Runner(process)
+        process.stdin.close()
