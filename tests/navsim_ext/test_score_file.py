@@ -74,7 +74,7 @@ def test_command_writes_the_promised_columns_equal_to_the_api(
 ):
     source, target = write(tmp_path / "in.parquet", frame), tmp_path / "out" / "scores.parquet"
     arguments = [f"trajectories={source}", f"metric_cache={cache_folder}", f"output={target}"]
-    monkeypatch.setattr(sys, "argv", ["score_file", *arguments, f"output_dir={tmp_path / 'log'}"])
+    monkeypatch.setattr(sys, "argv", ["score_file", *arguments])
     job.main()
     GlobalHydra.instance().clear()
     assert "human" in capsys.readouterr().out
