@@ -197,6 +197,8 @@ def main(cfg: DictConfig) -> None:
     if cfg.check:
         path = cfg.check
     else:
+        if not Path(cfg.trajectories).is_file():
+            raise MissingError(f"trajectories={cfg.trajectories} does not exist: give what the scoring command wrote")
         table = pd.read_parquet(cfg.trajectories)
         names = table["name"].unique().tolist()
         if len(names) != 1:
