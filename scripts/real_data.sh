@@ -3,7 +3,7 @@
 # scores on nuScenes scenes in ScenarioNet's form, with rendered pictures and rebuilt maps ("approx").
 #   DRIVELM=v1_1_train_nus.json SCENARIOS=FOLDER_OF_PKL bash scripts/real_data.sh
 # By default both are looked for in $TRIVIUM_REFERENCE_DATA/real. TEST_SCENES (names without .pkl) are kept apart from
-# training; OUTPUT_DIR (real_data), STEPS (optimizer steps of each stage, for a quick look), PYTHON_BIN, DRY_RUN=1.
+# training; OUTPUT_DIR (runs/real_data), STEPS (optimizer steps of each stage, for a quick look), PYTHON_BIN, DRY_RUN=1.
 # Every step can be interrupted; the same command goes on. See docs/real_data.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 reference="${TRIVIUM_REFERENCE_DATA:+$TRIVIUM_REFERENCE_DATA/real}"
 drivelm="${DRIVELM:-${reference:+$reference/drivelm/train_sample.json}}"
 scenarios="${SCENARIOS:-${reference:+$reference/nuscenes_mini}}"
-output="${OUTPUT_DIR:-real_data}"
+output="${OUTPUT_DIR:-runs/real_data}"
 read -ra test_scenes <<< "${TEST_SCENES:-scene-0553 scene-0757}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
