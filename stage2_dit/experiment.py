@@ -166,10 +166,10 @@ def tell(console: Console, tables: Mapping[str, pd.DataFrame], verdict: Verdict,
 def main(cfg: DictConfig) -> None:
     """Runs what is left of the experiment and judges it."""
     folders = indices(cfg)
-    checkpoints = {name: train(cfg, folders, name) for name in (SEEING, BLIND)}
-    dataset = SceneDataset(folders["test"], cameras=())
+    dataset = SceneDataset(folders["test"], cameras=())  # before the training, so that what is missing is said now
     hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)
     cache = MetricCache(cfg.data.metric_cache)
+    checkpoints = {name: train(cfg, folders, name) for name in (SEEING, BLIND)}
     tables = {planner.name: scored(cfg, planner, dataset, hidden, cache) for planner in planners(cfg, checkpoints)}
     ceiling = tables.pop("human")
     verdict = judge(tables, cfg.metric, required_points=cfg.required_points, minimum_scenes=cfg.minimum_scenes)
