@@ -93,19 +93,24 @@ def newest_csv(folder: str | os.PathLike[str], name: str) -> tuple[pd.DataFrame,
 
 
 def recorder_section(folder: str, columns: Sequence[str] | None) -> dict[str, Any]:
-    """Stage 3's flight recorder: ``rewards.csv``, ``kl_divergence.csv`` and ``advantages.csv``, and its alarms."""
+    """Stage 3's flight recorder (``rewards.csv``, ``kl_divergence.csv``, ``advantages.csv``) and ``alarms.csv``."""
     tables = [newest_csv(folder, name)[0] for name in ("rewards.csv", "kl_divergence.csv", "advantages.csv")]
     table = tables[0]
     for other in tables[1:]:
         table = table.merge(other[[c for c in other if c == "step" or c not in table]], on="step", how="outer")
-    chosen = list(columns) if columns else [c for c in table if c not in ("step", "epoch")][:16]
+    numbers = [c for c in table.select_dtypes("number") if c not in ("step", "rollout", "epoch")]
+    wanted = list(columns) if columns else numbers[:16]
+    unknown = sorted(set(wanted) - set(numbers))
+    if unknown:
+        raise DataError(f"the flight recorder of {folder} has no column {unknown}; it has {numbers}")
+    chosen = [c for c in wanted if table[c].notna().any()]
     alarms = [
-        json.dumps(json.loads(line), ensure_ascii=False)
-        for path in sorted(Path(folder).rglob("alarms.jsonl"))
-        for line in path.read_text().splitlines()
+        f"step {row.step}: {row.alarm} ({row.cause}, value {row.value:.3g}): {row.action}"
+        for path in sorted(Path(folder).rglob("alarms.csv"))
+        for row in pd.read_csv(path).itertuples()
     ]
     plot = svg_uri(curves_plot(table, chosen, "step", smooth=max(1, len(table) // 40)))
-    caption = f"{len(table)} steps; {len(alarms)} alarms" + (":" if alarms else ".")
+    caption = f"{len(table)} rollouts; {len(alarms)} alarms" + (":" if alarms else ".")
     return {"plot": plot, "caption": caption, "alarms": alarms}
 
 

@@ -105,10 +105,13 @@ def report(tmp_path_factory, request):
     pd.DataFrame({"step": steps, "train/loss": np.exp(-steps / 10)}).to_csv(run / "metrics.csv", index=False)
     for name, column in (("rewards", "reward"), ("kl_divergence", "kl"), ("advantages", "spread")):
         pd.DataFrame({"step": steps, column: steps / 40}).to_csv(run / f"{name}.csv", index=False)
-    (run / "alarms.jsonl").write_text('{"step": 7, "cause": "reverse_tail <script>alert(1)</script>"}\n')
+    (run / "alarms.csv").write_text(
+        "step,rollout,alarm,action,cause,value,bc_boost\n7,3,reverse_tail,warn,<script>alert(1)</script>,0.25,0.0\n"
+    )
     overrides = [
         f"output_dir={root}", f"scores=[{a},{b}]", "comparisons=[[diffusion_il,diffusion_rl]]", "gallery.count=0",
-        f"training=[{{title: Stage 2, folder: {run}, columns: null}}]", f"recorder.folder={run}", "data.split=test",
+        f"training=[{{title: Stage 2, folder: {run}, columns: null}}]", f"recorder.folder={run}", "recorder.columns=null",
+        "data.split=test",
     ]  # fmt: skip
     return build_report(compose("report", overrides))
 
@@ -117,7 +120,7 @@ def test_report_is_self_contained_and_escapes_what_it_shows(report):
     html = report.read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
     assert "<script" not in html
-    assert "reverse_tail &lt;script&gt;" in html
+    assert "step 7: reverse_tail (&lt;script&gt;alert(1)&lt;/script&gt;, value 0.25): warn" in html
     assert html.count('src="data:image/') == 5  # scores, two waterfalls, one training run, flight recorder
     for text in ("diffusion_rl", "PDMS v1.1", "30 tokens in 6 logs", "Paired difference"):
         assert text in html
