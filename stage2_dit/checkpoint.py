@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -64,7 +64,10 @@ def load_planner(path: str | os.PathLike[str], *, ema: bool | None = None) -> Lo
     if not path.exists():
         raise MissingError(f"planner checkpoint {path} does not exist: check the path or train it first")
     if path.suffix == ".safetensors":
-        record, weights = _read_safetensors(path)
+        try:
+            record, weights = _read_safetensors(path)
+        except SafetensorError as error:
+            raise CheckpointMismatch(f"{path} is damaged or half written ({error}): copy or save it again") from error
         averaged = bool(record.get("averaged"))
         if ema is not None and ema != averaged:
             raise CheckpointMismatch(f"{path} holds {'averaged' if averaged else 'live'} weights only, ema={ema} was "
