@@ -6,11 +6,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
-bin="${TRIVIUM_VENV:-.venv}/bin"
+bin="$(cd "${TRIVIUM_VENV:-.venv}/bin" && pwd)"
 # Two OpenMP threads on a loaded machine can be 100 times slower than one.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export HF_HUB_OFFLINE=1 HYDRA_FULL_ERROR=1 DS_ACCELERATOR=cpu RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
-export PATH="$PWD/$bin:$PATH"
+export PATH="$bin:$PATH"
 
 args=()
 for argument in "$@"; do
