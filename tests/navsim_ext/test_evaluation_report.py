@@ -110,8 +110,8 @@ def report(tmp_path_factory, request):
     )
     overrides = [
         f"output_dir={root}", f"scores=[{a},{b}]", "comparisons=[[diffusion_il,diffusion_rl]]", "gallery.count=0",
-        f"training=[{{title: Stage 2, folder: {run}, columns: null}}]", f"recorder.folder={run}", "recorder.columns=null",
-        "data.split=test",
+        f"training=[{{title: Stage 2, folder: {run}, columns: null}}]", f"recorder.folder={run}",
+        "recorder.columns=null", "data.split=test",
     ]  # fmt: skip
     return build_report(compose("report", overrides))
 
