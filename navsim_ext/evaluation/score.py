@@ -104,7 +104,8 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
         console.print(table)
     console.print(identity_line(what, fingerprint.parents["scorer"]), soft_wrap=True, highlight=False)
     for reason, count in list(content["failures"].items())[:5]:
-        console.print(f"invalid: {count} x {reason}", soft_wrap=True, style="yellow", highlight=False)
+        line = f"invalid: {count} x {reason}"  # reasons hold brackets, which are not markup
+        console.print(line, soft_wrap=True, style="yellow", highlight=False, markup=False)
     if not scores["valid"].any():
         raise NothingScored(f"all {len(scores)} trajectories are invalid: see {output / SCORES_FILE}")
     return scores
