@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,9 @@ class Runner:
 
 
 @contextmanager
-def forked_commands() -> Iterator[Runner]:
-    command = [sys.executable, str(Path(__file__).with_name("fork_runner.py"))]
+def forked_commands(modules: Iterable[str]) -> Iterator[Runner]:
+    """A runner that starts these modules quickly."""
+    command = [sys.executable, str(Path(__file__).with_name("fork_runner.py")), *modules]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield Runner(process)
         process.stdin.close()

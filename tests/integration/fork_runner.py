@@ -1,24 +1,23 @@
 """Runs command lines as ``python -m`` would, each in a fork of one process that has imported what is slow to import.
 
-Reads one JSON list ``[module, overrides ...]`` per line of stdin; answers each with a JSON object: ``code``, ``out``,
-``err``. So a hundred commands cost what their own work costs, and still end as processes do.
+python fork_runner.py MODULE ... imports the modules of those commands. Reads one JSON list ``[module, overrides ...]``
+per line of stdin; answers each with a JSON object: ``code``, ``out``, ``err``. So a hundred commands cost what their
+own work costs, and still end as processes do.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import runpy
 import sys
 import tempfile
+import warnings
+from typing import NoReturn
 
-import datasets  # noqa: F401
-import lightning.pytorch  # noqa: F401
-import numba  # noqa: F401
-import pandas  # noqa: F401
-import peft  # noqa: F401
 import torch
-import transformers  # noqa: F401
 
 torch.set_num_threads(1)
 
@@ -27,12 +26,10 @@ def run(command: list[str]) -> dict[str, str | int]:
     """Exit code and output of one command."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
-        if child == 0:  # leaves by SystemExit or by its own error, as any process
+        if child == 0:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
-            sys.argv = command
-            runpy.run_module(command[0], run_name="__main__", alter_sys=True)
-            sys.exit(0)
+            execute(command)
         _, status = os.waitpid(child, 0)
         texts = []
         for stream in (out, err):
@@ -41,7 +38,28 @@ def run(command: list[str]) -> dict[str, str | int]:
     return {"code": os.waitstatus_to_exitcode(status), "out": texts[0], "err": texts[1]}
 
 
+def execute(command: list[str]) -> NoReturn:
+    """Runs the module as ``__main__`` and leaves as any process: by SystemExit, or with the traceback of its error.
+
+    After SystemExit nothing is torn down: taking apart the modules of the parent would copy all of its memory.
+    """
+    sys.argv = command
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    else:
+        code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
+    gc.freeze()  # a collection in a child leaves the parent's pages shared
     for line in sys.stdin:
         sys.stdout.write(json.dumps(run(json.loads(line))) + "\n")
         sys.stdout.flush()

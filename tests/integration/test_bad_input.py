@@ -119,7 +119,7 @@ def places(world, artefacts, tmp_path_factory) -> dict[str, str]:
 def commands(places):
     """Runs commands; when all is done, what they read is as it was."""
     before = contents(places)
-    with forked_commands() as run:
+    with forked_commands(COMMANDS) as run:
         yield run
     assert contents(places) == before
 
@@ -174,13 +174,7 @@ def test_wrong_path(commands, places, tmp_path, module, key):
     check(commands(module, *overrides_of(module, places, tmp_path / "output", **{key: nowhere})), nowhere)
 
 
-# All commands share these rules; one of each package always runs.
-OFTEN = ("navsim_ext.metric_cache.build", "stage1_vlm.export", "stage2_dit.train", "stage3_grpo.train")
-
-
-@pytest.mark.parametrize(
-    "module", [module if module in OFTEN else pytest.param(module, marks=pytest.mark.slow) for module in COMMANDS]
-)
+@pytest.mark.parametrize("module", COMMANDS)
 def test_no_value_misspelt_key_and_folder_that_takes_no_file(commands, places, tmp_path, module):
     needs = "???" in (config_of(module) / "config.yaml").read_text()
     if needs:
