@@ -73,8 +73,8 @@ def test_every_algorithm_trains_and_leaves_a_planner(planners, tmp_path, algorit
 
 def test_training_raises_the_reward(planners, tmp_path):
     """The toy pays for driving 55 m; the untrained planner drives 15 on average."""
-    dotted = ["trainer.max_epochs=15", "module.optimizer.lr=0.01", "algorithm.group_size=8", "callbacks.alarms=null",
-              "trainer.check_val_every_n_epoch=15", "algorithm.bc_weight.start=0.01"]  # fmt: skip
+    dotted = ["trainer.max_epochs=25", "module.optimizer.lr=0.01", "algorithm.group_size=8", "callbacks.alarms=null",
+              "trainer.check_val_every_n_epoch=25", "algorithm.bc_weight.start=0.01"]  # fmt: skip
     result = run(config(planners["ddim"], tmp_path, [], dotted))
     assert result["metrics"]["val/gain"] > 0.1
     rewards = [float(row["reward"]) for row in rows(tmp_path, "rewards")]
