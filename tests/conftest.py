@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import logging
 
 import pytest
 import torch
+from reference_data import REFERENCE_VARIABLE, reference_path
 
 torch.set_num_threads(1)  # two threads on a loaded machine can be 100 times slower
 
-REFERENCE_VARIABLE = "TRIVIUM_REFERENCE_DATA"
 
-
-def reference_path(relative: str) -> Path:
-    """Path of a reference file or folder; skips the calling test, saying what is missing, when it is absent."""
-    root = os.environ.get(REFERENCE_VARIABLE)
-    if not root:
-        pytest.skip(f"REFERENCE DATA ABSENT: set {REFERENCE_VARIABLE} to run this test ({relative})")
-    path = Path(root) / relative
-    if not path.exists():
-        pytest.skip(f"REFERENCE DATA ABSENT: {relative} is not in {REFERENCE_VARIABLE}")
-    return path
+@pytest.fixture(autouse=True)
+def enabled_loggers() -> None:
+    """Commands run in this process configure logging as for a process of their own, which silences other loggers."""
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture(scope="session")

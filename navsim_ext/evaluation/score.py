@@ -41,7 +41,7 @@ class NothingScored(TriviumError):
 
 
 def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
-    """Runs the command and returns the per-token table. Raises NothingScored when no row is valid."""
+    """Runs the command and returns the per-token table. Raises NothingScored when no row is valid (require_valid)."""
     output = Path(cfg.output_dir)
     verdict = doctor.verdict()
     dataset = SceneDataset(cfg.data.index, sensor_root=cfg.data.sensor_root, cameras=list(cfg.data.cameras))
@@ -106,7 +106,7 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
     for reason, count in list(content["failures"].items())[:5]:
         line = f"invalid: {count} x {reason}"  # reasons hold brackets, which are not markup
         console.print(line, soft_wrap=True, style="yellow", highlight=False, markup=False)
-    if not scores["valid"].any():
+    if cfg.require_valid and not scores["valid"].any():
         raise NothingScored(f"all {len(scores)} trajectories are invalid: see {output / SCORES_FILE}")
     return scores
 

@@ -68,7 +68,7 @@ class Golden:
 def golden(request) -> Golden:
     folder = IN_TREE / request.param
     if not folder.is_dir():
-        from conftest import reference_path
+        from reference_data import reference_path
 
         folder = reference_path(f"golden/planner/{request.param}")
     return Golden(folder)
