@@ -17,6 +17,7 @@ def enabled_loggers() -> None:
     for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
             logger.disabled = False
+    logging.root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
