@@ -108,3 +108,16 @@ def test_slurm_job_sends_each_node_its_rank(tmp_path):
             "output_dir=x",
         ):
             assert part in shlex.split(line)
+
+
+@pytest.mark.parametrize("script", ["demo.sh", "experiment.sh"])
+def test_every_step_of_a_whole_job_composes(script):
+    result = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script)],
+        capture_output=True, text=True, env={**os.environ, "DRY_RUN": "1"}, check=True,
+    )  # fmt: skip
+    lines = result.stdout.splitlines()
+    assert len(lines) >= 10
+    for line in lines:
+        module, overrides = started(shlex.split(line))
+        assert compose(importlib.import_module(module).main.job, overrides)
