@@ -95,6 +95,12 @@ class VisionLanguageBackbone(ABC):
         attention = len(layers) * 2 * width * sum(length * length for length in documents)
         return 2.0 * tokens * weights + attention
 
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values that generation keeps for one token."""
+        text = self.model.config.get_text_config()
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return 2 * text.num_hidden_layers * text.num_key_value_heads * head * self.model.dtype.itemsize
+
     def model_inputs(self, batch: VisionLanguageBatch) -> dict[str, Tensor | None]:
         """Keyword arguments of the model for a batch."""
         dtype = self.model.dtype

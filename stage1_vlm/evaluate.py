@@ -13,7 +13,7 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from navsim_ext.errors import DataError
 from navsim_ext.evaluation.statistics import Estimate, bootstrap_mean
 from navsim_ext.fingerprint import write_json_atomic
 from navsim_ext.runtime.config import job
+from navsim_ext.runtime.preflight import measure_slice, preflight
 from navsim_ext.runtime.progress import track
 from navsim_ext.synthetic.qa_questions import QUESTIONS, is_correct
 from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone
-from stage1_vlm.data.line_index import LineRules, build_index, picture_paths
+from stage1_vlm.data.line_index import LineRules, build_index, picture_paths, write_skipped
 from stage1_vlm.data.mixture import read_mixture
 from stage1_vlm.data.questions import open_picture
 from stage1_vlm.export import device_of
@@ -37,15 +38,23 @@ from stage1_vlm.processor import Example, turns_from_conversation
 
 _log = logging.getLogger(__name__)
 
+BYTES_PER_ANSWER_TOKEN = 8  # of a row of answers.jsonl, whose fixed part is that of BYTES_PER_ROW
+BYTES_PER_ROW = 256
+
 
 @dataclass(frozen=True)
 class Asked:
-    """One checkable question: the record, its type, its log (the cluster of the bootstrap), where its pictures are."""
+    """One checkable question.
+
+    The record, its type, its log (the cluster of the bootstrap), where its pictures are, and the tokens of the whole
+    conversation with its pictures.
+    """
 
     record: dict[str, Any]
     kind: str
     log_name: str
     root: Path
+    tokens: int
 
     @property
     def truth(self) -> str:
@@ -69,18 +78,26 @@ def normalised(text: str) -> str:
 
 
 def read_questions(cfg: DictConfig, backbone: VisionLanguageBackbone) -> list[Asked]:
-    """Questions of the mixture's data sets, each once; raises DataError when none is of the chosen types."""
+    """Questions of the mixture's data sets, each once; raises DataError when none is of the chosen types.
+
+    Lines that cannot be used are listed in ``<output_dir>/skipped.jsonl``.
+    """
     rules = LineRules(cfg.max_sequence_length)
+    indices = [
+        build_index(entry, backbone.processor, rules, max_skipped_share=cfg.max_skipped_share)
+        for entry in read_mixture(cfg.mixture, cfg.datasets)
+    ]
+    write_skipped(indices, Path(cfg.output_dir) / "skipped.jsonl")
     asked = []
-    for entry in read_mixture(cfg.mixture, cfg.datasets):
-        index = build_index(entry, backbone.processor, rules, max_skipped_share=cfg.max_skipped_share)
+    for index in indices:
+        entry = index.entry
         for item in range(len(index)):
             record = index.record(item)
             kind = str(record.get("type", entry.name))
             if (cfg.types is None or kind in cfg.types) and kind not in cfg.exclude_types:
                 paths = picture_paths(record)
                 log_name = Path(paths[0]).parts[0] if paths else str(record.get("scene_id", item))
-                asked.append(Asked(record, kind, log_name, entry.root))
+                asked.append(Asked(record, kind, log_name, entry.root, int(index.lengths[item])))
     if not asked:
         raise DataError(f"{cfg.mixture} holds no question of types {cfg.types}: choose others")
     return asked if cfg.limit is None else asked[: cfg.limit]
@@ -104,7 +121,7 @@ def swapped(asked: Sequence[Asked], seed: int) -> list[Asked]:
             for position in pictures[name]:
                 own = asked[position]
                 record = {**own.record, "image": donor.record.get("image")}
-                result[position] = Asked(record, own.kind, own.log_name, donor.root)
+                result[position] = replace(own, record=record, root=donor.root)
     return result
 
 
@@ -115,17 +132,45 @@ def question_example(backbone: VisionLanguageBackbone, asked: Asked, name: str) 
     return backbone.processor.encode(turns, pictures, generation_prompt=True, name=name)
 
 
+def batches_by_length(asked: Sequence[Asked], batch_size: int) -> list[list[int]]:
+    """Positions of questions of like length."""
+    order = np.argsort([one.tokens for one in asked], kind="stable").tolist()
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 def answers(backbone: VisionLanguageBackbone, asked: Sequence[Asked], cfg: DictConfig, title: str) -> list[str]:
     """Greedy answers, decoded in batches of questions of like length."""
-    sizes = [len(one.record["conversations"][-2]["value"]) for one in asked]
-    order = np.argsort(sizes, kind="stable").tolist()
     texts = [""] * len(asked)
-    batches = [order[start : start + cfg.batch_size] for start in range(0, len(order), cfg.batch_size)]
-    for batch in track(batches, title):
+    for batch in track(batches_by_length(asked, cfg.batch_size), title):
         examples = [question_example(backbone, asked[position], str(position)) for position in batch]
         for position, text in zip(batch, backbone.answer(examples, cfg.max_new_tokens)):
             texts[position] = text
     return texts
+
+
+def say_cost(backbone: VisionLanguageBackbone, asked: Sequence[Asked], cfg: DictConfig) -> None:
+    """Tokens, disk, memory, pictures, and hours from some batches of all lengths; raises PreflightError.
+
+    Memory is that of the keys and values of the longest batch, where the model runs on the CPU.
+    """
+    batches = batches_by_length(asked, cfg.batch_size)
+    sample = np.random.default_rng(cfg.seed).permutation(len(batches)).tolist()
+    seconds = measure_slice(
+        lambda number: answers(backbone, [asked[i] for i in batches[number]], cfg, "measured slice"), sample
+    )
+    tokens = np.array([one.tokens for one in asked])
+    longest_batch = cfg.batch_size * (int(tokens.max()) + cfg.max_new_tokens)
+    passes = 2 if cfg.swap_pictures else 1
+    preflight(
+        output_dir=cfg.output_dir,
+        items=len(asked) * passes,
+        bytes_per_item=(BYTES_PER_ROW + BYTES_PER_ANSWER_TOKEN * cfg.max_new_tokens) / passes,
+        memory_bytes=longest_batch * backbone.cache_bytes() if backbone.model.device.type == "cpu" else 0,
+        seconds_per_item=seconds * len(batches) / len(asked),
+        files=dict.fromkeys(one.root / path for one in asked for path in picture_paths(one.record)),
+        title=f"{len(asked):,} questions, {passes} x {tokens.sum():,} tokens, {tokens.mean():.0f} each, "
+        f"at most {tokens.max():,}",
+    )
 
 
 def majority_answers(asked: Sequence[Asked]) -> dict[str, str]:
@@ -159,6 +204,7 @@ def evaluate(cfg: DictConfig) -> dict[str, dict[str, Estimate]]:
     )
     backbone.model.to(device_of(cfg.device)).eval()
     asked = read_questions(cfg, backbone)
+    say_cost(backbone, asked, cfg)
     majority = majority_answers(asked)
     texts = answers(backbone, asked, cfg, "questions")
     right = np.array([one.correct(text) for one, text in zip(asked, texts)], dtype=np.float64)

@@ -18,9 +18,9 @@ from navsim_ext.errors import DataError
 from navsim_ext.runtime.sampler import LengthGrouped, PositionSampler, ResumableLoader
 from stage1_vlm.backbone import load_processor
 from stage1_vlm.collate import pack, pad
-from stage1_vlm.data.line_index import LineRules, build_index
+from stage1_vlm.data.line_index import LineRules, build_index, write_skipped
 from stage1_vlm.data.mixture import read_mixture
-from stage1_vlm.data.packing import packing_plan, padding_share
+from stage1_vlm.data.packing import length_classes, packing_plan, padding_share
 from stage1_vlm.data.questions import DrivingQuestions, PackedQuestions
 
 _log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class DrivingQuestionData(pl.LightningDataModule):
             grouping, collate = None, partial(pack, pad_token_id=processor.pad_token_id)
         else:
             dataset = self._questions
-            grouping = LengthGrouped(dataset.lengths) if self.batching == "grouped" else None
+            grouping = LengthGrouped(length_classes(dataset.lengths)) if self.batching == "grouped" else None
             collate = partial(pad, pad_token_id=processor.pad_token_id)
         sampler = PositionSampler(len(dataset), self.batch_size, seed=self.seed, grouping=grouping, drop_last=False)
         return RescalableLoader(dataset, sampler, collate_fn=collate, num_workers=self.num_workers)
@@ -146,7 +146,7 @@ class DrivingQuestionData(pl.LightningDataModule):
         shares = {"batch_size": float(size)}
         if len(lengths) < size:
             return shares
-        for name, grouping in (("random", None), ("grouped", LengthGrouped(lengths))):
+        for name, grouping in (("random", None), ("grouped", LengthGrouped(length_classes(lengths)))):
             sampler = PositionSampler(
                 len(lengths), size, seed=self.seed, grouping=grouping, rank=0, world_size=1, drop_last=False
             )
@@ -172,4 +172,4 @@ class DrivingQuestionData(pl.LightningDataModule):
         console.print(f"padding share of all tokens at {shares['batch_size']:.0f} a batch: {text}")
         _log.info("padding: %s", shares)
         if self.report_folder is not None:
-            self._questions.write_skipped(self.report_folder / "skipped.jsonl")
+            write_skipped(self._questions.indices, self.report_folder / "skipped.jsonl")

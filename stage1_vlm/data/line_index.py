@@ -7,9 +7,10 @@ time, picture folder, tokeniser and picture settings, the length limit. Later ru
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from navsim_ext.prompts import IMAGE_PLACEHOLDER
 from navsim_ext.runtime.progress import track
 from stage1_vlm.data.mixture import DatasetEntry
 from stage1_vlm.processor import ChatProcessor, turns_from_conversation
+
+_log = logging.getLogger(__name__)
 
 CHUNK_LINES = 2048
 INDEX_VERSION = 1
@@ -71,6 +74,15 @@ class LineIndex:
 
     def reasons(self) -> dict[str, int]:
         return dict(Counter(line.reason for line in self.skipped))
+
+
+def write_skipped(indices: Sequence[LineIndex], path: Path) -> None:
+    """Every line that was left out: one JSON object with dataset, line, reason and detail each."""
+    lines = [json.dumps(vars(line)) for index in indices for line in index.skipped]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    if lines:
+        _log.warning("%d lines were skipped: %s", len(lines), path)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which conversations share a row, and what padding costs under each way of batching.
+"""Which conversations share a row or a batch, and what padding costs under each way of batching.
 
 Packing is best-fit decreasing: longest first, each into the fullest row that still has room (at most 11/9 of the
 least number of rows + 6/9, Johnson 1973). The plan depends on lengths and capacity alone; rows are shuffled later.
@@ -13,6 +13,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from navsim_ext.errors import DataError
+
+CLASS_RATIO = 1.25
+
+
+def length_classes(lengths: ArrayLike) -> NDArray[np.int64]:
+    """[N] whole numbers k with CLASS_RATIO^k <= length < CLASS_RATIO^(k+1); batches are made within one.
+
+    Sorting by the length itself would put one wording of one task into a batch, and gradients of a single task at a
+    time learn far slower: within a class the order stays random, and at most 1 - 1 / CLASS_RATIO = 20 % is padding.
+    """
+    return np.floor(np.log(np.asarray(lengths)) / np.log(CLASS_RATIO)).astype(np.int64)
 
 
 def packing_plan(lengths: ArrayLike, capacity: int) -> list[list[int]]:

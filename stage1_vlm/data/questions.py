@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +18,6 @@ from stage1_vlm.data.line_index import LineIndex, picture_paths
 from stage1_vlm.processor import ChatProcessor, Example, turns_from_conversation
 
 JPEG_QUALITIES = range(75, 101)  # InternVL's augmentation: one random recompression
-_log = logging.getLogger(__name__)
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -90,14 +87,6 @@ class DrivingQuestions(Dataset):
                 "tokens": int(self.lengths[mine].sum()),
             }
         return report
-
-    def write_skipped(self, path: Path) -> None:
-        """Every line that was left out: one JSON object with dataset, line, reason and detail each."""
-        lines = [json.dumps(vars(line)) for index in self.indices for line in index.skipped]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines))
-        if lines:
-            _log.warning("%d lines were skipped: %s", len(lines), path)
 
 
 class PackedQuestions(Dataset):

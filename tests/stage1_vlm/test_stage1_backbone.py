@@ -170,3 +170,12 @@ def test_other_folders_are_refused_with_a_remedy(tmp_path):
 def test_malformed_conversations_are_named(conversation, message):
     with pytest.raises(DataError, match=message):
         turns_from_conversation(conversation)
+
+
+def test_cache_bytes_are_those_of_the_keys_and_values(backbone, make_picture):
+    turns = [Turn("user", "<image>\nWhat does the traffic light show?")]
+    batch = pad([backbone.processor.encode(turns, [make_picture(0)])], backbone.processor.pad_token_id)
+    with torch.no_grad():
+        cache = backbone.model(**backbone.model_inputs(batch), use_cache=True).past_key_values
+    stored = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+    assert stored == batch.input_ids.numel() * backbone.cache_bytes()

@@ -16,9 +16,9 @@ from navsim_ext.runtime.sampler import LengthGrouped, PositionSampler
 from stage1_vlm.backbone import load_processor
 from stage1_vlm.data import line_index
 from stage1_vlm.data.datamodule import DrivingQuestionData
-from stage1_vlm.data.line_index import LineRules, build_index
+from stage1_vlm.data.line_index import LineRules, build_index, write_skipped
 from stage1_vlm.data.mixture import DatasetEntry, read_mixture
-from stage1_vlm.data.packing import packing_plan, padding_share
+from stage1_vlm.data.packing import CLASS_RATIO, length_classes, packing_plan, padding_share
 from stage1_vlm.data.questions import DrivingQuestions
 
 PUBLISHED_COUNTS = {
@@ -123,7 +123,7 @@ def test_bad_lines_are_listed_with_number_and_reason(processor, tmp_path, make_p
     }  # fmt: skip
     assert index.num_lines == 12  # the empty line is not one
     questions = DrivingQuestions([index], processor)
-    questions.write_skipped(tmp_path / "skipped.jsonl")
+    write_skipped(questions.indices, tmp_path / "skipped.jsonl")
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 10
     assert questions.report()["toy"]["reasons"]["picture count"] == 2
     with pytest.raises(DataError, match=r"10 of 12 lines.*max_skipped_share"):
@@ -215,6 +215,23 @@ def test_grouping_and_packing_save_most_of_the_padding():
     assert shares["random"] > 0.35
     assert shares["grouped"] < 0.05
     assert 1 - np.mean(filled) / 12_288 < 0.01
+
+
+def test_a_length_class_mixes_tasks_at_little_padding():
+    rng = np.random.default_rng(0)
+    task = rng.integers(0, 2, 2000)
+    lengths = np.where(rng.random(2000) < 0.5, np.array([58, 61])[task], np.array([150, 160])[task])
+    order = PositionSampler(
+        2000, 16, seed=0, grouping=LengthGrouped(length_classes(lengths)), rank=0, world_size=1
+    ).order(0)  # fmt: skip
+    batches = order[: 2000 // 16 * 16].reshape(-1, 16)
+    shares = task[batches].mean(axis=1)
+    assert abs(shares - 0.5).max() < 0.5  # sorted by length, most batches would be of one task alone
+    assert shares.std() == pytest.approx(0.5 / 4, rel=0.2)  # as a random draw of 16
+    assert padding_share(lengths, order, 16) < 0.06
+    values = np.arange(1, 5000)
+    classes = length_classes(values)
+    assert all(values[classes == k].max() < CLASS_RATIO * values[classes == k].min() + 1e-9 for k in set(classes))
 
 
 @pytest.mark.parametrize("batching", ["grouped", "packed", "random"])

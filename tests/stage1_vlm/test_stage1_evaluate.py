@@ -9,7 +9,9 @@ import torch
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.errors import DataError
 from navsim_ext.prompts import format_trajectory
+from navsim_ext.runtime import preflight as runtime_preflight
 from navsim_ext.runtime.config import compose
+from navsim_ext.runtime.preflight import PreflightError
 from navsim_ext.scene import collate_scenes
 from stage1_vlm import evaluate as evaluation
 from stage1_vlm.backbone import load_backbone
@@ -52,9 +54,8 @@ def config(model, mixture, folder, **changes):
 class Watcher:
     """Answers from the mean brightness of the picture, in words."""
 
-    def __init__(self, processor):
-        self.processor = processor
-        self.model = torch.nn.Linear(1, 1)
+    def __init__(self, backbone):
+        self.processor, self.model, self.cache_bytes = backbone.processor, backbone.model, backbone.cache_bytes
 
     def answer(self, examples, max_new_tokens):
         words = []
@@ -67,8 +68,8 @@ class Watcher:
 
 
 def test_a_model_that_looks_beats_the_baseline_and_the_swap_takes_it_away(seen, tiny_internvl, tmp_path, monkeypatch):
-    processor = load_backbone(tiny_internvl, max_image_tokens=16).processor
-    monkeypatch.setattr(evaluation, "load_backbone", lambda *_, **__: Watcher(processor))
+    watcher = Watcher(load_backbone(tiny_internvl, max_image_tokens=16))
+    monkeypatch.setattr(evaluation, "load_backbone", lambda *_, **__: watcher)
     result = evaluate(config(tiny_internvl, seen, tmp_path))
     look = result["image-dependent"]
     assert (look["accuracy"].mean, look["accuracy"].count, look["accuracy"].logs) == (1.0, 24, 8)
@@ -97,6 +98,36 @@ def test_swapping_gives_every_question_another_scenes_picture(seen, internvl, tm
 def test_a_real_tiny_model_is_asked_in_batches(seen, tiny_internvl, tmp_path):
     result = evaluate(config(tiny_internvl, seen, tmp_path, limit=6, batch_size=4, max_new_tokens=3))
     assert result["all"]["accuracy"].count == 6
+
+
+def test_cost_is_said_before_the_questions_are_asked(seen, tiny_internvl, tmp_path, monkeypatch):
+    told = {}
+    real = evaluation.preflight
+    monkeypatch.setattr(evaluation, "preflight", lambda **given: (told.update(given), real(**given)))
+    evaluate(config(tiny_internvl, seen, tmp_path, batch_size=16, max_new_tokens=2))
+    loaded = load_backbone(tiny_internvl, max_image_tokens=16)
+    lengths = [one.tokens for one in read_questions(config("x", seen, tmp_path, max_image_tokens=16), loaded)]
+    assert told["items"] == 2 * 48
+    assert len(told["files"]) == 24
+    assert f"{sum(lengths):,} tokens" in told["title"]
+    assert told["memory_bytes"] == 16 * (max(lengths) + 2) * loaded.cache_bytes()
+    assert (tmp_path / "answers.jsonl").stat().st_size <= 2 * 48 * told["bytes_per_item"]
+    assert told["seconds_per_item"] > 0
+    monkeypatch.setattr(runtime_preflight.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(PreflightError, match="make room"):
+        evaluate(config(tiny_internvl, seen, tmp_path / "full"))
+    assert not (tmp_path / "full" / "answers.jsonl").exists()
+
+
+def test_a_question_that_cannot_be_asked_is_listed(seen, internvl, tmp_path):
+    lines = [json.loads(line) for line in (seen.parent / "q.jsonl").read_text().splitlines()]
+    lines[5]["image"] = "log0/absent.png"
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entry = {"root": str(seen.parent), "annotation": "q.jsonl"}
+    (tmp_path / "m.json").write_text(json.dumps({"seen": entry}))
+    assert len(read_questions(config("x", tmp_path / "m.json", tmp_path), internvl)) == 47
+    skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [(line["line"], line["reason"]) for line in skipped] == [(6, "missing picture")]
 
 
 def test_text_planner_drives_by_what_it_says_and_counts_what_it_does_not(
