@@ -8,6 +8,7 @@ from stage2_dit.noise import ChainNoise, keyed_generator, keyed_noise
 from stage2_dit.normaliser import NormaliserBounds, TrajectoryNormaliser
 from stage2_dit.planner import DiffusionPlanner, PlannerConfig
 from stage2_dit.published import CheckpointMismatch
+from stage2_dit.schedules import total_steps, warmup_cosine
 
 __all__ = [
     "PRESETS",
@@ -33,4 +34,6 @@ __all__ = [
     "require_hidden",
     "sample_chain",
     "save_planner",
+    "total_steps",
+    "warmup_cosine",
 ]

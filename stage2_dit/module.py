@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from stage2_dit.metrics import PdmScorer, displacement
 from stage2_dit.normaliser import fit_bounds
 from stage2_dit.planner import POSE_CHANNELS, DiffusionPlanner, PlannerConfig
 from stage2_dit.published import CheckpointMismatch
-from stage2_dit.schedules import warmup_cosine
+from stage2_dit.schedules import total_steps, warmup_cosine
 
 log = logging.getLogger(__name__)
 
@@ -281,24 +280,6 @@ class PlannerModule(pl.LightningModule):
         if record["hidden"]:
             then_hidden = Fingerprint.from_json(record["hidden"])
             require_states(then_hidden, self.hidden_fingerprint, allow_other=self.allow_hidden_mismatch)
-
-
-def total_steps(trainer: pl.Trainer) -> int:
-    """Optimizer steps of the whole run.
-
-    (``trainer.estimated_stepping_batches`` would set up the training loader before a checkpoint's loop state is
-    loaded, and Lightning then forgets to give the loader its place back: a resumed epoch began again.)
-    """
-    batches = len(trainer.datamodule.train_dataloader())
-    limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-    by_epochs = math.inf if trainer.max_epochs in (None, -1) else per_epoch * trainer.max_epochs
-    by_steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
-    total = min(by_epochs, by_steps)
-    if total == math.inf:
-        raise DataError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
-    return int(total)
 
 
 def gather(mine: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,8 @@ from stage2_dit import (
     load_planner,
     planner_record,
     require_hidden,
+    total_steps,
+    warmup_cosine,
 )
 from stage3_grpo.algorithm import Algorithm, AlgorithmError
 from stage3_grpo.collector import Collector, Experience
@@ -255,9 +257,9 @@ class GrpoModule(pl.LightningModule):
             groups.append({"params": list(self.value_head.parameters()), "lr": settings.value_lr})
         optimizer = torch.optim.AdamW(groups, betas=tuple(settings.betas), eps=settings.eps,
                                       weight_decay=settings.weight_decay)  # fmt: skip
-        total = int(self.trainer.estimated_stepping_batches)
-        warmup, floor = round(settings.warmup_share * total), settings.min_lr / settings.lr
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: warmup_cosine(t, warmup, total, floor))
+        total = total_steps(self.trainer)
+        warmup = round(settings.warmup_share * total)
+        scheduler = warmup_cosine(optimizer, warmup=warmup, total=total, floor=settings.min_lr / settings.lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ---- held-out scenes
@@ -336,11 +338,3 @@ def checked(batch: tuple[SceneBatch, Any]) -> tuple[SceneBatch, Tensor, Tensor |
     if len(hidden.hidden) != len(scenes):
         raise DataError(f"{len(hidden.hidden)} hidden states came with {len(scenes)} scenes")
     return scenes, hidden.hidden, hidden.mask
-
-
-def warmup_cosine(step: int, warmup: int, total: int, floor: float) -> float:
-    """Share of the learning rate: linear up to 1 over ``warmup``, then half a cosine to ``floor`` at ``total``."""
-    if step < warmup:
-        return (step + 1) / warmup
-    share = min((step - warmup) / max(total - warmup, 1), 1.0)
-    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * share))

@@ -28,7 +28,8 @@ from stage2_dit import DiffusionPlanner, PlannerConfig, save_planner
 from stage3_grpo.rewards.scorer import PdmScorer, PdmScores
 
 WIDTH, TOKENS = 12, 5
-KILL_AT = json.loads(os.environ.get("TOY_KILL", "null"))  # {"rollout": n}
+KILL_AT = json.loads(os.environ.get("TOY_KILL", "null"))  # {"rollout": n}: while rollout n (from 0) is drawn
+SUBMITTED_PER_ROLLOUT = 2  # the policy's chains and the reference's
 HIDDEN = Fingerprint("hidden_states", {"toy": 1})
 
 
@@ -111,7 +112,7 @@ class ToyScorer(PdmScorer):
         self.mode, self.invalid, self.missing = mode, frozenset(invalid), frozenset(missing)
         everything = {token(i) for i in range(2000)}
         self.known = frozenset(everything - self.missing)
-        self.folder, self.min_coverage, self.calls = "toy", min_coverage, 0
+        self.folder, self.min_coverage, self.submitted = "toy", min_coverage, 0
         self._fingerprint = Fingerprint("metric_cache", {"scorer": version})
 
     @property
@@ -119,9 +120,6 @@ class ToyScorer(PdmScorer):
         return self._fingerprint
 
     def score(self, tokens, trajectories, term) -> PdmScores:
-        self.calls += 1
-        if KILL_AT and self.calls > KILL_AT["call"]:
-            os.kill(os.getpid(), signal.SIGKILL)
         x = trajectories[:, -1, 0]
         if self.mode == "honest":
             score = np.clip(1.0 - np.abs(x - 55.0) / 60.0, 0.0, 1.0)
@@ -137,6 +135,9 @@ class ToyScorer(PdmScorer):
         return PdmScores(columns, valid, reasons, 0.0)
 
     def submit(self, tokens, trajectories, term) -> Future:
+        if KILL_AT and self.submitted == SUBMITTED_PER_ROLLOUT * KILL_AT["rollout"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.submitted += 1
         future: Future = Future()
         future.set_result(self.score(tokens, trajectories, term))
         return future

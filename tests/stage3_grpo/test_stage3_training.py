@@ -51,6 +51,10 @@ def rows(output: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+def without_times(table: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in table]
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_trains_and_leaves_a_planner(planners, tmp_path, algorithm):
     init = planners["flow" if algorithm == "flow_grpo" else "ddim"]
@@ -81,27 +85,37 @@ def test_training_raises_the_reward(planners, tmp_path):
     assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.1
 
 
-@pytest.mark.parametrize("algorithm", ["diffgrpo", "ppo"])
-def test_kill_and_resume(planners, tmp_path, algorithm):
-    dotted = ["callbacks.checkpoint.every_n_steps=1", f"trainer.max_epochs={3 if algorithm == 'diffgrpo' else 2}"]
-    choice = [f"algorithm={algorithm}"]
-    run(config(planners["ddim"], tmp_path / "whole", choice, dotted))
-    environment = os.environ | {"TOY_KILL": json.dumps({"call": 7}), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, grpo_toy.__file__, planners["ddim"], str(tmp_path / "cut"), algorithm, *dotted]
+RESUMED = ["callbacks.checkpoint.every_n_steps=1", "datamodule.count=16"]  # 4 rollouts an epoch
+
+
+@pytest.fixture(scope="module")
+def whole(planners, tmp_path_factory) -> dict[str, Path]:
+    """Uninterrupted runs by algorithm."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("diffgrpo", "ppo")}
+    for name, folder in folders.items():
+        run(config(planners["ddim"], folder, [f"algorithm={name}"], RESUMED))
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rollout"),
+    [("diffgrpo", 1), ("diffgrpo", 4), ("ppo", 6)],
+    ids=["in the first epoch", "between epochs", "in the second epoch, several updates per rollout"],
+)
+def test_killed_run_ends_with_the_same_weights(planners, whole, tmp_path, algorithm, rollout):
+    environment = os.environ | {"TOY_KILL": json.dumps({"rollout": rollout}), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, grpo_toy.__file__, planners["ddim"], str(tmp_path), algorithm, *RESUMED]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert newest_complete(tmp_path / "cut" / CHECKPOINTS) is not None
-    result = run(config(planners["ddim"], tmp_path / "cut", choice, dotted))
+    saved = load_checkpoint(newest_complete(tmp_path / CHECKPOINTS))
+    assert saved["stage3"]["rollouts"] == rollout
+    result = run(config(planners["ddim"], tmp_path, [f"algorithm={algorithm}"], RESUMED))
     assert result["resumed_from"] is not None
-    one, two = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    for name in ("rewards", "kl_divergence", "advantages"):
+        assert without_times(rows(tmp_path, name)) == without_times(rows(whole[algorithm], name))
+    one, two = weights(whole[algorithm]), weights(tmp_path)
     for name, value in one.items():
         assert torch.equal(value, two[name]), name
-    for name in ("rewards", "kl_divergence", "advantages"):
-        kept = [{key: row[key] for key in row if not key.startswith("seconds")} for row in rows(tmp_path / "cut", name)]
-        whole = [
-            {key: row[key] for key in row if not key.startswith("seconds")} for row in rows(tmp_path / "whole", name)
-        ]
-        assert kept == whole
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "reinforce_pp"])
