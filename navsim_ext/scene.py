@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from navsim_ext.errors import DataError
 from navsim_ext.frames import to_local
+
+if TYPE_CHECKING:  # imported where it is used: commands that only make or read Scenes save its 130 MB per process
+    import torch
+    from torch import Tensor
 
 CAMERAS = ("CAM_F0", "CAM_L0", "CAM_L1", "CAM_L2", "CAM_R0", "CAM_R1", "CAM_R2", "CAM_B0")
 COMMANDS = ("left", "straight", "right", "unknown")  # order of the driving_command one-hot
@@ -169,6 +172,8 @@ class SceneBatch:
 
     def validate(self) -> SceneBatch:
         """Returns self; raises DataError naming tokens, field and both shapes at the first broken promise."""
+        import torch
+
         batch = len(self.token)
         if batch == 0:
             raise DataError("a SceneBatch of 0 samples: check the scene filter and the split")
@@ -192,6 +197,8 @@ class SceneBatch:
 
 def collate_scenes(samples: Sequence[SceneBatch]) -> SceneBatch:
     """Joins SceneBatches along the batch axis; a target missing in one sample is an error, not None for all."""
+    import torch
+
     if not samples:
         raise DataError("cannot collate 0 samples")
     with_target = [sample.target is not None for sample in samples]

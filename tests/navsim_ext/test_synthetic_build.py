@@ -108,6 +108,12 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(world, tmp_path):
     assert len(Manifest(tmp_path).records) == 12
 
 
+def test_no_process_of_a_build_loads_torch():
+    """It would hold 130 MB in the build and as much again in its workers: half of what they all need."""
+    program = "import sys; import navsim_ext.synthetic.build; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
 def test_a_finished_build_is_left_alone(world):
     stamps = {path: path.stat().st_mtime_ns for path in (world / "navsim_logs").rglob("*.pkl")}
     build(world, recipe("scenes=46", *BLIND))
