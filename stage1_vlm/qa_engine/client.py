@@ -51,7 +51,10 @@ class ServerSettings:
 
 
 class ChatClient:
-    """Use as ``async with ChatClient(settings) as client``; ``counts`` says what happened to the requests."""
+    """Use as ``async with ChatClient(settings) as client``; ``counts`` says what happened to the requests.
+
+    Among them the tokens that the server says it has read and written, where it says so.
+    """
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -125,11 +128,16 @@ class ChatClient:
                 "check server.url, server.model and the key"
             )
         try:
-            content = response.json()["choices"][0]["message"]["content"]
+            completion = response.json()
+            content = completion["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise Nonsense(f"not a chat completion: {response.text[:120]!r}") from error
         if not isinstance(content, str) or not content.strip():
             raise Nonsense("an empty answer")
+        usage = completion.get("usage")
+        for name in ("prompt_tokens", "completion_tokens"):
+            if isinstance(usage, dict) and isinstance(usage.get(name), int):
+                self.counts[name] += usage[name]
         return content
 
     async def _wait_for_turn(self) -> None:

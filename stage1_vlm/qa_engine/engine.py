@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from PIL import Image
 
@@ -25,6 +26,7 @@ from navsim_ext.errors import TriviumError
 from navsim_ext.fingerprint import Fingerprint, digest_tokens, write_json_atomic
 from navsim_ext.prompts import IMAGE_PLACEHOLDER, format_trajectory, prompt_digest, trajectory_prompt
 from navsim_ext.runtime.lock import FolderLock
+from navsim_ext.runtime.preflight import preflight
 from navsim_ext.runtime.progress import track
 from navsim_ext.scene import SceneBatch
 from stage1_vlm.qa_engine.client import ChatClient, NoUsableAnswer, ServerSettings
@@ -72,34 +74,79 @@ class QaEngine:
         self.pairs_per_phase, self.keep_above = pairs_per_phase, keep_above
         self.scenes_at_once, self.give_up_after = scenes_at_once, give_up_after
         self.counts: Counter[str] = Counter()
+        self._in_a_row = 0  # failed scenes
 
     def run(self) -> dict[str, int]:
         """Generates what is missing, then writes the data sets; returns counts of scenes, pairs and requests.
 
-        Raises FolderBusy, FingerprintMismatch (other prompts or models began this folder), ServerRefused, ServerDown.
+        The first ``scenes_at_once`` scenes are the measured slice of the preflight: their pairs are kept, and what the
+        others will cost is said before they are asked. Raises PreflightError (missing pictures before anything is
+        asked), FolderBusy, FingerprintMismatch (other prompts or models began this folder), ServerRefused, ServerDown.
         """
         with FolderLock(self.output_dir):
             self._claim()
             done = self._done()
             todo = [place for place, token in enumerate(self.scenes.tokens) if token not in done]
+            pictures = [path for place in todo for path in self._pictures(place).values()]
+            if not all(path.is_file() for path in pictures):
+                preflight(output_dir=self.output_dir, items=len(todo), files=pictures, title="driving questions")
             failures: list[dict[str, str]] = []
             with open(self.output_dir / JOURNAL, "a", encoding="utf-8") as journal:
-                outcomes = self._outcomes(todo)
-                in_a_row = 0
-                for outcome in track(outcomes, "driving questions", total=len(self.scenes), done=len(done)):
-                    if "failed" in outcome:
-                        failures.append(outcome)
-                        in_a_row += 1
-                        if in_a_row >= self.give_up_after:
-                            self._write_lines(FAILED, failures)
-                            raise ServerDown(f"{in_a_row} scenes in a row failed; the last: {outcome['failed']}")
-                        continue
-                    in_a_row = 0
-                    journal.write(json.dumps(outcome, ensure_ascii=False) + "\n")
-                    journal.flush()
-                    os.fsync(journal.fileno())
+                start, begun = time.perf_counter(), journal.tell()
+                first, rest = todo[: self.scenes_at_once], todo[self.scenes_at_once :]
+                self._keep(self._outcomes(first), journal, failures)
+                if rest and len(failures) < len(first):
+                    seconds = (time.perf_counter() - start) / len(first)
+                    stored = (journal.tell() - begun) / (len(first) - len(failures))
+                    tokens = sum(count for name, count in self.counts.items() if name.endswith("_tokens")) / len(first)
+                    self._say_cost(rest, seconds, stored, tokens, pictures)
+                known = len(self.scenes) - len(rest)
+                outcomes = track(self._outcomes(rest), "driving questions", total=len(self.scenes), done=known)
+                self._keep(outcomes, journal, failures)
             self._write_lines(FAILED, failures)
             return self._publish(len(failures))
+
+    def _keep(self, outcomes: Iterable[dict[str, Any]], journal: TextIO, failures: list[dict[str, str]]) -> None:
+        """Journals finished scenes and collects failed ones; raises ServerDown after too many in a row."""
+        for outcome in outcomes:
+            if "failed" in outcome:
+                failures.append(outcome)
+                self._in_a_row += 1
+                if self._in_a_row >= self.give_up_after:
+                    self._write_lines(FAILED, failures)
+                    raise ServerDown(f"{self._in_a_row} scenes in a row failed; the last: {outcome['failed']}")
+                continue
+            self._in_a_row = 0
+            journal.write(json.dumps(outcome, ensure_ascii=False) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def _say_cost(
+        self, rest: Sequence[int], seconds: float, stored: float, tokens: float, pictures: Sequence[Path]
+    ) -> None:
+        """Of the scenes after the measured slice, from its seconds, journal bytes and tokens (0: not told) a scene.
+
+        A pair is stored twice, in the journal and in its data set; publication holds all of them in memory.
+        """
+        trajectory_bytes = len(json.dumps(self.trajectory_record(self.scenes[rest[0]])))
+        bytes_per_scene = 2 * stored + trajectory_bytes
+        payload = 4 / 3 * sum(path.stat().st_size for path in self._pictures(rest[0]).values())
+        requests = self.server.concurrency + self.judge.concurrency
+        told = f"{tokens:,.0f} tokens each, {tokens * len(rest):,.0f} in all" if tokens else "tokens not told"
+        preflight(
+            output_dir=self.output_dir,
+            items=len(rest),
+            bytes_per_item=bytes_per_scene,
+            memory_bytes=len(self.scenes) * bytes_per_scene + requests * payload,
+            seconds_per_item=seconds,
+            files=pictures,
+            title=f"driving questions of {len(rest):,} scenes, {told}",
+        )
+
+    def _pictures(self, place: int) -> dict[str, Path]:
+        """By camera."""
+        scene = self.scenes[place]
+        return {camera: self.scenes.sensor_root / scene.cameras[0][camera] for camera in self.cameras}
 
     def trajectory_record(self, scene: SceneBatch) -> dict[str, Any]:
         """The trajectory task of one scene as a conversation in InternVL's form."""
@@ -119,8 +166,7 @@ class QaEngine:
     async def _scene(self, client: ChatClient, judge: ChatClient, place: int) -> dict[str, Any]:
         scene = self.scenes[place]
         facts = scene_facts(scene, 0, self.pairs_per_phase)
-        paths = {camera: self.scenes.sensor_root / scene.cameras[0][camera] for camera in self.cameras}
-        pictures = picture_parts(paths)
+        pictures = picture_parts(self._pictures(place))
         earlier: list[str] = []
         pairs: list[QaPair] = []
         for phase in PHASES:
