@@ -6,6 +6,7 @@ They are written as ordinary checkpoint folders and read back by the same ``load
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLVisionConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -64,15 +67,30 @@ def train_tokenizer(
     )
 
 
-def text_config(tokenizer: PreTrainedTokenizerFast, *, width: int, layers: int, heads: int) -> Qwen2Config:
+@dataclass(frozen=True)
+class TinySizes:
+    """What every family has: language model, vision tower (``patch`` in pixels), vocabulary, seed of the weights."""
+
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    vision_width: int = 64
+    vision_layers: int = 2
+    vision_heads: int = 4
+    patch: int = 14
+    vocabulary: int = 1024
+    seed: int = 0
+
+
+def text_config(tokenizer: PreTrainedTokenizerFast, sizes: TinySizes) -> Qwen2Config:
     """A Qwen2 language model of that size; the vocabulary is rounded up to a multiple of 64."""
     return Qwen2Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 2),
+        hidden_size=sizes.width,
+        intermediate_size=3 * sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=max(1, sizes.heads // 2),
         max_position_embeddings=32_768,
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -82,47 +100,35 @@ def text_config(tokenizer: PreTrainedTokenizerFast, *, width: int, layers: int, 
 
 
 def build_tiny_internvl(
-    folder: str | Path,
-    texts: Iterable[str],
-    *,
-    width: int = 64,
-    layers: int = 2,
-    heads: int = 4,
-    vision_width: int = 64,
-    vision_layers: int = 2,
-    vision_heads: int = 4,
-    tile: int = 56,
-    patch: int = 14,
-    max_tiles: int = 12,
-    vocabulary: int = 1024,
-    seed: int = 0,
+    folder: str | Path, texts: Iterable[str], *, tile: int = 56, max_tiles: int = 12, **sizes: int
 ) -> Path:
-    """Writes a randomly initialised InternVL checkpoint folder; tokens per tile = (tile / patch / 2)^2."""
+    """Writes a randomly initialised InternVL checkpoint folder; tokens per tile = (tile / patch / 2)^2.
+
+    ``sizes`` are fields of :class:`TinySizes`.
+    """
+    size = TinySizes(**sizes)
     texts = [*texts, *[f"system\n{InternVLProcessor.default_system}\nuser\nassistant\n"] * 100]
-    tokenizer = train_tokenizer(texts, INTERNVL_TOKENS, vocabulary=vocabulary, roles=INTERNVL_ROLES)
+    tokenizer = train_tokenizer(texts, INTERNVL_TOKENS, vocabulary=size.vocabulary, roles=INTERNVL_ROLES)
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(
-            hidden_size=vision_width,
-            intermediate_size=4 * vision_width,
-            num_hidden_layers=vision_layers,
-            num_attention_heads=vision_heads,
+            hidden_size=size.vision_width,
+            intermediate_size=4 * size.vision_width,
+            num_hidden_layers=size.vision_layers,
+            num_attention_heads=size.vision_heads,
             attention_bias=True,
             image_size=tile,
-            patch_size=patch,
+            patch_size=size.patch,
             layer_scale_init_value=1.0,  # 0.1, made for 24 layers, silences a shallow tower
         ),
-        text_config=text_config(tokenizer, width=width, layers=layers, heads=heads),
+        text_config=text_config(tokenizer, size),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        image_seq_length=(tile // patch // 2) ** 2,
+        image_seq_length=(tile // size.patch // 2) ** 2,
         tie_word_embeddings=False,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = InternVLForConditionalGeneration(config)
+    model = _random_model(InternVLForConditionalGeneration, config, tokenizer, size.seed)
     positions = model.model.vision_tower.embeddings.position_embeddings  # [1, 1 + patches, D]; zero by default
     with torch.no_grad():
-        positions[0, 1:] = sine_positions(tile // patch, vision_width)
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+        positions[0, 1:] = sine_positions(tile // size.patch, size.vision_width)
     image_processor = GotOcr2ImageProcessorPil(
         size={"height": tile, "width": tile},
         crop_to_patches=True,
@@ -141,40 +147,27 @@ def sine_positions(side: int, width: int) -> Tensor:
     return 0.5 * torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
 
 
-def build_tiny_qwen(
-    folder: str | Path,
-    texts: Iterable[str],
-    *,
-    width: int = 64,
-    layers: int = 2,
-    heads: int = 4,
-    vision_width: int = 64,
-    vision_layers: int = 2,
-    vision_heads: int = 4,
-    patch: int = 14,
-    max_image_tokens: int = 64,
-    vocabulary: int = 1024,
-    seed: int = 0,
-) -> Path:
-    """Writes a randomly initialised Qwen2.5-VL checkpoint folder."""
-    tokenizer = train_tokenizer(texts, QWEN_TOKENS, vocabulary=vocabulary)
+def build_tiny_qwen(folder: str | Path, texts: Iterable[str], *, max_image_tokens: int = 64, **sizes: int) -> Path:
+    """Writes a randomly initialised Qwen2.5-VL checkpoint folder; ``sizes`` are fields of :class:`TinySizes`."""
+    size = TinySizes(**sizes)
+    tokenizer = train_tokenizer(texts, QWEN_TOKENS, vocabulary=size.vocabulary)
     ids = dict(zip(QWEN_TOKENS, tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS))))
-    text = text_config(tokenizer, width=width, layers=layers, heads=heads).to_dict()
+    text = text_config(tokenizer, size).to_dict()
     text = {key: value for key, value in text.items() if key not in {"model_type", "architectures", "use_cache"}}
-    half = width // heads // 2
+    half = size.width // size.heads // 2
     sections = [half - 2 * (half // 3), half // 3, half // 3]
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
     config = Qwen2_5_VLConfig(
         text_config=text,
         vision_config={
-            "depth": vision_layers,
-            "hidden_size": vision_width,
-            "intermediate_size": 4 * vision_width,
-            "num_heads": vision_heads,
-            "patch_size": patch,
-            "out_hidden_size": width,
-            "window_size": 4 * patch,
-            "fullatt_block_indexes": [vision_layers - 1],
+            "depth": size.vision_layers,
+            "hidden_size": size.vision_width,
+            "intermediate_size": 4 * size.vision_width,
+            "num_heads": size.vision_heads,
+            "patch_size": size.patch,
+            "out_hidden_size": size.width,
+            "window_size": 4 * size.patch,
+            "fullatt_block_indexes": [size.vision_layers - 1],
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -182,13 +175,20 @@ def build_tiny_qwen(
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=False,
     )
+    model = _random_model(Qwen2_5_VLForConditionalGeneration, config, tokenizer, size.seed)
+    area = (2 * size.patch) ** 2
+    limits = {"shortest_edge": 4 * area, "longest_edge": max_image_tokens * area}
+    return _write(folder, model, tokenizer, Qwen2VLImageProcessorPil(size=limits, patch_size=size.patch))
+
+
+def _random_model(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = model_class(config)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    area = (2 * patch) ** 2
-    size = {"shortest_edge": 4 * area, "longest_edge": max_image_tokens * area}
-    return _write(folder, model, tokenizer, Qwen2VLImageProcessorPil(size=size, patch_size=patch))
+    return model
 
 
 def _write(folder: str | Path, model, tokenizer: PreTrainedTokenizerFast, image_processor) -> Path:

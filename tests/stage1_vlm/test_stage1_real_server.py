@@ -14,7 +14,7 @@ import pytest
 from transformers import Qwen2ForCausalLM
 
 from stage1_vlm.qa_engine.client import ChatClient, Nonsense, NoUsableAnswer, ServerSettings
-from stage1_vlm.tiny import text_config, train_tokenizer
+from stage1_vlm.tiny import TinySizes, text_config, train_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
@@ -29,7 +29,7 @@ def served(tmp_path):
     tokenizer = train_tokenizer(["Is the light red? yes. no."] * 20, [], vocabulary=400)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(tmp_path / "model")
-    Qwen2ForCausalLM(text_config(tokenizer, width=32, layers=2, heads=2)).save_pretrained(tmp_path / "model")
+    Qwen2ForCausalLM(text_config(tokenizer, TinySizes(width=32, layers=2, heads=2))).save_pretrained(tmp_path / "model")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
