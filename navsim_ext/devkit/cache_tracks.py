@@ -17,19 +17,27 @@ STEPS_PER_FRAME = 5
 NEAR = 1e-7  # m and rad: what reading a box back from its polygon may cost
 
 
-def sightings(v1: NDArray[np.float64], v2: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[K,3] sightings of one track from its poses in v1 [51,3] and v2 [41,3], NaN where absent.
+def sightings(v1: NDArray[np.float64] | None, v2: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """[K,3] sightings of one track from its poses in v1 [51,3] and v2 [41,3], NaN where absent; None: no such cache.
 
     - Seen once within a version's horizon, a track stands unmoved at every step of that version.
     - Otherwise it is present from its first to its last sighting; gaps were bridged linearly, so that a sighting on the
       bridge changes nothing.
+    - With one cache alone, the poses at the frames that it sees serve: a track that stands counts as seen in all.
     """
+    found = np.full((NUM_FRAMES, 3), np.nan)
+    if v1 is None or v2 is None:
+        poses = (v2 if v1 is None else v1).copy()
+        if _stands(poses, NEAR):
+            poses[:] = poses[0]
+        at_frames = poses[::STEPS_PER_FRAME]
+        found[: len(at_frames)] = at_frames
+        return found
     v1 = v1.copy()
     exact = np.isfinite(v1[: len(v2), 0]) & np.isfinite(v2[:, 0]) & (np.abs(v1[: len(v2)] - v2).max(axis=1) < NEAR)
     v1[: len(v2)][exact] = v2[exact]  # v2's cache has them unrounded
     if _stands(v1, NEAR):
         v1[:] = v1[0]
-    found = np.full((NUM_FRAMES, 3), np.nan)
     present_v1, present_v2 = np.isfinite(v1[:, 0]), np.isfinite(v2[:, 0])
     at_frames = v1[::STEPS_PER_FRAME]
     if not present_v2.any():  # only in the frames after 4 s
@@ -53,14 +61,19 @@ def _stands(poses: NDArray[np.float64], tolerance: float = 0.0) -> bool:
     return bool(np.isfinite(poses).all() and (np.abs(poses - poses[0]) <= tolerance).all())
 
 
-def joint_tracks(v1: CacheContent, v2: CacheContent) -> tuple[list[str], NDArray[np.float64]]:
-    """(tokens in list order, poses [n,K,3]) of the tracks of both caches; v1 knows all of them."""
-    in_v2 = {token: row for row, token in enumerate(v2.track_tokens)}
-    absent = np.full((v2.track_poses.shape[0], 3), np.nan)
-    order = np.argsort(v1.track_types, kind="stable")
-    tokens = [v1.track_tokens[row] for row in order]
-    poses = [
-        sightings(v1.track_poses[:, row], v2.track_poses[:, in_v2[token]] if token in in_v2 else absent)
-        for row, token in zip(order, tokens)
-    ]
+def joint_tracks(v1: CacheContent | None, v2: CacheContent | None) -> tuple[list[str], NDArray[np.float64]]:
+    """(tokens in list order, poses [n,K,3]) of the tracks of one or both caches; v1 knows all of v2's."""
+    known = v2 if v1 is None else v1
+    order = np.argsort(known.track_types, kind="stable")
+    tokens = [known.track_tokens[row] for row in order]
+    poses = [sightings(_poses(v1, token), _poses(v2, token)) for token in tokens]
     return tokens, np.array(poses).reshape(-1, NUM_FRAMES, 3)
+
+
+def _poses(content: CacheContent | None, token: str) -> NDArray[np.float64] | None:
+    """[T,3] of a track in a cache, NaN where absent; None without that cache."""
+    if content is None:
+        return None
+    if token not in content.track_tokens:
+        return np.full((content.track_poses.shape[0], 3), np.nan)
+    return content.track_poses[:, content.track_tokens.index(token)]

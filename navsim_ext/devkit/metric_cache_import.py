@@ -2,8 +2,8 @@
 
     python -m navsim_ext.devkit.metric_cache_import v1=NAVSIM_1_1_CACHE v2=NAVSIM_2_2_CACHE output_dir=DIR
 
-A record serves both scorer versions, so both caches are needed; tokens that only one of them has are invalid. Every
-record is replayed and compared with the boxes of both pickles before it is stored; a difference makes it invalid.
+One of the two is enough, for the folder as for a token: such a scene has scores of that version only. Every record is
+replayed and compared with the boxes of its pickles before it is stored; a difference makes it invalid.
 Note that NAVSIM's PDM-Closed depends on which scenes its worker had built before; it is taken over as it is.
 """
 
@@ -37,6 +37,7 @@ from navsim_ext.metric_cache.schema import (
     map_folder,
 )
 from navsim_ext.pdm.closed.forecast import box_corners
+from navsim_ext.pdm.ego import STATE_SIZE
 from navsim_ext.pdm.log_replay import replayed_boxes
 from navsim_ext.pdm.resident import UnscorableScene, prepare
 from navsim_ext.runtime.config import job
@@ -47,6 +48,7 @@ from navsim_ext.shards import ShardWriter, merge
 logger = logging.getLogger(__name__)
 
 FILE = "metric_cache.pkl"
+PAST_FRAMES = 4  # of a record; v1's caches have none
 BOX_TOLERANCE_M = 1e-6  # centres and headings are read back from polygons in UTM coordinates
 
 
@@ -54,16 +56,19 @@ class NothingImported(TriviumError):
     """Not one cache could be taken over."""
 
 
-def import_caches(v1: str | Path, v2: str | Path, output_dir: str | Path) -> dict[str, object]:
-    """Converts all tokens of both folders; returns the content of ``report.json``. May be killed and run again.
+def import_caches(v1: str | Path | None, v2: str | Path | None, output_dir: str | Path) -> dict[str, object]:
+    """Converts all tokens of the folders; returns the content of ``report.json``. May be killed and run again.
 
-    Raises MissingError for a folder without caches, NothingImported, FolderBusy, FingerprintMismatch.
+    Raises MissingError for no folder or one without caches, NothingImported, FolderBusy, FingerprintMismatch.
     """
-    files = {"v1": find_caches(v1), "v2": find_caches(v2)}
+    folders = {version: folder for version, folder in zip(VERSIONS, (v1, v2)) if folder is not None}
+    if not folders:
+        raise MissingError("v1 and v2 are both null: give the folder of NAVSIM 1.1's caches, of 2.2's, or both")
+    files = {version: find_caches(folder) for version, folder in folders.items()}
     cache = Path(output_dir)
     logs: dict[str, list[str]] = {}
-    for token in sorted(files["v1"].keys() | files["v2"].keys()):
-        path = files["v1"].get(token) or files["v2"][token]
+    for token in sorted(set().union(*files.values())):
+        path = next(found[token] for found in files.values() if token in found)
         logs.setdefault(path.parents[2].name, []).append(token)
     tokens = {version: digest_tokens(found) for version, found in files.items()}
     fingerprint = Fingerprint(kind=KIND, fields=cache_fields() | {"imported": {"from": "navsim", "tokens": tokens}})
@@ -96,23 +101,23 @@ def import_log(
 ) -> LogResult:
     """Converts the caches of one log. They share one polygon table, because NAVSIM 1.1 does not say which map it is."""
     name = f"navsim@{log}"
-    pairs: dict[str, tuple[CacheContent, CacheContent]] = {}
+    scenes: dict[str, dict[str, CacheContent]] = {}
     invalid: list[Invalid] = []
     for token in tokens:
         try:
-            pairs[token] = read_pair(token, files)
-        except (DataError, MissingError) as error:
+            scenes[token] = read_versions(token, files)
+        except DataError as error:
             invalid.append(Invalid(token, type(error).__name__, str(error)))
     polygons = SharedPolygons()
-    for v1, v2 in pairs.values():
-        polygons.add(v1, v2)
+    for contents in scenes.values():
+        polygons.add(*contents.values())
     table = polygons.table()
     table.save(map_folder(cache, name))
     cached: list[str] = []
-    for token, (v1, v2) in pairs.items():
+    for token, contents in scenes.items():
         try:
             if token not in writer.done:
-                record = convert(token, log, name, v1, v2, polygons)
+                record = convert(token, log, name, contents, polygons)
                 record = with_reference_scores(record, prepare(record, table)).validate()
                 writer.put(token, record.to_arrays())
             cached.append(token)
@@ -121,21 +126,23 @@ def import_log(
     return LogResult(log, tuple(cached), tuple(invalid))
 
 
-def read_pair(token: str, files: Mapping[str, Mapping[str, Path]]) -> tuple[CacheContent, CacheContent]:
-    """The two caches of a token; raises MissingError when one is absent, DataError when they are of other versions or
-    of different scenes."""
-    contents = []
-    for version in VERSIONS:
-        if token not in files[version]:
-            raise MissingError(f"token {token} has no {version} cache: a record needs those of both NAVSIM versions")
-        content = read_content(read_cache(files[version][token]))
+def read_versions(token: str, files: Mapping[str, Mapping[str, Path]]) -> dict[str, CacheContent]:
+    """The caches of a token by version, in the order of ``VERSIONS``; raises DataError when one is of another version
+    than its folder's, or they are of different scenes."""
+    contents = {}
+    for version, found in files.items():
+        if token not in found:
+            continue
+        content = read_content(read_cache(found[token]))
         if content.version != version:
-            raise DataError(f"{files[version][token]} is a cache of {content.version}, not of {version}")
-        contents.append(content)
-    v1, v2 = contents
+            raise DataError(f"{found[token]} is a cache of {content.version}, not of {version}")
+        contents[version] = content
+    if len(contents) < len(VERSIONS):
+        return contents
+    v1, v2 = contents.values()
     if v1.time_us != v2.time_us or not np.array_equal(v1.ego_state, v2.ego_state):
         raise DataError(f"the caches of token {token} are of different scenes: {v1.time_us} us and {v2.time_us} us")
-    return v1, v2
+    return contents
 
 
 class SharedPolygons:
@@ -176,53 +183,59 @@ def _rings(polygon: shapely.Polygon) -> list[NDArray[np.float64]]:
 
 
 def convert(
-    token: str, log: str, map_name: str, v1: CacheContent, v2: CacheContent, polygons: SharedPolygons
+    token: str, log: str, map_name: str, contents: Mapping[str, CacheContent], polygons: SharedPolygons
 ) -> SceneMetricCache:
-    """The record of a pair of caches, without reference scores. Raises DataError when its replay is not theirs."""
-    if v2.human_poses is None or v2.past_states is None or v2.past_time_us is None:
+    """The record of the caches of one or both versions, without reference scores. Raises DataError when its replay is
+    not theirs."""
+    v2 = contents.get("v2")
+    if v2 is not None and (v2.human_poses is None or v2.past_states is None or v2.past_time_us is None):
         raise DataError(f"the v2 cache of token {token} has no human or past trajectory")
-    tokens, poses = joint_tracks(v1, v2)
-    row = {track_token: i for i, track_token in enumerate(v1.track_tokens)}
+    any_version = next(iter(contents.values()))  # v1's where it is there: what both hold is equal, and v1 sees 5 s
+    tokens, poses = joint_tracks(contents.get("v1"), v2)
+    row = {track_token: i for i, track_token in enumerate(any_version.track_tokens)}
     order = [row[track_token] for track_token in tokens]
-    lanes = set(v1.route_lane_ids)
+    lanes = set(any_version.route_lane_ids)
+    map_types = any_version.map_types.tolist()
     patch = [
         polygons.row(kind, fid, polygon)
-        for kind, fid, polygon in zip(v1.map_types.tolist(), v1.map_tokens, v1.map_polygons)
+        for kind, fid, polygon in zip(map_types, any_version.map_tokens, any_version.map_polygons)
     ]
+    red_lights = {} if v2 is None else v2.red_lights
+    no_closed = np.full_like(any_version.pdm_closed, np.nan)
     record = SceneMetricCache(
         token=token,
         log_name=log,
         map_location=map_name,
         map_label="nuplan",
-        time_us=v1.time_us,
-        ego_state=v1.ego_state,
-        past_time_us=v2.past_time_us,
-        past_states=v2.past_states,
-        human_poses=v2.human_poses,
-        centerline=v1.centerline,
+        time_us=any_version.time_us,
+        ego_state=any_version.ego_state,
+        past_time_us=np.full(PAST_FRAMES, any_version.time_us, dtype=np.int64) if v2 is None else v2.past_time_us,
+        past_states=np.full((PAST_FRAMES, STATE_SIZE), np.nan) if v2 is None else v2.past_states,
+        human_poses=np.full((HUMAN_POSES, 3), np.nan) if v2 is None else v2.human_poses,
+        centerline=any_version.centerline,
         map_polygons=np.array(patch, dtype=np.int32),
         map_on_route=np.array(
-            [kind in (0, LANE_CONNECTOR) and fid in lanes for kind, fid in zip(v1.map_types.tolist(), v1.map_tokens)],
+            [kind in (0, LANE_CONNECTOR) and fid in lanes for kind, fid in zip(map_types, any_version.map_tokens)],
             dtype=bool,
         ),
         track_poses=poses,
-        track_velocities=v1.track_velocities[order],
-        track_sizes=v1.track_sizes[order],
-        track_types=v1.track_types[order].astype(np.int8),
+        track_velocities=any_version.track_velocities[order],
+        track_sizes=any_version.track_sizes[order],
+        track_types=any_version.track_types[order].astype(np.int8),
         red_polygons=np.array(
-            [polygons.row(LANE_CONNECTOR, fid, polygon) for fid, (polygon, _) in v2.red_lights.items()], dtype=np.int32
+            [polygons.row(LANE_CONNECTOR, fid, polygon) for fid, (polygon, _) in red_lights.items()], dtype=np.int32
         ),
-        red_frames=np.array([red[::STEPS_PER_FRAME] for _, red in v2.red_lights.values()], dtype=bool).reshape(
+        red_frames=np.array([red[::STEPS_PER_FRAME] for _, red in red_lights.values()], dtype=bool).reshape(
             -1, NUM_FRAMES_V2
         ),
-        pdm_closed=np.stack([v1.pdm_closed, v2.pdm_closed]),
+        pdm_closed=np.stack([contents[v].pdm_closed if v in contents else no_closed for v in VERSIONS]),
         pdm_closed_index=np.full(len(VERSIONS), -1, dtype=np.int8),  # not in NAVSIM's caches
         pdm_progress=np.full(len(VERSIONS), np.nan),
         pdm_multiplier=np.full(len(VERSIONS), np.nan),
         human_sub_scores=np.full(HUMAN_POSES, np.nan),
-        text=encode_text(route_lane_ids=v1.route_lane_ids, route_roadblock_ids=[], track_tokens=tokens),
+        text=encode_text(route_lane_ids=any_version.route_lane_ids, route_roadblock_ids=[], track_tokens=tokens),
     )
-    for version, content in zip(VERSIONS, (v1, v2)):
+    for version, content in contents.items():
         require_replayed(record, version, content)
     return record
 

@@ -96,6 +96,7 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
     content: dict[str, Any] = {
         "identity": what,
         "failures": scores.loc[~scores["valid"], "reason"].value_counts().to_dict(),
+        "incomplete": scores.loc[scores["valid"] & (scores["reason"] != ""), "reason"].value_counts().to_dict(),
         "estimates": {name: {c: e.to_json() for c, e in columns.items()} for name, columns in summary.items()},
     }
     write_json_atomic(output / AGGREGATE_FILE, content)
@@ -103,9 +104,10 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
     for table in print_table(summary, what):
         console.print(table)
     console.print(identity_line(what, fingerprint.parents["scorer"]), soft_wrap=True, highlight=False)
-    for reason, count in list(content["failures"].items())[:5]:
-        line = f"invalid: {count} x {reason}"  # reasons hold brackets, which are not markup
-        console.print(line, soft_wrap=True, style="yellow", highlight=False, markup=False)
+    for kind, key in (("invalid", "failures"), ("incomplete", "incomplete")):
+        for reason, count in list(content[key].items())[:5]:
+            line = f"{kind}: {count} x {reason}"  # reasons hold brackets, which are not markup
+            console.print(line, soft_wrap=True, style="yellow", highlight=False, markup=False)
     if cfg.require_valid and not scores["valid"].any():
         raise NothingScored(f"all {len(scores)} trajectories are invalid: see {output / SCORES_FILE}")
     return scores

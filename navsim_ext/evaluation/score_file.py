@@ -148,7 +148,7 @@ def file_fingerprint(trajectories: str | os.PathLike[str], metric_cache: MetricC
 
 
 def summary_of(content: TrajectoryFile, result: PdmResult) -> dict[str, Any]:
-    """Per planner: rows, valid rows, means over valid rows; reasons of invalid rows; whose maps the scores are from."""
+    """Per planner: rows, valid rows, means; reasons of invalid and incomplete rows; whose maps the scores are from."""
     planners: dict[str, list[int]] = {}
     for row, name in enumerate(content.names):
         planners.setdefault(name, []).append(row)
@@ -157,7 +157,8 @@ def summary_of(content: TrajectoryFile, result: PdmResult) -> dict[str, Any]:
         good = np.array(rows)[result.valid[rows]]
         means = {column: _mean(result[column][good]) for column in HEADLINES}
         summary[name] = {"rows": len(rows), "valid": len(good), "mean": means}
-    return {"planners": summary, "invalid": result.invalid_reasons(), "maps": result.summary()["maps"]}
+    whole = result.summary()
+    return {"planners": summary} | {key: whole[key] for key in ("invalid", "incomplete", "maps")}
 
 
 def _mean(scores: NDArray[np.float64]) -> float | None:
@@ -205,6 +206,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         console.print(f"invalid: {count} x {reason}", markup=False)
     if len(summary["invalid"]) > 20:
         console.print(f"invalid: {len(summary['invalid']) - 20} further reasons, in the column `reason`")
+    for reason, count in summary["incomplete"].items():
+        console.print(f"incomplete: {count} x {reason}", markup=False)
     approximate = summary["maps"].get("approx", 0)
     if approximate:
         console.print(f"{approximate} rows were scored on APPROXIMATE maps: not comparable with published scores")

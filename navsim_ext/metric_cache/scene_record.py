@@ -148,15 +148,16 @@ def closed_plan(scene: Scene, context: MapContext, road: Road, ego_state: NDArra
 
 def with_reference_scores(record: SceneMetricCache, resident: ResidentScene) -> SceneMetricCache:
     """Fills what every prediction is measured against: PDM-Closed's progress and multiplier per version, and the
-    human's own v2 sub-scores (without history comfort, progress relative to itself)."""
-    progress, multiplier = np.empty(len(VERSIONS)), np.empty(len(VERSIONS))
-    for v, version in enumerate(VERSIONS):
+    human's own v2 sub-scores (without history comfort, progress relative to itself). NaN for unknown versions."""
+    progress, multiplier = np.full(len(VERSIONS), np.nan), np.full(len(VERSIONS), np.nan)
+    for version in record.versions:
+        v = VERSIONS.index(version)
         reference = references_from_trajectory(record.pdm_closed[v], record.time_us)
         states = simulate(reference[None], record.ego_state)
         scores = score_proposals(states, resident.surroundings, resident.traffic, version)
         progress[v], multiplier[v] = scores.progress[0], scores.multiplicative[0].prod()
     human = np.full(HUMAN_POSES, np.nan)
-    if np.isfinite(record.human_poses).all():
+    if "v2" in record.versions and np.isfinite(record.human_poses).all():
         references = references_from_predictions(record.human_poses[None], record.ego_state, record.time_us)
         states = simulate(references, record.ego_state)
         scores = score_proposals(states, resident.surroundings, resident.traffic, "v2")

@@ -7,6 +7,9 @@ float64), velocities global m/s.
 Both scorer versions share one record. A track is stored at the 2 Hz frames it was seen in, not at 10 Hz: the v1 and
 the v2 observation, including the rule that a track seen once stands at every step, follow from it exactly (see
 :mod:`navsim_ext.pdm.log_replay`). Map polygons are stored once per map (:class:`PolygonTable`); a scene has indices.
+
+A record that was imported from the cache of one NAVSIM version only has no PDM-Closed of the other: that row of
+``pdm_closed``, ``pdm_progress`` and ``pdm_multiplier`` is NaN, and the scene has no scores of that version.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ class SceneMetricCache:
     time_us: int  # of now
     ego_state: NDArray[np.float64]  # [11] x, y, heading, vx, vy, ax, ay, steering, its rate, yaw rate, yaw acceleration
     past_time_us: NDArray[np.int64]  # [4] -1.5 ... 0 s
-    past_states: NDArray[np.float64]  # [4,11] logged ego states, oldest first
+    past_states: NDArray[np.float64]  # [4,11] logged ego states, oldest first; NaN: unknown (then no v2 either)
     human_poses: NDArray[np.float64]  # [8,3] driven poses, ego frame; NaN where the log ends before 4 s
 
     centerline: NDArray[np.float64]  # [C,3] x, y, heading
@@ -71,13 +74,19 @@ class SceneMetricCache:
     red_polygons: NDArray[np.int32]  # [r] connector's row in the PolygonTable; connectors on the uncorrected route
     red_frames: NDArray[np.bool_]  # [r,9] red at frame k, hence at steps 5k ... 5k+4 (v2)
 
-    pdm_closed: NDArray[np.float64]  # [V,51,3] PDM-Closed's trajectory at 10 Hz, per version
+    pdm_closed: NDArray[np.float64]  # [V,51,3] PDM-Closed's trajectory at 10 Hz, per version; NaN: version unknown
     pdm_closed_index: NDArray[np.int8]  # [V] chosen proposal, 5 * lateral + longitudinal
     pdm_progress: NDArray[np.float64]  # [V] PDM-Closed's raw progress after simulation [m]
     pdm_multiplier: NDArray[np.float64]  # [V] product of its multiplicative sub-scores
     human_sub_scores: NDArray[np.float64]  # [8] v2 of the human alone: nc, dac, ddc, tlc, ep, ttc, lk, hc; NaN: unknown
 
     text: NDArray[np.uint8]  # JSON bytes: see the properties below
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Scorer versions that predictions can be measured in: those whose PDM-Closed is known."""
+        known = np.isfinite(self.pdm_closed).all(axis=(1, 2))
+        return tuple(version for version, there in zip(VERSIONS, known) if there)
 
     @functools.cached_property
     def _lists(self) -> dict[str, Any]:
@@ -138,7 +147,14 @@ class SceneMetricCache:
             found = getattr(self, name).shape
             if found != shape:
                 raise DataError(f"metric cache record {self.token}: {name} has shape {found}, {shape} was expected")
-        for name in ("ego_state", "past_states", "centerline", "track_velocities", "track_sizes", "pdm_closed"):
+        unknown = np.isnan(self.pdm_closed).all(axis=(1, 2)).sum()
+        if len(self.versions) + unknown != len(VERSIONS) or not self.versions:
+            raise DataError(
+                f"metric cache record {self.token}: pdm_closed must be finite for one of {VERSIONS} at least, and "
+                f"NaN as a whole for the others; it is finite for {self.versions or 'none'} and NaN for {unknown}"
+            )
+        always = ("ego_state", "centerline", "track_velocities", "track_sizes")
+        for name in (*always, "past_states") if "v2" in self.versions else always:
             if not np.isfinite(getattr(self, name)).all():
                 raise DataError(f"metric cache record {self.token}: {name} holds a value that is not finite")
         if len(self.centerline) < 2:

@@ -18,7 +18,7 @@ from navsim_ext.pdm.compiled import kernel
 from navsim_ext.pdm.ego import AX, AY, HEADING, NUM_STEPS, REAR_AXLE_TO_CENTER, principal, unwrap_correction
 from navsim_ext.pdm.log_replay import replay
 from navsim_ext.pdm.map_index import MapIndex, index_map
-from navsim_ext.pdm.traffic import Traffic
+from navsim_ext.pdm.traffic import V1, V2, Traffic
 
 PAST_INTERVAL_US = 100_000
 MAP_RADIUS = 100.0  # m, half side of the map patch
@@ -75,6 +75,7 @@ class LoadedScene(NamedTuple):
     arrays: ResidentScene
     log_name: str
     map_label: str
+    versions: int  # bits V1 and V2 of those that the record has a reference for
 
 
 def resident(token: str, cache: MetricCache) -> LoadedScene:
@@ -88,7 +89,9 @@ def resident(token: str, cache: MetricCache) -> LoadedScene:
             cache.prepared.move_to_end(token)
             return loaded
     record = cache.load(token)
-    loaded = LoadedScene(prepare(record, cache.polygons(record.map_location)), record.log_name, record.map_label)
+    versions = sum({"v1": V1, "v2": V2}[version] for version in record.versions)
+    arrays = prepare(record, cache.polygons(record.map_location))
+    loaded = LoadedScene(arrays, record.log_name, record.map_label, versions)
     with cache.lock:
         cache.prepared[token] = loaded
         while len(cache.prepared) > cache.resident:

@@ -1,4 +1,4 @@
-"""PdmResult: scores as columns, each row valid or invalid with its reason. An invalid row holds NaN, never a score."""
+"""PdmResult: scores as columns, each row valid or invalid with its reason. What is invalid is NaN, never a score."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ METRICS = ("pdms_v1", "epdms_v2", "epdms_v2_nofilter", "reward")
 class PdmResult:
     """One row per trajectory, in the order they were given. ``result["pdms_v1"]`` or ``result.pdms_v1`` is a column.
 
-    Columns of versions that were not asked for, and v2_ec without a predecessor, are NaN in valid rows too.
+    A row is valid when one of the versions that were asked for could be scored. The columns of a version that its scene
+    has no reference for (a metric cache imported from the other NAVSIM version) are NaN, and ``reason`` says so:
+    ``valid_for`` tells the validity of one column. Columns of versions that were not asked for, and v2_ec without a
+    predecessor, are NaN in valid rows too.
     """
 
     tokens: Sequence[str]  # [N]
     values: NDArray[np.float64]  # [N,columns] in the order of ``columns.COLUMNS``
     valid: NDArray[np.bool_]  # [N]
-    reason: NDArray[np.object_]  # [N] str, empty where valid
+    reason: NDArray[np.object_]  # [N] str, empty where every version that was asked for is there
     map_label: NDArray[np.object_]  # [N] "nuplan", "approx" (scores from a reconstructed map), empty where unknown
     states: NDArray[np.float64] | None = field(default=None, repr=False)  # [N,41,11] simulated, if kept
 
@@ -45,6 +48,10 @@ class PdmResult:
             return self.values[:, _POSITION[name]]
         raise AttributeError(name)
 
+    def valid_for(self, column: str) -> NDArray[np.bool_]:
+        """Rows [N] that have a value in a column; raises KeyError as ``result[column]`` does."""
+        return self.valid & ~np.isnan(self[column])
+
     @property
     def num_invalid(self) -> int:
         return int((~self.valid).sum())
@@ -53,13 +60,18 @@ class PdmResult:
         """How many rows are invalid, by reason, most frequent first."""
         return dict(Counter(self.reason[~self.valid]).most_common())
 
+    def incomplete_reasons(self) -> dict[str, int]:
+        """How many valid rows lack a version that was asked for, by reason, most frequent first."""
+        return dict(Counter(self.reason[self.valid & (self.reason != "")]).most_common())
+
     def to_frame(self) -> pd.DataFrame:
         """token, valid, reason, map_label and all columns."""
         head = {"token": list(self.tokens), "valid": self.valid, "reason": self.reason, "map_label": self.map_label}
         return pd.DataFrame(head | {name: self.values[:, i] for name, i in _POSITION.items()})
 
     def summary(self) -> dict[str, Any]:
-        """Counts, means of the metrics over valid rows, reasons of invalid ones, and whose maps the scores are from."""
+        """Counts, means of the metrics over the rows that have them, reasons of invalid and incomplete rows, and whose
+        maps the scores are from."""
         means = {}
         for name in METRICS:
             scores = self[name][self.valid]
@@ -71,6 +83,7 @@ class PdmResult:
             "rows": len(self),
             "valid": int(self.valid.sum()),
             "invalid": self.invalid_reasons(),
+            "incomplete": self.incomplete_reasons(),
             "mean": means,
             "maps": dict(labels),
         }

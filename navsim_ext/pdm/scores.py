@@ -51,12 +51,14 @@ def score(
     ``versions``: which of "v1" (PDMS, NAVSIM 1.1) and "v2" (EPDMS, NAVSIM 2.2) to compute. ``reward`` adds a column.
     ``threads``: None takes the cores this process may use, 1 stays in the calling thread.
     Rows that cannot be scored are invalid with a reason: NaN or infinite poses, a token without a record, a scene that
-    allows no score. Raises TrajectoryShapeError for wrong shapes, DataError for an unknown version.
+    allows no score. A scene without a reference for one of the versions is scored in the other; the columns of the
+    first (and a reward of that version) are NaN, and the reason names it.
+    Raises TrajectoryShapeError for wrong shapes, DataError for an unknown version.
     """
     poses = check_trajectories(tokens, trajectories)
     bits, weights = _options(versions, reward)
-    rows, states, loaded, reasons = _run(list(tokens), poses, metric_cache, bits, weights, threads)
-    return _result(tokens, rows, states if keep_states else None, loaded, reasons)
+    rows, states, loaded, valid, reasons = _run(list(tokens), poses, metric_cache, bits, weights, threads)
+    return _result(tokens, rows, states if keep_states else None, loaded, valid, reasons)
 
 
 def score_pairs(
@@ -83,13 +85,14 @@ def score_pairs(
     if not bits & V2:
         raise DataError("score_pairs computes two-frame comfort, a part of v2: versions must include 'v2'")
     tokens = list(tokens)
-    rows, states, loaded, reasons = _run(tokens, poses, metric_cache, bits, weights, threads)
+    rows, states, loaded, valid, reasons = _run(tokens, poses, metric_cache, bits, weights, threads)
+    comparable = [bool(valid[row]) and bool(loaded[token].versions & V2) for row, token in enumerate(tokens)]
     if previous is None:
-        previous = _predecessors(tokens, names, loaded, reasons)
+        previous = _predecessors(tokens, names, loaded, comparable)
     elif len(previous) != len(tokens) or not all(-1 <= other < len(tokens) for other in previous):
         raise DataError(f"previous must hold {len(tokens)} row numbers below {len(tokens)}, or -1")
     for row, other in enumerate(previous):
-        if other < 0 or reasons[row] or reasons[other]:
+        if other < 0 or not comparable[row] or not comparable[other]:
             continue
         scene, before = loaded[tokens[row]].arrays, loaded[tokens[other]].arrays
         shift = _shift(scene.time_us * 1e-6 - before.time_us * 1e-6)
@@ -102,7 +105,7 @@ def score_pairs(
         rows[row, V2_EC] = two_frame_comfort(filters, states[row, :-shift], states[other, shift:])
         finish_v2(rows[row], scene.reference_progress[1], scene.reference_multiplier[1], scene.human)
         finish_reward(rows[row], weights)
-    return _result(tokens, rows, states if keep_states else None, loaded, reasons)
+    return _result(tokens, rows, states if keep_states else None, loaded, valid, reasons)
 
 
 def check_trajectories(tokens: Sequence[str], trajectories: ArrayLike) -> NDArray[np.float64]:
@@ -140,9 +143,10 @@ def _run(
     bits: int,
     weights: NDArray[np.float64],
     threads: int | None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, LoadedScene], NDArray[np.object_]]:
-    """Rows [N,columns], simulated states [N,41,11], the scenes that were scored, and reasons [N] ("" where valid)."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, LoadedScene], NDArray[np.bool_], NDArray[np.object_]]:
+    """Rows [N,columns], simulated states [N,41,11], the scenes that were scored, validity [N], reasons [N]."""
     count = len(tokens)
+    valid = np.zeros(count, dtype=bool)
     rows = np.full((count, NUM_COLUMNS), np.nan)
     states = np.empty((count, NUM_STEPS, STATE_SIZE))
     reasons = np.full(count, "", dtype=object)
@@ -166,15 +170,26 @@ def _run(
         except UnscorableScene as error:
             reasons[members] = str(error)
             return
+        present = bits & scene.versions
+        if present != bits:
+            reasons[members] = _without_reference(bits & ~scene.versions)
+        if not present:
+            return
         loaded[token] = scene
+        valid[members] = True
         first, last = members[0], members[-1]
         if last - first + 1 == len(members):
             score_trajectories(
-                poses[first : last + 1], scene.arrays, bits, weights, rows[first : last + 1], states[first : last + 1]
+                poses[first : last + 1],
+                scene.arrays,
+                present,
+                weights,
+                rows[first : last + 1],
+                states[first : last + 1],
             )
             return
         part, part_states = rows[members], states[members]
-        score_trajectories(poses[members], scene.arrays, bits, weights, part, part_states)
+        score_trajectories(poses[members], scene.arrays, present, weights, part, part_states)
         rows[members], states[members] = part, part_states
 
     jobs = [
@@ -192,10 +207,16 @@ def _run(
             work(token, members)
 
     # what once is inf or NaN stays so through the integration: the last state tells of all
-    overflow = finite & (reasons == "") & ~np.isfinite(states[:, -1]).all(axis=1)
+    overflow = valid & ~np.isfinite(states[:, -1]).all(axis=1)
     reasons[overflow] = "the simulation of this trajectory is not finite: its poses are beyond any scale of driving"
-    rows[reasons != ""] = np.nan
-    return rows, states, loaded, reasons
+    valid &= ~overflow
+    rows[~valid] = np.nan
+    return rows, states, loaded, valid, reasons
+
+
+def _without_reference(missing: int) -> str:
+    names = " and ".join(name for name, bit in (("v1", V1), ("v2", V2)) if missing & bit)
+    return f"no scores of {names}: the metric cache of this scene was imported without that NAVSIM version's"
 
 
 def available_cores() -> int:
@@ -208,16 +229,17 @@ def _result(
     rows: NDArray[np.float64],
     states: NDArray[np.float64] | None,
     loaded: dict[str, LoadedScene],
+    valid: NDArray[np.bool_],
     reasons: NDArray[np.object_],
 ) -> PdmResult:
     labels = np.array([loaded[token].map_label if token in loaded else "" for token in tokens], dtype=object)
-    return PdmResult(tokens, rows, reasons == "", reasons, labels, states)
+    return PdmResult(tokens, rows, valid, reasons, labels, states)
 
 
 def _predecessors(
-    tokens: list[str], names: Sequence[str] | None, loaded: dict[str, LoadedScene], reasons: NDArray[np.object_]
+    tokens: list[str], names: Sequence[str] | None, loaded: dict[str, LoadedScene], comparable: Sequence[bool]
 ) -> list[int]:
-    """Row of each row's predecessor, or -1: neighbours among the valid scenes of one planner in one log, by time."""
+    """Row of each row's predecessor, or -1: neighbours among the comparable rows of one planner in one log, by time."""
     if names is not None and len(names) != len(tokens):
         raise DataError(f"{len(names)} names were given for {len(tokens)} tokens")
     drives: dict[tuple[str, str], list[tuple[float, int]]] = {}
@@ -230,7 +252,7 @@ def _predecessors(
                 "predecessor would be ambiguous; give each sample its own name, or pass `previous`"
             )
         seen[name, token] = row
-        if not reasons[row]:
+        if comparable[row]:
             scene = loaded[token]
             drives.setdefault((name, scene.log_name), []).append((scene.arrays.time_us * 1e-6, row))
     previous = [-1] * len(tokens)

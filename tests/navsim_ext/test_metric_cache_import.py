@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import lzma
 import os
 import pickle
@@ -24,7 +25,7 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.metric_cache.build import build
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.metric_cache.settings import BuildSettings
-from navsim_ext.pdm import score
+from navsim_ext.pdm import RewardWeights, score, score_pairs
 from navsim_ext.pdm.columns import SCORE_COLUMNS
 from navsim_ext.pdm.log_replay import replayed_boxes
 from navsim_ext.readers.restricted_pickle import DamagedPickle, RefusedObject
@@ -80,7 +81,57 @@ def test_a_second_import_has_nothing_to_do(pickled, tmp_path, monkeypatch):
     assert import_caches(pickled / "v1", pickled / "v2", tmp_path)["cached"] == 4
 
 
-def test_a_token_of_one_version_only_is_invalid(pickled, tmp_path):
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_caches_of_one_version_give_the_scores_of_that_version_alone(own, pickled, tmp_path, version):
+    other = {"v1": "v2", "v2": "v1"}[version]
+    folders = {"v1": None, "v2": None} | {version: pickled / version}
+    assert import_caches(folders["v1"], folders["v2"], tmp_path)["cached"] == 4
+    imported = MetricCache(tmp_path)
+    steps = np.random.default_rng(0).normal([2.0, 0.0, 0.0], [1.5, 0.3, 0.1], (48, 8, 3))
+    tokens, poses = [token for token in own.tokens for _ in range(12)], np.cumsum(steps, axis=1)
+    ours, theirs = score(tokens, poses, own), score(tokens, poses, imported)
+    assert theirs.valid.all()
+    for column in SCORE_COLUMNS:
+        if version in column:
+            np.testing.assert_allclose(theirs[column], ours[column], rtol=0, atol=1e-8, err_msg=column)
+            known = column != "v2_ec"
+        else:
+            assert np.isnan(theirs[column]).all(), column
+            known = False
+        np.testing.assert_array_equal(theirs.valid_for(column), np.full(48, known), err_msg=column)
+    ((reason, count),) = theirs.incomplete_reasons().items()
+    assert count == 48
+    assert reason.startswith(f"no scores of {other}: ")
+    alone = score(tokens, poses, imported, versions=(other,))
+    assert not alone.valid.any()
+    assert alone.invalid_reasons() == {reason: 48}
+    rewards = score(tokens, poses, imported, reward=RewardWeights(version=other))
+    assert not rewards.valid_for("reward").any()
+    assert score(tokens, poses, imported, reward=RewardWeights(version=version)).valid_for("reward").all()
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_two_frame_comfort_is_of_v2_alone(own, pickled, tmp_path, version):
+    folders = {"v1": None, "v2": None} | {version: pickled / version}
+    import_caches(folders["v1"], folders["v2"], tmp_path)
+    tokens = list(own.tokens)
+    poses = np.cumsum(np.tile([2.0, 0.0, 0.0], (len(tokens), 8, 1)), axis=1)
+    ours, theirs = score_pairs(tokens, poses, own), score_pairs(tokens, poses, MetricCache(tmp_path))
+    assert np.isfinite(ours.v2_ec).any()
+    if version == "v2":
+        np.testing.assert_allclose(theirs.epdms_v2, ours.epdms_v2, rtol=0, atol=1e-8)
+        np.testing.assert_array_equal(theirs.v2_ec, ours.v2_ec)
+    else:
+        np.testing.assert_allclose(theirs.pdms_v1, ours.pdms_v1, rtol=0, atol=1e-8)
+        assert np.isnan(theirs.v2_ec).all()
+
+
+def test_no_folder_at_all_is_an_error(tmp_path):
+    with pytest.raises(MissingError, match="both null"):
+        import_caches(None, None, tmp_path)
+
+
+def test_a_token_of_one_version_only_has_no_scores_of_the_other(pickled, tmp_path):
     v2 = tmp_path / "v2"
     first, *others = sorted((pickled / "v2").glob("*/*/*/metric_cache.pkl"))
     for path in others:
@@ -88,9 +139,20 @@ def test_a_token_of_one_version_only_is_invalid(pickled, tmp_path):
         target.parent.mkdir(parents=True)
         target.write_bytes(path.read_bytes())
     report = import_caches(pickled / "v1", v2, tmp_path / "out")
-    assert (report["cached"], report["counts"]) == (3, {"MissingError": 1})
-    assert report["entries"][0]["token"] == first.parent.name
-    assert "has no v2 cache" in report["entries"][0]["reason"]
+    assert (report["cached"], report["invalid"]) == (4, 0)
+    cache = MetricCache(tmp_path / "out")
+    result = score(list(cache.tokens), np.zeros((4, 8, 3)), cache)
+    assert result.valid_for("pdms_v1").all()
+    assert [t for t, there in zip(cache.tokens, result.valid_for("epdms_v2")) if not there] == [first.parent.name]
+
+
+def test_half_a_reference_is_no_record(own):
+    record = own.load(own.tokens[0])
+    closed = np.array(record.pdm_closed)
+    closed[0, 7] = np.nan
+    for broken in (closed, np.full_like(closed, np.nan)):
+        with pytest.raises(DataError, match="pdm_closed must be finite for one of"):
+            dataclasses.replace(record, pdm_closed=broken).validate()
 
 
 def test_swapped_folders_import_nothing(pickled, tmp_path):
@@ -155,3 +217,6 @@ def test_sightings_are_found_for_every_pattern_of_presence(seen, standing, seed)
     found = sightings(poses_of(v1), poses_of(v2))
     np.testing.assert_allclose(boxes_of(found, "v1"), v1, rtol=0, atol=1e-9)
     np.testing.assert_allclose(boxes_of(found, "v2"), v2, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(boxes_of(sightings(poses_of(v1), None), "v1"), v1, rtol=0, atol=1e-9)
+    if np.isfinite(v2).any():
+        np.testing.assert_allclose(boxes_of(sightings(None, poses_of(v2)), "v2"), v2, rtol=0, atol=1e-9)
