@@ -22,16 +22,16 @@ from torch.utils.data import Dataset
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.frames import NUM_FUTURE_POSES, NUM_HISTORY_POSES
-from navsim_ext.readers import SceneFilter, open_source
+from navsim_ext.readers import SceneFilter, open_configured, open_source
 from navsim_ext.runtime.config import job
 from navsim_ext.scene import SceneBatch, collate_scenes
-from navsim_ext.scene_index import SceneIndex, build_index
+from navsim_ext.scene_index import SceneIndex, build_index, tell_cost
 
 if TYPE_CHECKING:
     from navsim_ext.hidden_cache.schema import HiddenBatch
     from navsim_ext.hidden_cache.source import HiddenStateSource
 
-__all__ = ["JoinHidden", "SceneDataset", "build_index"]
+__all__ = ["JoinHidden", "SceneDataset", "build_index", "part_indices"]
 
 
 class SceneDataset(Dataset[SceneBatch]):
@@ -149,23 +149,36 @@ class JoinHidden:
         return scenes, None if self.hidden is None else self.hidden.fetch(scenes.token)
 
 
+def part_indices(data: DictConfig, folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Index folders of ``train``, ``val`` and ``test``, without cameras: ``data.<part>.index``, or built where null.
+
+    Those are built from ``data.root`` with the part's ``split`` and ``scene_filter`` in ``folder/<part>``.
+    """
+    folders = {}
+    for part in ("train", "val", "test"):
+        chosen = data[part]
+        if chosen.index is None:
+            scene_filter = SceneFilter.from_yaml(chosen.scene_filter)
+            folders[part] = Path(folder) / part
+            build_index(open_source(data.root, chosen.split, scene_filter=scene_filter), folders[part], cameras=())
+        else:
+            folders[part] = Path(chosen.index)
+    return folders
+
+
 @job("dataset")
 def main(cfg: DictConfig) -> None:
-    """Builds the index of one split; says how many samples, and what was skipped."""
-    data = cfg.data
-    if data.root is None:
-        raise MissingError("data.root is not set: give data.root=... or the variable OPENSCENE_DATA_ROOT")
-    scene_filter = SceneFilter() if data.scene_filter is None else SceneFilter.from_yaml(data.scene_filter)
-    source = open_source(
-        data.root,
-        data.split,
-        maps_root=data.maps_root,
-        scene_filter=scene_filter,
-        required_cameras=tuple(data.cameras) if cfg.check_pictures else (),
+    """Builds the index of one split; says first what it will cost, then how many samples, and what was skipped."""
+    cameras, folder = tuple(cfg.data.cameras), Path(cfg.output_dir)
+    source = open_configured(
+        cfg.data,
+        required_cameras=cameras if cfg.check_pictures else (),
         skip_bad=cfg.skip_bad,
-        report_path=Path(cfg.output_dir) / "skipped.json" if cfg.skip_bad else None,
+        report_path=folder / "skipped.json" if cfg.skip_bad else None,
     )
-    index = build_index(source, cfg.output_dir, cameras=tuple(data.cameras), workers=cfg.workers)
+    trial = open_configured(cfg.data, skip_bad=cfg.skip_bad)  # its own: what it skips is not in the report
+    tell_cost(trial, folder, cameras=cameras, check_pictures=cfg.check_pictures, workers=cfg.workers)
+    index = build_index(source, folder, cameras=cameras, workers=cfg.workers)
     skipped = f", skipped {source.report.counts} (skipped.json)" if source.report.entries else ""
     Console(stderr=True, soft_wrap=True).print(
         f"{index.folder}: {len(index)} samples of {len(index.logs)} logs{skipped}"

@@ -19,6 +19,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,13 +35,22 @@ from numpy.typing import NDArray
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, digest_json, digest_tokens, write_json_atomic
 from navsim_ext.readers import SceneSource
+from navsim_ext.readers.log_files import LogFiles
 from navsim_ext.runtime.lock import FolderLock
+from navsim_ext.runtime.preflight import Estimate, measure_slice, preflight
 from navsim_ext.scene import CAMERAS, Scene
 
 log = logging.getLogger(__name__)
 
-FORMAT = "trivium-scene-index-1"
+FORMAT = "trivium-scene-index-2"  # raised with every change of the files; 1 did not say where it lies from its data
+KEYS = (
+    "num_samples", "num_history", "num_future", "cameras", "sensor_root", "sensor_root_from_here", "logs",
+)  # fmt: skip
 ARRAYS = ("tokens", "log", "timestamp_us", "history", "status", "target", "camera_text", "camera_offsets")
+MEASURED_S = 2.0  # of reading logs for the estimate
+SAMPLE_BYTES = 60  # token, log, time stamp and status of one sample; poses have 12 each
+COPIES = 2  # parts and joined arrays are there together, on disk as in memory
+WORKER_BYTES = 300_000_000  # a process with one log
 _PART_ARRAYS = ("tokens", "timestamp_us", "history", "status", "target", "paths")
 
 
@@ -64,7 +74,13 @@ class SceneIndex:
             raise MissingError(f"{folder} is not a finished scene index: build it with python -m navsim_ext.dataset")
         content = json.loads(path.read_text())
         if content.get("format") != FORMAT:
-            raise DataError(f"{path} has format {content.get('format')!r}; {FORMAT!r} was expected: build it again")
+            raise DataError(
+                f"{path} has format {content.get('format')!r}, this version reads {FORMAT!r}: delete {folder} and "
+                "build it again with python -m navsim_ext.dataset"
+            )
+        lacking = [key for key in KEYS if key not in content]
+        if lacking:
+            raise DataError(f"{path} lacks {', '.join(lacking)}: it was edited or damaged; build it again")
         arrays = {}
         for name in ARRAYS:
             try:
@@ -104,6 +120,51 @@ def _sensor_root(folder: Path, content: Mapping[str, Any]) -> Path:
     stored = Path(content["sensor_root"])
     moved = folder / content["sensor_root_from_here"]
     return moved.resolve() if not stored.is_dir() and moved.is_dir() else stored
+
+
+def tell_cost(
+    source: LogFiles,
+    folder: str | os.PathLike[str],
+    *,
+    cameras: Sequence[str] = ("CAM_F0",),
+    check_pictures: bool = False,
+    workers: int = 1,
+) -> Estimate | None:
+    """Says what the index of ``source`` in ``folder`` will cost, from the first logs that are not in it yet.
+
+    None where nothing is left to read. Raises PreflightError naming too little disk or memory, and, unless bad input is
+    skipped, the logs of the filter and (``check_pictures``) the pictures of those first logs that are missing.
+    """
+    folder, names = Path(folder), source.log_names
+    todo = [name for name in names if not (folder / "parts" / f"{name}.npz").is_file()]
+    if not todo or (folder / "index.json").is_file():
+        return None
+    read: dict[str, list[list[str]]] = {}  # picture paths of the scenes of each log
+
+    def look_at(name: str) -> None:
+        read[name] = [[_path(scene, camera) for camera in cameras] for scene in source.scenes_of(name)]
+
+    seconds = measure_slice(look_at, todo, budget_s=MEASURED_S)
+    scenes = [paths for found in read.values() for paths in found]
+    paths = [path for found in scenes for path in found]
+    per_log = len(scenes) / len(read)
+    if source.scene_filter.max_scenes is not None and per_log:
+        todo = todo[: math.ceil(source.scene_filter.max_scenes / per_log)]
+    frames = source.scene_filter.num_frames
+    sample = SAMPLE_BYTES + 12 * frames + 8 * len(cameras) + sum(map(len, paths)) / max(len(scenes), 1)
+    files = list(source.files)
+    if check_pictures:
+        files += [source.sensor_root / path for path in paths]
+    return preflight(
+        output_dir=folder,
+        items=len(todo),
+        bytes_per_item=COPIES * per_log * sample,
+        memory_bytes=COPIES * per_log * sample * len(names) + WORKER_BYTES * workers,
+        seconds_per_item=seconds,
+        workers=workers,
+        files=() if source.report.skip_bad else files,
+        title=f"scene index: {len(todo):,} of {len(names):,} logs to read, about {per_log * len(todo):,.0f} samples",
+    )
 
 
 def build_index(

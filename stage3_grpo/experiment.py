@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from navsim_ext.dataset import SceneDataset, build_index
+from navsim_ext.dataset import SceneDataset, part_indices
 from navsim_ext.errors import DataError
 from navsim_ext.evaluation.planning import plan_scenes, write_parquet_atomic
 from navsim_ext.evaluation.scoring import score_table
@@ -34,7 +34,6 @@ from navsim_ext.evaluation.statistics import Estimate, bootstrap_mean
 from navsim_ext.fingerprint import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates
 from navsim_ext.hidden_cache.schema import HiddenBatch
-from navsim_ext.readers import SceneFilter, open_source
 from navsim_ext.runtime.config import compose, job
 from navsim_ext.runtime.run import run
 from navsim_ext.scene import SceneBatch
@@ -46,7 +45,6 @@ from stage3_grpo.rewards.reward import TAIL_INTERVALS
 log = logging.getLogger(__name__)
 
 IMITATION = "diffusion_il"
-PARTS = ("train", "val", "test")
 METRICS = (
     "pdms_v1",
     "epdms_v2",
@@ -144,20 +142,6 @@ def judge(
     )  # fmt: skip
 
 
-def indices(cfg: DictConfig) -> dict[str, Path]:
-    """The scene index of each part, built in the output folder where none is given."""
-    folders = {}
-    for part in PARTS:
-        chosen = cfg.data[part]
-        if chosen.index is not None:
-            folders[part] = Path(chosen.index)
-            continue
-        source = open_source(cfg.data.root, chosen.split, scene_filter=SceneFilter.from_yaml(chosen.scene_filter))
-        folders[part] = Path(cfg.output_dir) / "index" / part
-        build_index(source, folders[part], cameras=())
-    return folders
-
-
 def train(cfg: DictConfig, folders: Mapping[str, Path], seed: int) -> Path:
     """The best checkpoint by held-out score of one seed's finished training."""
     overrides = [
@@ -211,7 +195,7 @@ def tell(console: Console, verdict: Verdict, required_points: float) -> None:
 @job("stage3_experiment")
 def main(cfg: DictConfig) -> None:
     """Runs what is left of the experiment and judges it."""
-    folders = indices(cfg)
+    folders = part_indices(cfg.data, Path(cfg.output_dir) / "index")
     checkpoints = {f"diffgrpo_seed{seed}": train(cfg, folders, seed) for seed in cfg.seeds}
     dataset = SceneDataset(folders["test"], cameras=())
     hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.readers.navsim_logs import NavsimLogs
 from navsim_ext.readers.scenarionet import ScenarioNetScenes
@@ -19,6 +21,7 @@ __all__ = [
     "SceneFilter",
     "SceneSource",
     "SkipReport",
+    "open_configured",
     "open_source",
 ]
 
@@ -32,7 +35,7 @@ def open_source(
     required_cameras: Sequence[str] = (),
     skip_bad: bool = False,
     report_path: str | os.PathLike[str] | None = None,
-) -> SceneSource:
+) -> NavsimLogs | ScenarioNetScenes:
     """The reader for what lies under ``root``: ``navsim_logs/<split>``, or ScenarioNet files (``*.pkl``).
 
     See :class:`NavsimLogs` for the arguments. Raises MissingError when ``root`` holds neither.
@@ -45,3 +48,27 @@ def open_source(
             raise DataError(f"{root} holds ScenarioNet files, which have no pictures: {required_cameras} cannot exist")
         return ScenarioNetScenes(root, split, **options)
     raise MissingError(f"{root} holds neither navsim_logs/{split} nor ScenarioNet files (*.pkl): check the data root")
+
+
+def open_configured(
+    data: DictConfig,
+    *,
+    required_cameras: Sequence[str] = (),
+    skip_bad: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
+) -> NavsimLogs | ScenarioNetScenes:
+    """The source of a command's ``data`` node (``configs/shared/data``); no filter is every window of 4 + 10 frames.
+
+    Raises MissingError when ``data.root`` has no value, and what :func:`open_source` raises.
+    """
+    if data.root is None:
+        raise MissingError("data.root is not set: give data.root=... or the variable OPENSCENE_DATA_ROOT")
+    return open_source(
+        data.root,
+        data.split,
+        maps_root=data.maps_root,
+        scene_filter=SceneFilter() if data.scene_filter is None else SceneFilter.from_yaml(data.scene_filter),
+        required_cameras=required_cameras,
+        skip_bad=skip_bad,
+        report_path=report_path,
+    )

@@ -8,10 +8,8 @@ windows are left out, counted and listed in ``invalid``.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.frames import POSE_INTERVAL_S, rotate
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.readers import restricted_pickle
+from navsim_ext.readers.log_files import LogFiles
 from navsim_ext.readers.route_matching import route_of
 from navsim_ext.readers.scenarionet_map import build_map
 from navsim_ext.readers.scenarionet_tracks import (
@@ -36,8 +35,6 @@ from navsim_ext.readers.scenarionet_tracks import (
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.readers.source import SkipReport
 from navsim_ext.scene import Scene
-
-log = logging.getLogger(__name__)
 
 WINDOW = SceneFilter(num_future=8)  # 4 + 8 frames: NAVSIM's 4 s horizon; its v1 metric cache wants 10
 HORIZON_S = 4.0
@@ -56,7 +53,7 @@ class _Scenario:
     invalid: dict[str, str]  # reason by token
 
 
-class ScenarioNetScenes:
+class ScenarioNetScenes(LogFiles):
     """Scenes of ``root/split`` (or ``root`` where that is no folder): every ``*.pkl`` below it is a scenario.
 
     ``scene_filter`` as for NAVSIM logs (default: 4 + 8 frames); log names are the file names. ``invalid`` maps the
@@ -75,16 +72,13 @@ class ScenarioNetScenes:
         folder = Path(root) / split
         self.root = folder if folder.is_dir() else Path(root)
         self.split = split
-        self.scene_filter = scene_filter or WINDOW
         self.required_cameras: tuple[str, ...] = ()  # these sources have no pictures
         self.sensor_root = self.root
-        self.report = SkipReport(skip_bad, Path(report_path) if report_path is not None else None)
-        self.invalid: dict[str, str] = {}
-        self._paths = self._select()
-        self._log_of_token: dict[str, str] | None = None
+        report = SkipReport(skip_bad, Path(report_path) if report_path is not None else None)
+        super().__init__(self.root, self._find_scenarios(), scene_filter or WINDOW, report)
         self._open: OrderedDict[str, _Scenario] = OrderedDict()
 
-    def _select(self) -> dict[str, Path]:
+    def _find_scenarios(self) -> dict[str, Path]:
         paths: dict[str, Path] = {}
         for path in sorted(self.root.rglob("*.pkl"), key=lambda path: path.stem):
             if path.stem in _NOT_SCENARIOS:
@@ -94,83 +88,17 @@ class ScenarioNetScenes:
             paths[path.stem] = path
         if not paths:
             raise MissingError(f"{self.root} holds no ScenarioNet scenario (*.pkl): check the data root and the split")
-        wanted = self.scene_filter.log_names
-        if wanted is None:
-            return paths
-        found = {name: paths[name] for name in sorted(wanted) if name in paths}
-        if not found:
-            raise MissingError(
-                f"none of the {len(wanted)} logs of the scene filter is among {len(paths)} in {self.root}"
-            )
-        return found
-
-    def __len__(self) -> int:
-        return len(self._index())
-
-    @property
-    def log_names(self) -> list[str]:
-        return list(self._paths)
-
-    @property
-    def tokens(self) -> list[str]:
-        """Tokens of all valid windows. The first call reads every scenario once."""
-        return list(self._index())
+        return paths
 
     def scenes_of(self, log_name: str) -> list[Scene]:
         scenario = self._scenario(log_name)
         return [] if scenario is None else list(scenario.scenes)
-
-    def scene(self, token: str) -> Scene:
-        log_name = self._index().get(token)
-        if log_name is None:
-            reason = self.invalid.get(token)
-            detail = f"is invalid: {reason}" if reason else f"is not among the {len(self)} scenes of {self.root}"
-            raise MissingError(f"token {token} {detail}")
-        return next(scene for scene in self.scenes_of(log_name) if scene.token == token)
 
     def map_for(self, scene: Scene) -> VectorMap:
         scenario = self._scenario(scene.log_name)
         if scenario is None:
             raise DataError(f"log {scene.log_name} of {self.root} is bad and was skipped: it has no map")
         return scenario.vector_map
-
-    def logs(self) -> Iterator[tuple[str, list[Scene]]]:
-        log_of_token: dict[str, str] = {}
-        limit = self.scene_filter.max_scenes
-        for log_name in self._paths:
-            scenes = self.scenes_of(log_name)[: None if limit is None else limit - len(log_of_token)]
-            log_of_token.update({scene.token: log_name for scene in scenes})
-            if scenes:
-                yield log_name, scenes
-            if limit is not None and len(log_of_token) >= limit:
-                break
-        self.report.write()
-        if self.invalid:
-            share = len(self.invalid) / (len(self.invalid) + len(log_of_token))
-            log.info("%s: %d windows (%.1f %%) are invalid", self.root, len(self.invalid), 100.0 * share)
-        what = f"{self.root} ({len(self.invalid)} invalid windows)"
-        self.report.require_some(len(log_of_token), what)
-        self.require_listed(log_of_token)
-        self._log_of_token = log_of_token
-
-    def require_listed(self, found: Collection[str]) -> None:
-        """Raises MissingError when the filter lists a token that is not among ``found``, saying if it is invalid."""
-        wanted = self.scene_filter.tokens
-        if wanted is None or self.scene_filter.max_scenes is not None or self.report.skip_bad:
-            return
-        missing = [token for token in wanted if token not in found]
-        if missing:
-            reason = self.invalid.get(missing[0], "no such window")
-            raise MissingError(
-                f"{len(missing)} of {len(wanted)} tokens of the scene filter are not in {self.root} (first: "
-                f"{missing[0]}, {reason}); skip_bad=true goes on without them"
-            )
-
-    def _index(self) -> dict[str, str]:
-        while self._log_of_token is None:  # logs() sets it when it is exhausted
-            for _ in self.logs():
-                pass
-        return self._log_of_token
 
     def _scenario(self, log_name: str) -> _Scenario | None:
         """The scenario of a log, from memory or read; None for a bad one that is skipped."""

@@ -31,7 +31,7 @@ from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint, digest_json, write_json_atomic
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.prompts import IMAGE_PLACEHOLDER, prompt_digest, trajectory_prompt
-from navsim_ext.readers import SceneFilter, SceneSource, open_source
+from navsim_ext.readers import SceneSource, open_configured
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.progress import track
@@ -321,14 +321,8 @@ class _AtomicLines:
 @job("qa")
 def main(cfg: DictConfig) -> None:
     """Writes the questions of one split and prints how many of each type."""
-    data = cfg.data
-    if data.root is None:
-        raise MissingError("data.root is not set: give data.root=... or the variable OPENSCENE_DATA_ROOT")
-    source = open_source(
-        data.root,
-        data.split,
-        maps_root=data.maps_root,
-        scene_filter=SceneFilter() if data.scene_filter is None else SceneFilter.from_yaml(data.scene_filter),
+    source = open_configured(
+        cfg.data,
         skip_bad=cfg.skip_bad,
         report_path=Path(cfg.output_dir) / f"{cfg.name}.skipped.json" if cfg.skip_bad else None,
     )
@@ -336,7 +330,7 @@ def main(cfg: DictConfig) -> None:
         source,
         cfg.output_dir,
         name=cfg.name,
-        camera=data.cameras[0],
+        camera=cfg.data.cameras[0],
         types=tuple(cfg.types or QUESTIONS),
         max_share=cfg.max_share,
         seed=cfg.seed,

@@ -19,10 +19,9 @@ from omegaconf import DictConfig
 from PIL import Image
 from rich.console import Console
 
-from navsim_ext.errors import MissingError
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint
 from navsim_ext.maps.vector_map import VectorMap
-from navsim_ext.readers import SceneFilter, SceneSource, SkipReport, open_source
+from navsim_ext.readers import SceneFilter, SceneSource, SkipReport, open_configured
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import measure_slice, preflight
@@ -144,11 +143,7 @@ def render_pictures(source: RenderedScenes, folder: Path, *, quality: int = 90) 
 def render(cfg: DictConfig) -> SceneIndex:
     """Pictures and index of a composed ``configs/render``."""
     data, folder = cfg.data, Path(cfg.output_dir)
-    if data.root is None:
-        raise MissingError("data.root is not set: give data.root=... or the variable OPENSCENE_DATA_ROOT")
-    scene_filter = SceneFilter() if data.scene_filter is None else SceneFilter.from_yaml(data.scene_filter)
-    recorded = open_source(data.root, data.split, maps_root=data.maps_root, scene_filter=scene_filter)
-    source = RenderedScenes(recorded, folder / PICTURES_FOLDER, tuple(data.cameras), tuple(cfg.image_size))
+    source = RenderedScenes(open_configured(data), folder / PICTURES_FOLDER, tuple(data.cameras), tuple(cfg.image_size))
     with FolderLock(folder):
         drawn = render_pictures(source, folder, quality=cfg.jpeg_quality)
         index = build_index(source, folder / INDEX_FOLDER, cameras=source.views)

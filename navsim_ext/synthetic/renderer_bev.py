@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 
-from navsim_ext.errors import DataError, MissingError
+from navsim_ext.errors import DataError
 from navsim_ext.frames import rotate
 from navsim_ext.maps.vector_map import VectorMap
-from navsim_ext.readers import SceneFilter, open_source
+from navsim_ext.readers import open_configured
 from navsim_ext.runtime.config import job
 from navsim_ext.scene import Scene
 from navsim_ext.synthetic.renderer import render_scene
@@ -82,15 +82,11 @@ def side_by_side(scene: Scene, vector_map: VectorMap, height: int = 540, camera:
 @job("picture")
 def main(cfg: DictConfig) -> None:
     """Writes one scene as a PNG: camera and bird's-eye view."""
-    if cfg.data.root is None:
-        raise MissingError("data.root is not set: give data.root=... or the variable OPENSCENE_DATA_ROOT")
     if not str(cfg.output).endswith(".png"):
         raise DataError(f"output is {cfg.output}; a path that ends in .png was expected")
-    data = cfg.data
-    scene_filter = SceneFilter() if data.scene_filter is None else SceneFilter.from_yaml(data.scene_filter)
-    source = open_source(data.root, data.split, maps_root=data.maps_root, scene_filter=scene_filter)
+    source = open_configured(cfg.data)
     scene = source.scene(cfg.token or source.tokens[0])
-    image = side_by_side(scene, source.map_for(scene), cfg.height, data.cameras[0])
+    image = side_by_side(scene, source.map_for(scene), cfg.height, cfg.data.cameras[0])
     path = Path(cfg.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)

@@ -13,17 +13,20 @@ import sys
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from scene_worlds import make_frame, token, write_log
 
 from navsim_ext import scene_index
 from navsim_ext.datamodule import JoinHidden, SceneDataModule
-from navsim_ext.dataset import SceneDataset, build_index, main
+from navsim_ext.dataset import SceneDataset, build_index, main, part_indices
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import FingerprintMismatch
 from navsim_ext.readers import NavsimLogs, NothingSelected, SceneFilter
 from navsim_ext.runtime.config import compose
+from navsim_ext.runtime.preflight import PreflightError
 from navsim_ext.runtime.sampler import PositionSampler, ResumableLoader
 from navsim_ext.scene import collate_scenes
+from navsim_ext.scene_index import COPIES, FORMAT, tell_cost
 
 LOGS = ("log-a", "log-b", "log-c")
 FRAMES = 22  # 9 windows of 14 in each log
@@ -277,6 +280,51 @@ def test_damaged_index_is_refused(world, tmp_path, damage):
         SceneDataset(folder)
 
 
+def test_an_index_of_an_earlier_format_is_refused_by_name(world, tmp_path):
+    build_index(NavsimLogs(world, "mini"), tmp_path)
+    path = tmp_path / "index.json"
+    content = json.loads(path.read_text())
+    del content["sensor_root_from_here"]  # as the first format was
+    path.write_text(json.dumps(content | {"format": "trivium-scene-index-1"}))
+    with pytest.raises(DataError, match=r"scene-index-1'.*scene-index-2'.*python -m navsim_ext\.dataset"):
+        SceneDataset(tmp_path)
+    content["format"] = FORMAT
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"index\.json.*sensor_root_from_here.*build it again"):
+        SceneDataset(tmp_path)
+
+
+def test_cost_and_missing_files_are_told_from_the_first_logs(world, tmp_path):
+    options = {"cameras": VIEWS, "workers": 2}
+    estimate = tell_cost(NavsimLogs(world, "mini"), tmp_path / "index", **options)
+    assert (estimate.items, estimate.files_checked) == (3, 3)
+    assert estimate.hours > 0
+    assert not (tmp_path / "index").exists()
+    arrays = build_index(NavsimLogs(world, "mini"), tmp_path / "index", cameras=VIEWS).arrays
+    assert estimate.bytes_needed == pytest.approx(COPIES * sum(array.nbytes for array in arrays.values()), rel=0.05)
+    assert tell_cost(NavsimLogs(world, "mini"), tmp_path / "index", **options) is None  # nothing is left to do
+    few = NavsimLogs(world, "mini", scene_filter=SceneFilter(max_scenes=2))
+    assert tell_cost(few, tmp_path / "few", **options).items == 1
+    with pytest.raises(PreflightError, match=r"81 of 84 input files are missing:\n.*log-a/CAM_F0/3\.jpg"):
+        tell_cost(NavsimLogs(world, "mini"), tmp_path / "new", check_pictures=True, **options)
+    more = {"scene_filter": SceneFilter(log_names=["log-b", "log-z"])}
+    with pytest.raises(PreflightError, match=r"1 of 2 input files are missing:\n.*mini/log-z\.pkl"):
+        tell_cost(NavsimLogs(world, "mini", **more), tmp_path / "new", **options)
+    assert tell_cost(NavsimLogs(world, "mini", skip_bad=True, **more), tmp_path / "new", **options).items == 1
+
+
+def test_indices_of_the_parts_of_an_experiment(world, index, tmp_path):
+    file = tmp_path / "filter.yaml"
+    file.write_text("{log_names: [log-b], frame_interval: 1}")
+    chosen = {"split": "mini", "scene_filter": str(file), "index": None}
+    data = OmegaConf.create(
+        {"root": str(world), "train": chosen, "val": chosen, "test": chosen | {"index": str(index)}}
+    )
+    folders = part_indices(data, tmp_path / "index")
+    assert folders == {"train": tmp_path / "index/train", "val": tmp_path / "index/val", "test": index}
+    assert SceneDataset(folders["train"], cameras=()).index.logs == ("log-b",)
+
+
 def test_command_line_and_configuration(world, tmp_path, monkeypatch, capsys):
     quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
     options = [f"data.root={world}", "data.split=mini"]
@@ -289,9 +337,15 @@ def test_command_line_and_configuration(world, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         run(f"output_dir={tmp_path / 'index'}")
     assert ended.value.code == 2
-    assert "data_path 'log-a/CAM_F0/3.jpg' is not in" in capsys.readouterr().err  # this world has no pictures
+    assert "log-a/CAM_F0/3.jpg" in capsys.readouterr().err  # this world has no pictures
+    with pytest.raises(SystemExit) as ended:
+        run(f"output_dir={tmp_path / 'index'}", "skip_bad=true")
+    assert ended.value.code == 2
+    assert "0 scenes were selected; 27 bad entries" in capsys.readouterr().err
     run(f"output_dir={tmp_path / 'other'}", "check_pictures=false")
-    assert "27 samples of 3 logs" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "scene index: 3 of 3 logs to read, about 27 samples" in " ".join(said.split())
+    assert "27 samples of 3 logs" in said
     assert len(SceneDataset(tmp_path / "other")) == 27
     with pytest.raises(SystemExit) as ended:
         run(f"output_dir={tmp_path / 'none'}", "data.root=null")
