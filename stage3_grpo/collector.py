@@ -87,13 +87,18 @@ class Collector:
             trajectories = planner.trajectories(chain)
         sampled = time.perf_counter()
         pending = self._submit(scenes, trajectories, self.algorithm.group_size)
+        steps_asked = self.algorithm.kl != "none" or with_drift
+        chains_asked = 1 + self.algorithm.group_size * steps_asked
         with torch.no_grad():
-            reference_conditioning = reference.condition(hidden, mask, scenes.history, scenes.status)
+            reference_conditioning = reference.condition(
+                hidden, mask, scenes.history, scenes.status,
+                queries_per_scene=chains_asked * self.process.num_steps * planner.config.horizon,
+            )  # fmt: skip
             teacher = sample_chain(reference.planner, reference_conditioning, group_size=1, **sampling)
             teacher_trajectories = reference.planner.trajectories(teacher)
             teacher_pending = self._submit(scenes, teacher_trajectories, 1)
             reference_steps = None
-            if self.algorithm.kl != "none" or with_drift:
+            if steps_asked:
                 reference_steps = reference.steps(reference_conditioning, chain, self.process)
             logp_old = value_old = None
             if self.algorithm.inner_epochs > 1 or not once:

@@ -46,8 +46,11 @@ class ReferencePolicy:
         return self
 
     @torch.no_grad()
-    def condition(self, hidden: Tensor, mask: Tensor | None, history: Tensor, status: Tensor) -> Conditioning:
-        return self.planner.condition(hidden, mask, history, status)
+    def condition(
+        self, hidden: Tensor, mask: Tensor | None, history: Tensor, status: Tensor, *, queries_per_scene: int
+    ) -> Conditioning:
+        """See :meth:`DiffusionPlanner.condition`: the teacher alone asks so little that values can wait."""
+        return self.planner.condition(hidden, mask, history, status, queries_per_scene=queries_per_scene)
 
     @torch.no_grad()
     def steps(self, conditioning: Conditioning, chain: Chain, process: Process) -> Steps:
