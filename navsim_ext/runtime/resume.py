@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from navsim_ext.errors import MissingError
-from navsim_ext.fingerprint import flatten_json, write_json_atomic
+from navsim_ext.fingerprint import FILE_NAME, Fingerprint, flatten_json, write_json_atomic
 from navsim_ext.runtime.checkpoints import is_complete, newest_complete, step_of
 from navsim_ext.runtime.rng import ResumeMismatch
 
 IDENTITY_NAME = "identity.json"
 # what may change between two parts of one run without changing its result
-FREE_KEYS = frozenset({"num_workers", "prefetch_factor", "persistent_workers", "pin_memory"})
+FREE_KEYS = frozenset(
+    {"num_workers", "prefetch_factor", "persistent_workers", "pin_memory", "index_folder", "report_folder"}
+)
+CONTENT = "fingerprint"  # of the artefact at a configured path, kept below the path's own key
 TRAINER_KEYS = ("precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches", "strategy")
 
 
@@ -65,14 +69,33 @@ def plan_run(output_dir: Path, resume: str) -> Plan:
 
 
 def identity(cfg: DictConfig, world_size: int) -> dict[str, Any]:
-    """All configured values that a resumed run must share with its beginning, flat, as JSON."""
+    """All configured values that a resumed run must share with its beginning, flat, as JSON.
+
+    The path of an artefact (scene index, cache) comes with the digest of its fingerprint under ``<key>.fingerprint``.
+    """
     content = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("module", "datamodule")}
     trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
     content["trainer"] = {key: trainer[key] for key in TRAINER_KEYS if key in trainer}
     content |= {"seed": cfg.seed, "world_size": world_size}
     callbacks = OmegaConf.to_container(cfg.get("callbacks") or OmegaConf.create(), resolve=True)
     content["callbacks"] = {name: each for name, each in callbacks.items() if name == "ema"}
-    return {key: value for key, value in flatten_json(content).items() if key.rsplit(".", 1)[-1] not in FREE_KEYS}
+    flat = {key: value for key, value in flatten_json(content).items() if not _free(key)}
+    for key, value in list(flat.items()):
+        if isinstance(value, str) and os.path.isfile(os.path.join(value, FILE_NAME)):
+            flat[f"{key}.{CONTENT}"] = Fingerprint.load(value).digest
+    return flat
+
+
+def _free(key: str) -> bool:
+    return key.rsplit(".", 1)[-1] in FREE_KEYS
+
+
+def _same(key: str, then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether both runs agree on a key; where both know what lies at a path, its content decides."""
+    content = key if key.endswith(f".{CONTENT}") else f"{key}.{CONTENT}"
+    if content in then and content in now:
+        return then[content] == now[content]
+    return content == key or then.get(key, "(absent)") == now.get(key, "(absent)")
 
 
 def check_identity(checkpoint: Path, now: dict[str, Any], ignore: list[str]) -> None:
@@ -85,7 +108,8 @@ def check_identity(checkpoint: Path, now: dict[str, Any], ignore: list[str]) -> 
     differing = [
         f"{key}: {then.get(key, '(absent)')!r} | {now.get(key, '(absent)')!r}"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key, "(absent)") != now.get(key, "(absent)")
+        if not _free(key)
+        and not _same(key, then, now)
         and not any(key == prefix or key.startswith(f"{prefix}.") for prefix in ignore)
     ]
     if differing:

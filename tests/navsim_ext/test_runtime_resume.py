@@ -13,17 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parent))
 import runtime_toy
 from runtime_toy import config
 
 from navsim_ext.errors import MissingError
+from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.checkpoints import CheckpointError, ema_weights, load_checkpoint, load_weights, newest_complete
+from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.lock import FolderBusy, FolderLock
-from navsim_ext.runtime.resume import plan_run
+from navsim_ext.runtime.resume import check_identity, identity, plan_run, save_identity
 from navsim_ext.runtime.rng import ResumeMismatch
-from navsim_ext.runtime.run import ConfigError, run
+from navsim_ext.runtime.run import ConfigError, run, with_run_dir
 
 PROGRAM = Path(runtime_toy.__file__)
 CHECKPOINTS = "version_0/checkpoints"
@@ -157,6 +160,50 @@ def test_another_configuration_is_refused_by_name(whole):
     before = final(whole)["global_step"]
     result = run(config(whole, ["module.lr=0.02", "resume_ignore=[module.lr]"]))
     assert result["global_step"] == before  # already finished: nothing to do, and no error
+
+
+def at(folder: Path, **datamodule: str) -> dict:
+    """The identity of a run in ``folder``, as it is written down."""
+    cfg = with_run_dir(config(folder, []), folder)
+    cfg.datamodule = OmegaConf.merge(cfg.datamodule, datamodule)
+    return json.loads(json.dumps(identity(cfg, 1)))
+
+
+def test_moved_folders_are_the_same_run_and_other_content_is_not(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint = tmp_path / "checkpoints" / "epoch=0-step=1.ckpt"
+    for name, tokens in (("index", 1), ("moved", 1), ("other", 2)):
+        (tmp_path / name).mkdir()
+        Fingerprint("scene_index", {"tokens": tokens}).save(tmp_path / name)
+    work = {"index_folder": "a/index", "report_folder": "a"}
+    save_identity(tmp_path, at(tmp_path, train=str(tmp_path / "index"), weights="a.ckpt", **work))
+    check_identity(checkpoint, at(tmp_path, train=str(tmp_path / "moved"), weights="a.ckpt", index_folder="b"), [])
+    with pytest.raises(ResumeMismatch) as caught:
+        check_identity(checkpoint, at(tmp_path, train=str(tmp_path / "other"), weights="b.ckpt"), [])
+    listed = [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:-1]]
+    assert listed == ["datamodule.train", "datamodule.train.fingerprint", "datamodule.weights"]
+    Fingerprint("scene_index", {"tokens": 3}).save(tmp_path / "index")  # rebuilt from something else
+    with pytest.raises(ResumeMismatch, match=r"train\.fingerprint"):
+        check_identity(checkpoint, at(tmp_path, train=str(tmp_path / "index"), weights="a.ckpt"), [])
+    save_identity(tmp_path, {"datamodule.train": str(tmp_path / "index"), "datamodule.index_folder": "c"} | {
+        key: value for key, value in at(tmp_path, weights="a.ckpt").items()})  # fmt: skip
+    check_identity(checkpoint, at(tmp_path, train=str(tmp_path / "index"), weights="a.ckpt"), [])  # of before: by path
+    with pytest.raises(ResumeMismatch, match=r"datamodule\.train: .*index' \| .*moved'"):
+        check_identity(checkpoint, at(tmp_path, train=str(tmp_path / "moved"), weights="a.ckpt"), [])
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides"),
+    [
+        ("stage1", ["model_path=m", "data.mixture=q.json"]),
+        ("stage2", ["data.train=i", "data.hidden_cache=h"]),
+        ("stage3", ["init=p.ckpt", "data.train=i", "data.hidden_cache=h", "data.metric_cache=c"]),
+    ],
+)
+def test_the_folder_of_a_run_is_no_part_of_its_identity(stage, overrides):
+    one, two = (identity(with_run_dir(compose(stage, [*overrides, f"output_dir={folder}"]), Path(folder)), 1)
+                for folder in ("/runs/one", "/archive/two"))  # fmt: skip
+    assert one == two
 
 
 def test_a_cut_checkpoint_is_passed_over(whole, tmp_path):
