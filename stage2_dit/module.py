@@ -132,7 +132,7 @@ class PlannerModule(pl.LightningModule):
         return source.fingerprint, states.shape[-1]
 
     def _fit(self, dataset: Any):
-        targets = (dataset[i].target for i in range(len(dataset)))
+        targets = (dataset[i].validate().target for i in range(len(dataset)))  # names a token that is not finite
         bounds = fit_bounds(targets, self.fit_bounds.target, margin=self.fit_bounds.margin)
         log.info("normaliser %s: low %s, high %s", bounds.source, bounds.low, bounds.high)
         return bounds

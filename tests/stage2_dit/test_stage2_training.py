@@ -18,14 +18,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 import planner_world
 from planner_world import VLM, build_world, config
 
-from navsim_ext.errors import MissingError
+from navsim_ext.dataset import SceneDataset
+from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, FingerprintMismatch
-from navsim_ext.hidden_cache import HiddenCacheWriter
+from navsim_ext.hidden_cache import HiddenCacheWriter, states_fingerprint
 from navsim_ext.runtime.checkpoints import load_checkpoint
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.run import run
 from navsim_ext.shards import ShardStore
 from stage2_dit import CheckpointMismatch, load_planner, require_hidden, save_planner
+from stage2_dit.inference import PlannerRunner, load_trajectory_planner
 from stage2_dit.module import NotFiniteLoss
 from stage2_dit.schedules import warmup_cosine_factor
 
@@ -191,6 +193,65 @@ def test_nan_in_the_data_is_named(world, tmp_path):
     (record,) = (tmp_path / "run" / "version_0").glob("not_finite_loss_step0*.json")
     content = json.loads(record.read_text())
     assert content["not_finite"]["hidden"] == content["tokens"][1:2]
+
+
+@pytest.mark.parametrize("field", ["hidden", "target", "history", "status"])
+def test_nan_anywhere_in_a_batch_saves_its_tokens(world, finished, tmp_path, field, monkeypatch):
+    module = finished["module"]
+    monkeypatch.setattr(module.trainer, "_default_root_dir", str(tmp_path))
+    before = {name: weight.clone() for name, weight in module.planner.state_dict().items()}
+    scenes, hidden = next(iter(module.trainer.datamodule.train_dataloader()))
+    values = hidden.hidden if field == "hidden" else getattr(scenes, field)
+    values[1] = float("nan")
+    named = rf"not finite in the data: \{{'{field}': \['{scenes.token[1]}'\]\}}; the batch's tokens are in"
+    with pytest.raises(NotFiniteLoss, match=named):
+        module.training_step((scenes, hidden), 0)
+    (record,) = tmp_path.glob("not_finite_loss_step*.json")
+    content = json.loads(record.read_text())
+    assert content["tokens"] == scenes.token
+    assert content["not_finite"] == {name: [] for name in content["not_finite"]} | {field: [scenes.token[1]]}
+    assert all(torch.equal(weight, before[name]) for name, weight in module.planner.state_dict().items())
+
+
+def test_nan_targets_end_the_fit_of_bounds(world, tmp_path, monkeypatch):
+    original = SceneDataset.__getitem__
+
+    def spoiled(self, index):
+        sample = original(self, index)
+        if self.tokens.index(sample.token[0]) == 2:
+            sample.target[0, -1] = float("nan")
+        return sample
+
+    monkeypatch.setattr(SceneDataset, "__getitem__", spoiled)
+    token = SceneDataset(world / "index", cameras=()).tokens[2]
+    with pytest.raises(DataError, match=rf"SceneBatch.target is not finite for tokens \['{token}'\]"):
+        run(config(world, tmp_path / "run"))
+
+
+def test_a_checkpoint_behind_the_planner_protocol(world, finished):
+    scenes, hidden = next(iter(finished["module"].trainer.datamodule.val_dataloader()))
+    loaded = load_planner(finished["last"])
+    planner = load_trajectory_planner(finished["last"], name="mine")
+    poses = planner.plan(scenes, hidden)
+    wanted = PlannerRunner(loaded.planner).plan(hidden.hidden, hidden.mask, scenes.history, scenes.status, scenes.token)
+    assert planner.name == "mine"
+    assert poses.dtype == torch.float32
+    assert torch.equal(poses, wanted)
+    others = {"live weights": {"ema": False}, "another seed": {"seed": 1},
+              "stochastic": {"exploration": "published_evaluation"}}  # fmt: skip
+    for change in others.values():
+        other = load_trajectory_planner(finished["last"], **change)
+        assert other.fingerprint.digest != planner.fingerprint.digest, change
+        assert not torch.equal(other.plan(scenes, hidden), poses), change
+    with pytest.raises(MissingError, match="planner mine needs hidden states"):
+        planner.plan(scenes)
+    with pytest.raises(DataError, match="exploration preset 'nothing' does not exist"):
+        load_trajectory_planner(finished["last"], exploration="nothing")
+    strange = states_fingerprint(Fingerprint("vlm", {"weights": "other"}))
+    planner.require_hidden(loaded.hidden)
+    with pytest.raises(FingerprintMismatch, match=r"'toy'.*'other'"):
+        planner.require_hidden(strange)
+    load_trajectory_planner(finished["last"], allow_hidden_mismatch=True).require_hidden(strange)
 
 
 def test_targets_outside_the_bounds_are_counted(world, tmp_path, caplog):
