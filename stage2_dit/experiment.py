@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from navsim_ext.dataset import SceneDataset, build_index
+from navsim_ext.dataset import SceneDataset, part_indices
 from navsim_ext.errors import DataError
 from navsim_ext.evaluation.compare import compare
 from navsim_ext.evaluation.planning import plan_scenes, write_parquet_atomic
@@ -33,7 +33,6 @@ from navsim_ext.hidden_cache import CachedHiddenStates
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import score
 from navsim_ext.planners import Planner, baseline
-from navsim_ext.readers import SceneFilter, open_source
 from navsim_ext.runtime.config import compose, job
 from navsim_ext.runtime.run import run
 from stage2_dit.checkpoint import load_planner
@@ -42,7 +41,6 @@ from stage2_dit.inference import PlannerRunner, TrajectoryPlanner
 log = logging.getLogger(__name__)
 
 SEEING, BLIND = "diffusion_il", "diffusion_il_blind"
-PARTS = ("train", "val", "test")
 RESULT_FILE = "result.json"
 
 
@@ -86,21 +84,6 @@ def judge(tables: Mapping[str, pd.DataFrame], metric: str, *, required_points: f
         metric, len(valid[0]), margin.logs, means, differences, best, enough,
         passed=enough and margin.mean * 100 >= required_points and margin.low > 0,
     )  # fmt: skip
-
-
-def indices(cfg: DictConfig) -> dict[str, Path]:
-    """The scene index of each part, built in the output folder where none is given."""
-    folders = {}
-    for part in PARTS:
-        chosen = cfg.data[part]
-        if chosen.index is not None:
-            folders[part] = Path(chosen.index)
-            continue
-        scene_filter = SceneFilter.from_yaml(chosen.scene_filter)
-        source = open_source(cfg.data.root, chosen.split, scene_filter=scene_filter)
-        folders[part] = Path(cfg.output_dir) / "index" / part
-        build_index(source, folders[part], cameras=())
-    return folders
 
 
 def train(cfg: DictConfig, folders: Mapping[str, Path], name: str) -> Path:
@@ -165,7 +148,7 @@ def tell(console: Console, tables: Mapping[str, pd.DataFrame], verdict: Verdict,
 @job("stage2_experiment")
 def main(cfg: DictConfig) -> None:
     """Runs what is left of the experiment and judges it."""
-    folders = indices(cfg)
+    folders = part_indices(cfg.data, Path(cfg.output_dir) / "index")
     dataset = SceneDataset(folders["test"], cameras=())  # before the training, so that what is missing is said now
     hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)
     cache = MetricCache(cfg.data.metric_cache)
