@@ -42,14 +42,15 @@ step stage1_accuracy "answers on the unseen town, with its pictures swapped as c
   device="$device" output_dir="$job/stage1_accuracy"
 await
 
-planner_data=(data.train="$job/index/train" data.val="$job/index/val" data.hidden_cache="$job/hidden/trainval"
-  data.metric_cache="$job/metric_cache/trainval")
-step stage2 "diffusion planner by imitation" \
-  stage2_dit.train experiment="$experiment" "${planner_data[@]}" output_dir="$job/stage2"
-il="$job/stage2/version_0/checkpoints/last.ckpt"
-step stage3 "reinforcement by DiffGRPO on PDM scores" \
-  stage3_grpo.train experiment="$experiment" init="$il" "${planner_data[@]}" output_dir="$job/stage3"
-rl="$job/stage3/version_0/checkpoints/best_pdm_score.ckpt"
+data=(data.root="$world" data.train.index="$job/index/train" data.val.index="$job/index/val"
+  data.test.index="$job/index/test" data.hidden_cache="$job/hidden/trainval" data.hidden_cache_test="$job/hidden/test")
+step stage2 "diffusion planner by imitation; beside it the same without sight" stage2_dit.experiment \
+  experiment="$experiment" "${data[@]}" data.metric_cache="$job/metric_cache/test" device="$device" output_dir="$job/stage2"
+il="$job/stage2/diffusion_il/version_0/checkpoints/last.ckpt"
+step stage3 "reinforcement by DiffGRPO on PDM scores" stage3_grpo.experiment experiment="$experiment" init="$il" \
+  "${data[@]}" data.metric_cache="$job/metric_cache/trainval" data.metric_cache_test="$job/metric_cache/test" \
+  device="$device" output_dir="$job/stage3"
+rl="$job/stage3/seed_0/version_0/checkpoints/best_pdm_score.ckpt"
 
 scored=()
 rate() { # planner's name in the table, overrides ...
@@ -71,7 +72,7 @@ rate diffusion_rl planner=diffusion planner.checkpoint="$rl" "${cached[@]}"
 scores="$(IFS=,; echo "${scored[*]}")"
 step report "one HTML file of everything" navsim_ext.evaluation.report \
   experiment="$experiment" scores="[$scores]" data.root="$world" data.split=test \
-  "training=[{title: Stage 1,folder: $job/stage1,columns: null},{title: Stage 2,folder: $job/stage2,columns: null},{title: Stage 3,folder: $job/stage3,columns: null}]" \
-  recorder.folder="$job/stage3" "comparisons=[[diffusion_il,diffusion_rl]]" output_dir="$job/report"
+  "training=[{title: Stage 1,folder: $job/stage1,columns: null},{title: Stage 2,folder: $job/stage2/diffusion_il,columns: null},{title: Stage 3,folder: $job/stage3/seed_0,columns: null}]" \
+  recorder.folder="$job/stage3/seed_0" "comparisons=[[diffusion_il,diffusion_rl]]" output_dir="$job/report"
 bash scripts/run.sh navsim_ext.evaluation.show scores="[$scores]"
 [[ "${DRY_RUN:-0}" == "1" ]] || printf 'Report: %s/report/report.html   (%d s)\n' "$job" $(( SECONDS - began ))

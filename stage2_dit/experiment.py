@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,15 @@ def train(cfg: DictConfig, folders: Mapping[str, Path], name: str) -> Path:
     return Path(run(compose("stage2", overrides))["last"])
 
 
+def train_all(cfg: DictConfig, folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Both checkpoints by name; the trainings run ``cfg.workers`` at a time, each in a process of its own from 2 on."""
+    names = (SEEING, BLIND)
+    if cfg.workers == 1:
+        return {name: train(cfg, folders, name) for name in names}
+    with ProcessPoolExecutor(cfg.workers, mp_context=multiprocessing.get_context("spawn")) as processes:
+        return dict(zip(names, processes.map(partial(train, cfg, folders), names), strict=True))
+
+
 def scored(
     cfg: DictConfig, planner: Planner, dataset: SceneDataset, hidden: CachedHiddenStates, cache: MetricCache
 ) -> pd.DataFrame:
@@ -152,7 +164,7 @@ def main(cfg: DictConfig) -> None:
     dataset = SceneDataset(folders["test"], cameras=())  # before the training, so that what is missing is said now
     hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)
     cache = MetricCache(cfg.data.metric_cache)
-    checkpoints = {name: train(cfg, folders, name) for name in (SEEING, BLIND)}
+    checkpoints = train_all(cfg, folders)
     tables = {planner.name: scored(cfg, planner, dataset, hidden, cache) for planner in planners(cfg, checkpoints)}
     ceiling = tables.pop("human")
     verdict = judge(tables, cfg.metric, required_points=cfg.required_points, minimum_scenes=cfg.minimum_scenes)

@@ -38,10 +38,12 @@ class WaitShare:
         self._mark = time.perf_counter()
 
     def waited(self) -> None:
-        self.waited_s, self._mark = self.waited_s + time.perf_counter() - self._mark, time.perf_counter()
+        now = time.perf_counter()
+        self.waited_s, self._mark = self.waited_s + now - self._mark, now
 
     def worked(self) -> None:
-        self.worked_s, self._mark = self.worked_s + time.perf_counter() - self._mark, time.perf_counter()
+        now = time.perf_counter()
+        self.worked_s, self._mark = self.worked_s + now - self._mark, now
 
     @property
     def share(self) -> float:
