@@ -1,6 +1,6 @@
 """What a tiny model learns in three minutes: accuracy on image-dependent questions in the held-out town.
 
-    python benchmarks/bench_stage1_answers.py --output benchmarks/results/stage1_answers.json
+    OMP_NUM_THREADS=2 python benchmarks/bench_stage1_answers.py --output benchmarks/results/stage1_answers.json
 
 Builds the synthetic world (or takes --world), writes its image-dependent questions, fine-tunes the tiny InternVL of
 ``experiment=demo`` and evaluates it. Baseline of the same run: the most frequent answer of each question type among
@@ -37,7 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--world", type=Path, help="a built synthetic world")
-    parser.add_argument("--scenes", type=int, default=1200)
+    parser.add_argument("--scenes", type=int, default=4400, help="of the world that is built")
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--override", action="append", default=[], help="of the training configuration")
     arguments = parser.parse_args()
@@ -51,7 +52,8 @@ def main() -> None:
         mixture = questions(world, work / "qa", "train", "trainval")
         held_out = questions(world, work / "qa", "test", "test")
         overrides = ["experiment=demo", f"output_dir={work / 'run'}", f"data.mixture={mixture}"]
-        overrides += ["datamodule.repeat=null", f"seed={arguments.seed}", *arguments.override]
+        overrides += ["datamodule.repeat=null", f"trainer.max_steps={arguments.steps}", f"seed={arguments.seed}"]
+        overrides += arguments.override
         start, start_cpu = time.perf_counter(), time.process_time()
         metrics = train(compose("stage1", overrides))
         elapsed, cpu = time.perf_counter() - start, time.process_time() - start_cpu
