@@ -130,7 +130,8 @@ class InstructionTuning(pl.LightningModule):
         decayed, plain = [], []
         for parameter in self.model.parameters():
             if parameter.requires_grad:
-                (decayed if parameter.ndim > 1 else plain).append(parameter)
+                shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty one-dimensional tensor
+                (decayed if len(shape) > 1 else plain).append(parameter)
         groups = [
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": plain, "weight_decay": 0.0},
