@@ -184,8 +184,8 @@ def test_every_strategy_trains_to_the_same_weights(zero_run, tiny_internvl, toy_
 
 @pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_continues(tiny_internvl, toy_mixture, tmp_path):
-    arguments = overrides(tiny_internvl, toy_mixture, tmp_path / "run", strategy="ddp", **{"trainer.max_steps": 60})
-    arguments.append("callbacks.checkpoint.every_n_steps=1000")
+    steps = {"trainer.max_steps": 60, "trainer.max_epochs": 100, "callbacks.checkpoint.every_n_steps": 1000}
+    arguments = overrides(tiny_internvl, toy_mixture, tmp_path / "run", strategy="ddp", **steps)
     process = subprocess.Popen([sys.executable, "-m", "stage1_vlm.train", *arguments], stderr=subprocess.DEVNULL)
     table = tmp_path / "run" / "version_0" / "metrics.csv"
     while not (table.is_file() and len(table.read_text().splitlines()) > 5) and process.poll() is None:
