@@ -3,7 +3,7 @@
 from stage2_dit.checkpoint import LoadedPlanner, load_planner, planner_record, require_hidden, save_planner
 from stage2_dit.conditioning import Conditioning
 from stage2_dit.diffusion.process import PRESETS, Chain, Exploration, NoDensity, Process, WrongProcess
-from stage2_dit.diffusion.sampling import build_process, log_prob, sample_chain
+from stage2_dit.diffusion.sampling import Steps, build_process, log_prob, sample_chain, step_distributions
 from stage2_dit.noise import ChainNoise, keyed_generator, keyed_noise
 from stage2_dit.normaliser import NormaliserBounds, TrajectoryNormaliser
 from stage2_dit.planner import DiffusionPlanner, PlannerConfig
@@ -23,6 +23,7 @@ __all__ = [
     "NormaliserBounds",
     "PlannerConfig",
     "Process",
+    "Steps",
     "TrajectoryNormaliser",
     "WrongProcess",
     "build_process",
@@ -34,6 +35,7 @@ __all__ = [
     "require_hidden",
     "sample_chain",
     "save_planner",
+    "step_distributions",
     "total_steps",
     "warmup_cosine",
 ]

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from navsim_ext.scene import SceneBatch
-from stage2_dit import Chain, Conditioning, DiffusionPlanner, Process, sample_chain
+from stage2_dit import Chain, Conditioning, DiffusionPlanner, Process, Steps, sample_chain, step_distributions
 from stage3_grpo.algorithm import Algorithm
 from stage3_grpo.reference import ReferencePolicy
 from stage3_grpo.rewards.reward import Reward, Scorer, Scores
-from stage3_grpo.rollout import Steps, step_distributions
 from stage3_grpo.value import ValueHead
 
 
@@ -102,7 +101,8 @@ class Collector:
                 reference_steps = reference.steps(reference_conditioning, chain, self.process)
             logp_old = value_old = None
             if self.algorithm.inner_epochs > 1 or not once:
-                logp_old = self.algorithm.log_prob.of(chain, step_distributions(planner, fixed, chain, self.process))
+                own_steps = step_distributions(planner, fixed, chain, process=self.process)
+                logp_old = self.algorithm.log_prob.of(chain, own_steps)
             if value_head is not None:
                 value_old = value_head(fixed, chain)
             drift = drift_m(trajectories, teacher_trajectories, self.algorithm.group_size)

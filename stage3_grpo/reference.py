@@ -11,8 +11,17 @@ from torch import Tensor
 
 from navsim_ext.errors import TriviumError
 from navsim_ext.fingerprint import Fingerprint
-from stage2_dit import Chain, Conditioning, DiffusionPlanner, PlannerConfig, Process, load_planner, require_hidden
-from stage3_grpo.rollout import Steps, step_distributions
+from stage2_dit import (
+    Chain,
+    Conditioning,
+    DiffusionPlanner,
+    PlannerConfig,
+    Process,
+    Steps,
+    load_planner,
+    require_hidden,
+    step_distributions,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +63,7 @@ class ReferencePolicy:
 
     @torch.no_grad()
     def steps(self, conditioning: Conditioning, chain: Chain, process: Process) -> Steps:
-        return step_distributions(self.planner, conditioning, chain, process)
+        return step_distributions(self.planner, conditioning, chain, process=process)
 
 
 def require_same_planner(reference: PlannerConfig, actor: PlannerConfig, path: str) -> None:

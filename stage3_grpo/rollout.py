@@ -1,4 +1,4 @@
-"""Rollouts of a diffusion planner: chains, their step distributions, and log-probabilities in the core's form.
+"""Log-probabilities of a rollout's denoising steps, in the core's form.
 
 Legend: S scenes, G trajectories of each, N = S G (scene-major), K denoising steps, F poses.
 """
@@ -6,23 +6,16 @@ Legend: S scenes, G trajectories of each, N = S G (scene-major), K denoising ste
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from navsim_ext.errors import DataError
-from stage2_dit import Chain, Conditioning, DiffusionPlanner, NoDensity, Process, WrongProcess
+from stage2_dit import Chain, Steps
 from stage3_grpo.core import gaussian_kl
 
 Reduction = Literal["mean", "sum"]
-
-
-class Steps(NamedTuple):
-    """Distribution of every step of a chain: ``mean`` [N,K,F,3]; ``std`` [N,K,1,1], floored as for scoring."""
-
-    mean: Tensor
-    std: Tensor
 
 
 @dataclass(frozen=True)
@@ -64,25 +57,3 @@ class LogProb:
 
     def reduce(self, value: Tensor) -> Tensor:
         return value.mean(dim=(2, 3)) if self.reduction == "mean" else value.sum(dim=(2, 3))
-
-
-def step_distributions(planner: DiffusionPlanner, conditioning: Conditioning, chain: Chain, process: Process) -> Steps:
-    """Mean and deviation of every step of every chain in one network call; gradients flow through the mean.
-
-    ``stage2_dit.log_prob`` gives the elementwise density of the same distributions; here the distributions
-    themselves are needed, for exact KL. Raises NoDensity for deterministic chains, WrongProcess for chains of
-    another process.
-    """
-    if not process.has_density or chain.exploration.deterministic:
-        raise NoDensity(f"chains of {process.name} (deterministic={chain.exploration.deterministic}) have no density")
-    if chain.process != process.identity():
-        raise WrongProcess(f"the chain was drawn by {chain.process}, it was to be scored with {process.identity()}")
-    states = chain.states.detach()
-    rows, count = len(states), process.num_steps
-    index = torch.arange(count, device=states.device).repeat(rows)
-    times = torch.tensor(process.times, device=states.device).repeat(rows)
-    x = states[:, :-1].flatten(0, 1)
-    prediction = planner(x, times, conditioning).float()
-    mean, std = process.step(index, x, prediction, chain.exploration)
-    std = chain.exploration.log_prob_std(std)
-    return Steps(mean.unflatten(0, (rows, count)), std.expand(rows * count, 1, 1).unflatten(0, (rows, count)))

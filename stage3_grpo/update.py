@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from navsim_ext.runtime.rng import derive_seed
-from stage2_dit import Chain, Conditioning, DiffusionPlanner, Process
+from stage2_dit import Chain, Conditioning, DiffusionPlanner, Process, Steps, step_distributions
 from stage3_grpo.algorithm import Algorithm
 from stage3_grpo.collector import Experience
 from stage3_grpo.core import (
@@ -31,7 +31,6 @@ from stage3_grpo.core import (
     value_error,
 )
 from stage3_grpo.distributed import gather_rows, own_rows, share_of_count, world
-from stage3_grpo.rollout import Steps, step_distributions
 from stage3_grpo.value import ValueHead
 
 EPSILON = 1e-8
@@ -145,7 +144,7 @@ class Updater:
             conditioning = self._condition(planner, experience, chosen)
         chain, with_teacher = experience.chain.select(chosen), bc_weight > 0
         joined = join(chain, experience.teacher.select(chosen)) if with_teacher else chain
-        distribution = step_distributions(planner, conditioning, joined, self.process)
+        distribution = step_distributions(planner, conditioning, joined, process=self.process)
         logp_all = self.algorithm.log_prob.of(joined, distribution).unflatten(0, (len(chosen), -1))
         logp = logp_all[:, :group].flatten(0, 1)
         zero = torch.zeros((), device=logp.device)

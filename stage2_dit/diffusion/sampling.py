@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,13 @@ from stage2_dit.diffusion.process import Chain, Exploration, NoDensity, Process,
 from stage2_dit.noise import ChainNoise, keyed_noise
 
 PROCESSES = ("ddim", "ddpm", "ddpm_published", "dpm_solver", *(f"flow_{kind}" for kind in FLOW_STEPS))
+
+
+class Steps(NamedTuple):
+    """Distribution of every step of a chain: ``mean`` [R,K,F,3]; ``std`` [R,K,1,1], floored as for scoring."""
+
+    mean: Tensor
+    std: Tensor
 
 
 class Denoiser(Protocol):
@@ -83,17 +90,13 @@ def sample_chain(
     return Chain(states, process.times, exploration, process.identity(), group_size)
 
 
-def log_prob(
-    planner: Denoiser,
-    conditioning: Conditioning,
-    chain: Chain,
-    *,
-    process: Process | None = None,
-) -> Tensor:
-    """[R,K,F,3] elementwise log N(x_{k+1}; mean_k, std_k) of every step of every row, in one network call.
+def step_distributions(
+    planner: Denoiser, conditioning: Conditioning, chain: Chain, *, process: Process | None = None
+) -> Steps:
+    """Mean and deviation of every step of every row, in one network call.
 
-    std is the process's own with the chain's ``log_prob_std_floor``; the final clip is ignored. Gradients flow to
-    the planner through the mean, not to the chain. Raises NoDensity for samplers without step noise and
+    The deviation is the process's own with the chain's ``log_prob_std_floor``; the final clip is ignored. Gradients
+    flow to the planner through the mean, not to the chain. Raises NoDensity for samplers without step noise and
     WrongProcess when the chain was drawn by another process.
     """
     process = check_process(planner, process)
@@ -103,23 +106,28 @@ def log_prob(
             "stochastically with ddim, ddpm or a flow sde or cps step"
         )
     if chain.process != process.identity():
-        raise WrongProcess(f"the chain was drawn by {chain.process}, the planner scores with {process.identity()}")
+        raise WrongProcess(f"the chain was drawn by {chain.process}, it was to be scored with {process.identity()}")
     if len(chain) != len(conditioning) * chain.group_size:
         raise DataError(
             f"the chain has {len(chain)} rows in groups of {chain.group_size}; the conditioning has "
             f"{len(conditioning)} scenes"
         )
     states = chain.states.detach()
-    rows, steps = len(states), process.num_steps
-    index = torch.arange(steps, device=states.device).repeat(rows)
+    rows, count = len(states), process.num_steps
+    index = torch.arange(count, device=states.device).repeat(rows)
     times = torch.tensor(process.times, device=states.device).repeat(rows)
     x = states[:, :-1].flatten(0, 1)
     prediction = planner(x, times, conditioning).float()
     mean, std = process.step(index, x, prediction, chain.exploration)
     std = chain.exploration.log_prob_std(std)
-    z = (states[:, 1:].flatten(0, 1) - mean) / std
-    density = -0.5 * z**2 - torch.log(std) - 0.5 * math.log(2 * math.pi)
-    return density.unflatten(0, (rows, steps))
+    return Steps(mean.unflatten(0, (rows, count)), std.expand(rows * count, 1, 1).unflatten(0, (rows, count)))
+
+
+def log_prob(planner: Denoiser, conditioning: Conditioning, chain: Chain, *, process: Process | None = None) -> Tensor:
+    """[R,K,F,3] elementwise log N(x_{k+1}; mean_k, std_k) of every step of every row; see step_distributions."""
+    mean, std = step_distributions(planner, conditioning, chain, process=process)
+    z = (chain.states[:, 1:].detach() - mean) / std
+    return -0.5 * z**2 - torch.log(std) - 0.5 * math.log(2 * math.pi)
 
 
 def check_process(planner: Denoiser, process: Process | None) -> Process:
