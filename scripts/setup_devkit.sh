@@ -2,8 +2,10 @@
 # Makes the separate environment .devkit/ with nuplan-devkit v1.2 and NAVSIM v1.1 and v2.2 from their git URLs.
 # Trivium itself needs none of it; navsim_ext/devkit/ uses it for submissions and for comparison with the original.
 #   bash scripts/setup_devkit.sh                       clone and install (about 3 GB, minutes)
-#   NAVSIM_GIT_URL=... NUPLAN_GIT_URL=... bash ...     from mirrors or local clones
-# Then: PYTHONPATH=.devkit/navsim_v1.1:.devkit/nuplan-devkit .devkit/venv/bin/python ...   (or navsim_v2.2)
+#   NAVSIM_GIT_URL=... NUPLAN_GIT_URL=... bash ...     from mirrors or local clones (in a clone that serves by file://:
+#       git config uploadpack.allowFilter true && git config uploadpack.allowAnySHA1InWant true)
+# Then: PYTHONPATH=.devkit/navsim_v1.1:.devkit/nuplan-devkit:. .devkit/venv/bin/python ...   (or navsim_v2.2)
+# Test: TRIVIUM_DEVKIT=.devkit .venv/bin/python -m pytest tests/navsim_ext/test_devkit_agent.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,7 +20,8 @@ sources() { # url, ref, target folder, paths to check out ...
   [[ -f "$target/.complete" ]] && return
   rm -rf "$target"
   # Blobs on demand: only the package is fetched, not the repositories' pictures and notebooks.
-  git clone --quiet --filter=blob:none --no-checkout "$url" "$target"
+  # Each fetch of a blob would also ask for a repacking of the repository.
+  git clone --quiet -c gc.auto=0 --filter=blob:none --no-checkout "$url" "$target"
   git -C "$target" checkout --quiet "$ref" -- "$@"
   git -C "$target" rev-parse "$ref" > "$target/.complete"
 }

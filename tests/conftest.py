@@ -33,3 +33,9 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.write_line(
             f"{len(skipped)} tests against reference data DID NOT RUN: set {REFERENCE_VARIABLE} to its folder."
         )
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "NAVSIM ABSENT" in str(r.longrepr)]
+    if skipped:
+        terminalreporter.section("NAVSIM", sep="!")
+        terminalreporter.write_line(
+            f"{len(skipped)} tests in NAVSIM DID NOT RUN: bash scripts/setup_devkit.sh, then TRIVIUM_DEVKIT=.devkit."
+        )

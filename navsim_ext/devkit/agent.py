@@ -4,10 +4,11 @@ NAVSIM's configuration then reads
 
     _target_: navsim_ext.devkit.agent.TriviumAgent
     planner: {_target_: stage2_dit.inference.load_trajectory_planner, checkpoint: .../best.ckpt}
-    encoder: {_target_: stage1_vlm.live.LiveSceneEncoder, model_path: .../stage1}
+    encoder: {_target_: stage1_vlm.live.LiveSceneEncoder, model_path: .../stage1, dtype: bfloat16}
 
-NAVSIM hands an agent the last four ego states and decoded pictures, but no token, so hidden states are computed from
-the pictures; a planner that was trained on another VLM's states refuses ``encoder`` by fingerprint.
+(``dtype`` as in the export that the planner was trained on.) NAVSIM hands an agent the last four ego states and decoded
+pictures, but no token, so hidden states are computed from the pictures, and initial noise is keyed by the ego states;
+a planner that was trained on another VLM's states refuses ``encoder`` by fingerprint.
 """
 
 from __future__ import annotations
@@ -15,22 +16,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from navsim.agents.abstract_agent import AbstractAgent
 from navsim.common.dataclasses import AgentInput, SensorConfig, Trajectory
 from nuplan.planning.simulation.trajectory.trajectory_sampling import TrajectorySampling
-from PIL import Image
 
-from navsim_ext.errors import DataError
+from navsim_ext.devkit.agent_input import scene_batch
 from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S
 from navsim_ext.hidden_cache.source import SceneEncoder
 from navsim_ext.planners import Planner
-from navsim_ext.scene import SceneBatch
-
-AGENT_TOKEN = "agent_input"  # NAVSIM keeps the scene's token from agents
 
 
 class TriviumAgent(AbstractAgent):
@@ -75,23 +71,3 @@ class TriviumAgent(AbstractAgent):
             hidden = None if self._encoder is None else self._encoder(scenes)
             poses = self._planner.plan(scenes, hidden)[0].cpu().numpy().astype(np.float32)
         return Trajectory(poses, self._trajectory_sampling)
-
-
-def scene_batch(agent_input: AgentInput, cameras: Sequence[str], folder: Path) -> SceneBatch:
-    """A batch of one from what NAVSIM gives; pictures are written losslessly into ``folder``. Raises DataError."""
-    states = agent_input.ego_statuses
-    history = np.stack([np.asarray(state.ego_pose, dtype=np.float32) for state in states])[None]
-    now = states[-1]
-    status = np.concatenate([now.driving_command, now.ego_velocity, now.ego_acceleration]).astype(np.float32)[None]
-    paths: dict[str, Any] = {}
-    for camera in cameras:
-        picture = getattr(agent_input.cameras[-1], camera.lower()).image
-        if picture is None:
-            raise DataError(f"NAVSIM gave no picture of {camera}: does the split have sensor data, and its paths fit?")
-        path = folder / f"{camera}.png"
-        Image.fromarray(picture).save(path)
-        paths[camera] = str(path)
-    batch = SceneBatch(
-        [AGENT_TOKEN], [""], torch.from_numpy(history), torch.from_numpy(status), None, [paths] if paths else [{}]
-    )
-    return batch.validate()

@@ -179,12 +179,13 @@ def read_tokens(path: str | os.PathLike[str] | None) -> list[str] | None:
 
 
 def dry_run(poses: Mapping[str, NDArray], metric_cache_folder: str) -> pd.DataFrame:
-    """Scores the predictions as ``navsim_ext.evaluation.score_file`` would, one row per token."""
+    """Scores the predictions as ``navsim_ext.evaluation.score_file`` would, two-frame comfort included; one row per
+    token."""
     from navsim_ext.metric_cache.schema import MetricCache
-    from navsim_ext.pdm import score
+    from navsim_ext.pdm import score_pairs
 
     tokens = sorted(poses)
-    result = score(
+    result = score_pairs(
         tokens, np.stack([poses[token] for token in tokens]).astype(np.float64), MetricCache(metric_cache_folder)
     )
     return result.to_frame()
