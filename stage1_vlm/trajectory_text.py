@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ MAX_DISTANCE_M = 200.0  # 4 s at 50 m/s
 _NUMBER = r"[+-]{0,2}(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _UNIT = r"\s*(?:meters|metres|rad(?:ians)?|m)?"
 _POINT = re.compile(rf"[(\[{{]\s*({_NUMBER}){_UNIT}\s*[,;]\s*({_NUMBER}){_UNIT}\s*[,;]\s*({_NUMBER}){_UNIT}\s*[)\]}}]")
+_GROUP = re.compile(r"[(\[{][^()\[\]{}]*\d[^()\[\]{}]*[,;][^()\[\]{}]*[)\]}]")  # what looks like a point
+_END = r"(?:[\s,;\])}]+|\.(?=\s|$)|$)"  # of a number without brackets; "0.0.0" is none
 _MARK = re.compile(r"\bpt\b\s*[\]\"']?\s*[,=:]?", re.IGNORECASE)
 _SIGNS = str.maketrans({"−": "-", "–": "-", "—": "-", "＋": "+", "（": "(", "）": ")", "，": ",", "【": "[", "】": "]"})
 
@@ -88,14 +91,17 @@ def continue_motion(poses: NDArray[np.float64], count: int) -> NDArray[np.float6
 
 
 def _points(text: str, repairs: list[str]) -> list[tuple[float, float, float]]:
-    found = [tuple(map(_number, match.groups())) for match in _POINT.finditer(text)]
+    found = list(_POINT.finditer(text))
     if found:
-        return found
+        gaps = (text[one.end() : next_one.start()] for one, next_one in pairwise(found))
+        if any(_GROUP.search(gap) for gap in gaps):  # a point amid the list that cannot be read: which is which?
+            return []
+        return [tuple(map(_number, match.groups())) for match in found]
     # Numbers without brackets; a group of two (x, y) or a text with other numbers in it is not guessed at.
     if re.search(rf"[(\[{{]\s*{_NUMBER}{_UNIT}\s*,\s*{_NUMBER}{_UNIT}\s*[)\]}}]", text, re.IGNORECASE):
         return []
-    plain = re.match(rf"[\s,;\[({{]*((?:{_NUMBER}{_UNIT}[\s,;\])}}]*)+)", text, re.IGNORECASE)
-    if plain is None:
+    plain = re.match(rf"[\s,;\[({{]*((?:{_NUMBER}{_UNIT}{_END})+)", text, re.IGNORECASE)
+    if plain is None or re.match(r"[+\-.\d]", text[plain.end() :]):
         return []
     numbers = [_number(value) for value in re.findall(_NUMBER, plain.group(1), re.IGNORECASE)]
     if len(numbers) < 3:

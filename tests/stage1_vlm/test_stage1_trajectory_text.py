@@ -83,6 +83,10 @@ def test_continuing_a_circle_stays_on_it():
         ("(+1.00, +0.00, +0.00), (+2.00, +0.00, +0.00)", "no PT mark and 2 points"),
         ("[PT, " + ", ".join(["(900.0, 0.0, 0.0)"] * 8) + "]", "farther"),
         ("The 4 lanes at 13.5 m/s and 2 cars", "no points"),
+        ("[PT, " + "+0.0.0, +0.0, +0.00.0, " * 20 + "]", "no points"),  # digits, but no numbers
+        ("[PT, " + "+1.0, +0.0, +0.0, " * 8 + "+0.0.0]", "no points"),
+        (PLAIN.replace("+4.50", "+4.5.0"), "no points"),  # one point that cannot be read: no seven others instead
+        (PLAIN.replace("(+4.50,", "("), "no points"),
     ],
 )
 def test_what_is_no_plan_is_invalid_with_its_reason(text, reason):
