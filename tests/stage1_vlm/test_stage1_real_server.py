@@ -23,9 +23,10 @@ TEMPLATE = (
 
 @pytest.fixture
 def served(tmp_path):
-    """URL and model of a running server; skips where its packages (fastapi, uvicorn) are not installed."""
+    """URL and model of a running server; skips where its packages (transformers[serving]) are not installed."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
+    pytest.importorskip("openai")
     tokenizer = train_tokenizer(["Is the light red? yes. no."] * 20, [], vocabulary=400)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(tmp_path / "model")

@@ -142,8 +142,10 @@ def test_zero_1_halves_the_optimizer_state_and_trains_as_one_process_would(
     assert all(abs(half / whole - 0.5) < 0.01 for half in halves)
     first, second = load_file(one / "model.safetensors"), load_file(zero_run / "model.safetensors")
     start = load_file(tiny_internvl / "model.safetensors")
-    for name in first:  # the loss is a mean over tokens of each micro batch, so the two are near, not equal
-        assert (first[name] - second[name]).abs().max() <= 0.7 * (first[name] - start[name]).abs().max() + 1e-6, name
+    # The loss is a mean over tokens of each micro batch, so the two are near, not equal.
+    apart = sum(float((first[name] - second[name]).square().sum()) for name in first) ** 0.5
+    moved = sum(float((first[name] - start[name]).square().sum()) for name in first) ** 0.5
+    assert apart < 0.35 * moved
 
 
 def test_zero_1_resumes_bit_for_bit(zero_run, tiny_internvl, toy_mixture):
