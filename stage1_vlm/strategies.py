@@ -1,4 +1,5 @@
-"""DeepSpeed ZeRO under Lightning with three things stock does not do: CPU, ``auto`` values, another world size.
+"""DeepSpeed ZeRO under Lightning with four things stock does not do: CPU, ``auto`` values, another world size, and
+gradients of accumulated batches that are divided by their number once, not twice.
 
 The JSON of the recipe says ``"auto"`` where Hugging Face's Trainer would fill in numbers; here every one is resolved
 from the trainer, the module and the loader before DeepSpeed sees it, and a number that contradicts them is an error.
@@ -24,6 +25,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from navsim_ext.errors import TriviumError
@@ -166,6 +168,10 @@ class DeepSpeedZero(DeepSpeedStrategy):
             dist_init_required=False,
         )
         return engine, zero_optimizer
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Lightning has divided the loss by the accumulated batches; DeepSpeed must not do so a second time."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     @contextmanager
     def model_sharded_context(self) -> Generator[None, None, None]:

@@ -21,6 +21,7 @@ from navsim_ext.errors import MissingError, TriviumError
 
 STEP_PATTERN = re.compile(r"epoch=(\d+)-step=(\d+)\.ckpt")
 COMPLETE_MARK = ".complete"  # inside a checkpoint that is a folder (DeepSpeed); files are complete when they exist
+ZERO_WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in such a folder: all weights, and the state of callbacks
 
 
 class CheckpointError(TriviumError):
@@ -151,7 +152,7 @@ def step_of(path: Path) -> int:
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
-    """Contents of a checkpoint file, read without executing anything in it.
+    """Contents of a checkpoint, read without executing anything in it: a file, or a folder that ZeRO 1 or 2 wrote.
 
     Raises MissingError if it does not exist, CheckpointError if it is not whole or holds objects beyond tensors and
     plain containers.
@@ -160,7 +161,12 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> 
     if not path.exists():
         raise MissingError(f"checkpoint {path} does not exist: check the path or train it first")
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder (DeepSpeed): convert it to one file with its zero_to_fp32.py first")
+        if not (path / ZERO_WEIGHTS).is_file():
+            raise CheckpointError(
+                f"{path} is a folder without {ZERO_WEIGHTS} (ZeRO 3): convert it to one file with its zero_to_fp32.py"
+            )
+        content = load_checkpoint(path / ZERO_WEIGHTS, map_location)
+        return content | {"state_dict": content["module"]}
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:

@@ -56,7 +56,8 @@ class Toy(pl.LightningModule):
     def __init__(self, width: int = 8, lr: float = 0.01) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(6, width), nn.GELU(), nn.Dropout(0.3), nn.Linear(width, 1))
-        self.lr = lr
+        self.lr = self.learning_rate = lr
+        self.weight_decay, self.betas, self.epsilon = 0.01, (0.9, 0.999), 1e-8  # of AdamW, as ZeRO is told them
         self.register_buffer("seen", torch.zeros(()))
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:

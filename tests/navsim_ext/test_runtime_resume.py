@@ -41,18 +41,21 @@ def spawn(output: Path, trouble: dict, *overrides: str, rank: int | None = None,
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
-def train_ddp(output: Path, trouble: dict, *overrides: str) -> list[int]:
+DDP = "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: gloo}"
+ZERO = "trainer.strategy={_target_: stage1_vlm.strategies.DeepSpeedZero, config: {zero_optimization: {stage: 1}}}"
+
+
+def train_two(output: Path, trouble: dict, *overrides: str, strategy: str = DDP) -> list[int]:
     """Two processes; when one dies the other is killed, as a launcher does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    strategy = "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: gloo}"
     overrides = ("trainer.devices=2", strategy, *overrides)
     processes = [spawn(output, trouble if rank == 1 else {}, *overrides, rank=rank, port=port) for rank in (0, 1)]
-    processes[1].wait(timeout=300)
+    processes[1].wait()
     if trouble:
         processes[0].kill()
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    errors = [process.communicate()[1] for process in processes]
     codes = [process.returncode for process in processes]
     assert trouble or codes == [0, 0], errors
     return codes
@@ -89,7 +92,7 @@ def whole(tmp_path_factory) -> Path:
 
 def test_kill_and_resume_with_workers_and_accumulation(whole, tmp_path):
     killed = spawn(tmp_path, {"epoch": 1, "batch": 15, "signal": "SIGKILL"}, "datamodule.num_workers=1")
-    killed.communicate(timeout=300)
+    killed.communicate()
     assert killed.returncode == -signal.SIGKILL
     assert newest_complete(tmp_path / CHECKPOINTS).name == "epoch=1-step=17.ckpt"
     result = run(config(tmp_path, []))  # another number of workers: the items are the same
@@ -99,7 +102,7 @@ def test_kill_and_resume_with_workers_and_accumulation(whole, tmp_path):
 
 def test_sigterm_saves_the_step_and_ends(whole, tmp_path):
     stopped = spawn(tmp_path, {"epoch": 1, "batch": 4, "signal": "SIGTERM"})
-    _, errors = stopped.communicate(timeout=300)
+    _, errors = stopped.communicate()
     assert stopped.returncode == 143, errors
     assert "stopped by SIGTERM after step 15" in errors  # batch 4 begins an accumulation of two: 12 + 3 steps
     assert newest_complete(tmp_path / CHECKPOINTS).name == "epoch=1-step=15.ckpt"
@@ -110,7 +113,7 @@ def test_sigterm_saves_the_step_and_ends(whole, tmp_path):
 
 def test_sigterm_in_the_last_batch_of_an_epoch(whole, tmp_path):
     stopped = spawn(tmp_path, {"epoch": 0, "batch": 23, "signal": "SIGTERM"})
-    stopped.communicate(timeout=300)
+    stopped.communicate()
     assert newest_complete(tmp_path / CHECKPOINTS).name == "epoch=0-step=12.ckpt"
     run(config(tmp_path, []))
     assert_same_training(whole, tmp_path)
@@ -128,7 +131,7 @@ def test_resume_between_validations_within_an_epoch(tmp_path):
     often = ["trainer.val_check_interval=0.25", "trainer.max_epochs=1", "callbacks.checkpoint.every_n_steps=3"]
     run(config(tmp_path / "whole", often))  # steps 3, 6, 9 fall on validations: saved one step later
     stopped = spawn(tmp_path / "cut", {"epoch": 0, "batch": 17, "signal": "SIGKILL"}, *often)
-    stopped.communicate(timeout=300)
+    stopped.communicate()
     assert newest_complete(tmp_path / "cut" / CHECKPOINTS).name == "epoch=0-step=7.ckpt"
     run(config(tmp_path / "cut", often))
     assert_same_training(tmp_path / "whole", tmp_path / "cut")
@@ -136,11 +139,30 @@ def test_resume_between_validations_within_an_epoch(tmp_path):
 
 def test_two_processes_killed_and_resumed(tmp_path):
     sizes = ("trainer.max_epochs=1", "callbacks.checkpoint.every_n_steps=2", "trainer.accumulate_grad_batches=1")
-    train_ddp(tmp_path / "whole", {}, *sizes)
-    train_ddp(tmp_path / "killed", {"epoch": 0, "batch": 7, "signal": "SIGKILL"}, *sizes)
+    train_two(tmp_path / "whole", {}, *sizes)
+    train_two(tmp_path / "killed", {"epoch": 0, "batch": 7, "signal": "SIGKILL"}, *sizes)
     assert newest_complete(tmp_path / "killed" / CHECKPOINTS).name == "epoch=0-step=6.ckpt"
-    train_ddp(tmp_path / "killed", {}, *sizes)
+    train_two(tmp_path / "killed", {}, *sizes)
     assert_same_training(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_average_under_zero_is_that_of_ddp_and_is_restored(tmp_path):
+    sizes = ("trainer.max_epochs=2", "callbacks.checkpoint.every_n_steps=2")
+    train_two(tmp_path / "ddp", {}, *sizes)
+    train_two(tmp_path / "zero", {}, *sizes, strategy=ZERO)
+    train_two(tmp_path / "killed", {"epoch": 1, "batch": 7, "signal": "SIGKILL"}, *sizes, strategy=ZERO)
+    assert newest_complete(tmp_path / "killed" / CHECKPOINTS).name == "epoch=1-step=8.ckpt"
+    train_two(tmp_path / "killed", {}, *sizes, strategy=ZERO)
+    newest = {name: newest_complete(tmp_path / name / CHECKPOINTS) for name in ("ddp", "zero", "killed")}
+    assert {path.name for path in newest.values()} == {"epoch=1-step=12.ckpt"}
+    for ema in (True, False):
+        ddp, zero, killed = (load_weights(path, ema=ema) for path in newest.values())
+        assert ddp.keys() == zero.keys() == killed.keys()
+        for name in ddp:
+            torch.testing.assert_close(zero[name], ddp[name], rtol=1e-5, atol=1e-6)
+            assert torch.equal(killed[name], zero[name]), name
+    assert losses(tmp_path / "killed") == losses(tmp_path / "zero")
 
 
 def test_layout_of_a_run(whole):
