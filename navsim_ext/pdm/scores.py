@@ -29,7 +29,9 @@ from navsim_ext.pdm.traffic import V1, V2
 
 MAX_FRAME_GAP_S = 0.55  # two scenes of a log at most this far apart are neighbours
 ROWS_PER_THREAD = 8  # below this, starting a thread costs more than it saves
-CHUNK_ROWS = 64
+CHUNK_ROWS = 32  # of one call of the kernel: its states stay in a core's cache, and threads end nearly together
+
+BEYOND_SCALE = "the simulation of this trajectory is not finite: its poses are beyond any scale of driving"
 
 
 class TrajectoryShapeError(DataError):
@@ -57,8 +59,9 @@ def score(
     """
     poses = check_trajectories(tokens, trajectories)
     bits, weights = _options(versions, reward)
-    rows, states, loaded, valid, reasons = _run(list(tokens), poses, metric_cache, bits, weights, threads)
-    return _result(tokens, rows, states if keep_states else None, loaded, valid, reasons)
+    states = _no_states(len(poses)) if keep_states else None
+    rows, loaded, valid, reasons = _run(list(tokens), poses, metric_cache, bits, weights, threads, states)
+    return _result(tokens, rows, states, loaded, valid, reasons)
 
 
 def score_pairs(
@@ -85,7 +88,8 @@ def score_pairs(
     if not bits & V2:
         raise DataError("score_pairs computes two-frame comfort, a part of v2: versions must include 'v2'")
     tokens = list(tokens)
-    rows, states, loaded, valid, reasons = _run(tokens, poses, metric_cache, bits, weights, threads)
+    states = _no_states(len(poses))
+    rows, loaded, valid, reasons = _run(tokens, poses, metric_cache, bits, weights, threads, states)
     comparable = [bool(valid[row]) and bool(loaded[token].versions & V2) for row, token in enumerate(tokens)]
     if previous is None:
         previous = _predecessors(tokens, names, loaded, comparable)
@@ -143,12 +147,12 @@ def _run(
     bits: int,
     weights: NDArray[np.float64],
     threads: int | None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, LoadedScene], NDArray[np.bool_], NDArray[np.object_]]:
-    """Rows [N,columns], simulated states [N,41,11], the scenes that were scored, validity [N], reasons [N]."""
+    states: NDArray[np.float64] | None,
+) -> tuple[NDArray[np.float64], dict[str, LoadedScene], NDArray[np.bool_], NDArray[np.object_]]:
+    """Rows [N,columns], the scenes that were scored, validity [N], reasons [N]; fills ``states`` [N,41,11] if given."""
     count = len(tokens)
     valid = np.zeros(count, dtype=bool)
     rows = np.full((count, NUM_COLUMNS), np.nan)
-    states = np.empty((count, NUM_STEPS, STATE_SIZE))
     reasons = np.full(count, "", dtype=object)
     loaded: dict[str, LoadedScene] = {}
     finite = np.isfinite(poses).all(axis=(1, 2))
@@ -176,21 +180,17 @@ def _run(
         if not present:
             return
         loaded[token] = scene
-        valid[members] = True
-        first, last = members[0], members[-1]
-        if last - first + 1 == len(members):
-            score_trajectories(
-                poses[first : last + 1],
-                scene.arrays,
-                present,
-                weights,
-                rows[first : last + 1],
-                states[first : last + 1],
-            )
-            return
-        part, part_states = rows[members], states[members]
+        part = np.full((len(members), NUM_COLUMNS), np.nan)
+        part_states = np.empty((len(members), NUM_STEPS, STATE_SIZE))
         score_trajectories(poses[members], scene.arrays, present, weights, part, part_states)
-        rows[members], states[members] = part, part_states
+        # what once is inf or NaN stays so through the integration: the last state tells of all
+        good = np.isfinite(part_states[:, -1]).all(axis=1)
+        if not good.all():
+            part[~good] = np.nan
+            reasons[np.array(members)[~good]] = BEYOND_SCALE
+        rows[members], valid[members] = part, good
+        if states is not None:
+            states[members] = part_states
 
     jobs = [
         (token, members[start : start + CHUNK_ROWS])
@@ -206,12 +206,12 @@ def _run(
         for token, members in jobs:
             work(token, members)
 
-    # what once is inf or NaN stays so through the integration: the last state tells of all
-    overflow = valid & ~np.isfinite(states[:, -1]).all(axis=1)
-    reasons[overflow] = "the simulation of this trajectory is not finite: its poses are beyond any scale of driving"
-    valid &= ~overflow
-    rows[~valid] = np.nan
-    return rows, states, loaded, valid, reasons
+    return rows, loaded, valid, reasons
+
+
+def _no_states(count: int) -> NDArray[np.float64]:
+    """[N,41,11] for simulated states; NaN where there will be none."""
+    return np.full((count, NUM_STEPS, STATE_SIZE), np.nan)
 
 
 def _without_reference(missing: int) -> str:
