@@ -44,6 +44,11 @@ def spaced_times(num_steps: int, count: int = TRAINING_STEPS) -> list[int]:
     return [stride * k for k in reversed(range(num_steps))]
 
 
+def _sqrt(table: Tensor) -> Tensor:
+    """Correctly rounded: float32 roots of some vector libraries, of MKL on AVX-512 for one, are off by one ulp."""
+    return table.double().sqrt().float()
+
+
 def published_tables(num_steps: int | None, count: int = TRAINING_STEPS) -> dict[str, Tensor]:
     """The schedule buffers of a published checkpoint by name; ``num_steps`` adds those of DDIM."""
     betas = cosine_betas(count)
@@ -56,14 +61,14 @@ def published_tables(num_steps: int | None, count: int = TRAINING_STEPS) -> dict
         "ddpm_alphas": alphas,
         "ddpm_alphas_cumprod": bar,
         "ddpm_alphas_cumprod_prev": previous,
-        "ddpm_sqrt_alphas_cumprod": torch.sqrt(bar),
-        "ddpm_sqrt_one_minus_alphas_cumprod": torch.sqrt(1.0 - bar),
-        "ddpm_sqrt_recip_alphas_cumprod": torch.sqrt(1.0 / bar),
-        "ddpm_sqrt_recipm1_alphas_cumprod": torch.sqrt(1.0 / bar - 1.0),
+        "ddpm_sqrt_alphas_cumprod": _sqrt(bar),
+        "ddpm_sqrt_one_minus_alphas_cumprod": _sqrt(1.0 - bar),
+        "ddpm_sqrt_recip_alphas_cumprod": _sqrt(1.0 / bar),
+        "ddpm_sqrt_recipm1_alphas_cumprod": _sqrt(1.0 / bar - 1.0),
         "ddpm_var": variance,
         "ddpm_logvar_clipped": torch.log(variance.clamp_min(1e-20)),
-        "ddpm_mu_coef1": betas * torch.sqrt(previous) / (1.0 - bar),
-        "ddpm_mu_coef2": (1.0 - previous) * torch.sqrt(alphas) / (1.0 - bar),
+        "ddpm_mu_coef1": betas * _sqrt(previous) / (1.0 - bar),
+        "ddpm_mu_coef2": (1.0 - previous) * _sqrt(alphas) / (1.0 - bar),
     }
     if num_steps is not None:
         times = torch.tensor(spaced_times(num_steps, count))
@@ -73,9 +78,9 @@ def published_tables(num_steps: int | None, count: int = TRAINING_STEPS) -> dict
             "ddim_t_schedule": times.flip(0),
             "ddim_t": times,
             "ddim_alphas": step_bar,
-            "ddim_alphas_sqrt": torch.sqrt(step_bar),
+            "ddim_alphas_sqrt": _sqrt(step_bar),
             "ddim_alphas_prev": step_previous,
-            "ddim_sqrt_one_minus_alphas": torch.sqrt(1.0 - step_bar),
+            "ddim_sqrt_one_minus_alphas": _sqrt(1.0 - step_bar),
             "ddim_sigmas": torch.zeros(num_steps),  # of eta 0, read by nobody
         }
     return tables

