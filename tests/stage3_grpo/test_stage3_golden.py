@@ -1,6 +1,8 @@
 """Parity with the reference implementation of the published algorithms: losses, gradients, log-probabilities.
 
-Tolerance: max(20 x the reference's own |fp32 - fp64|, 2e-6 x its largest value).
+Tolerance: max(20 x the reference's own |fp32 - fp64|, 2e-6 x its largest value). In float64, where no rounding of a
+machine's kernels can hide or make a difference, it holds for everything; so it does in float32, but for the norms of
+gradients, which one CPU with other kernels put at 2.1e-6 and which get 3e-6.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ GAMMA, BC_WEIGHT, KL_WEIGHT = 0.6, 0.1, 0.05
 
 
 class Case:
-    def __init__(self, folder: Path, sampler: str = "ddim", process: str | None = None) -> None:
-        self.sampler = sampler
+    def __init__(self, folder: Path, sampler: str = "ddim", process: str | None = None,
+                 dtype: torch.dtype = torch.float32) -> None:  # fmt: skip
+        self.sampler, self.dtype = sampler, dtype
         self.meta = json.loads((folder / "meta.json").read_text())
         self.inputs = load_file(folder / "inputs.safetensors")
         self.golden = load_file(folder / f"golden_{sampler}.safetensors")
@@ -40,7 +43,9 @@ class Case:
         if process is not None:  # a planner of another process does not carry the buffers of this one
             weights = {key: weight for key, weight in weights.items() if not any(x in key for x in DDIM_BUFFERS)}
         self.planner, _ = from_published(weights, process=process)
-        self.planner.eval()
+        self.planner.eval().to(dtype)
+        for tensors in (self.inputs, self.golden):
+            tensors.update({key: value.to(dtype) for key, value in tensors.items() if value.is_floating_point()})
         self.group_size = self.meta["group"]
         scenes, rows = self.meta["B"], self.meta["B"] * self.group_size
         self.group = torch.arange(scenes).repeat_interleave(self.group_size)
@@ -78,8 +83,8 @@ class Case:
     def check(self, key: str, value: torch.Tensor) -> None:
         golden = self.golden[key]
         noise, largest = self.meta["fp64_error"][self.sampler][key]
-        # Norms of gradients add what kernels of other machines round otherwise: 2.1e-6 was seen on AVX-512.
-        tolerance = max(20 * noise, (3e-6 if ".gradnorm." in key else 2e-6) * largest)
+        rounded = self.dtype == torch.float32 and ".gradnorm." in key
+        tolerance = max(20 * noise, (3e-6 if rounded else 2e-6) * largest)
         error = (value.detach().reshape(golden.shape).double() - golden.double()).abs().max().item()
         assert error <= tolerance, f"{key}: {error:.3e} > {tolerance:.3e}"
 
@@ -101,10 +106,18 @@ class Case:
         assert checked > 10
 
 
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request) -> torch.dtype:
+    return request.param
+
+
+def folder_of(name: str, reference) -> Path:
+    return IN_TREE / name if (IN_TREE / name).is_dir() else reference(f"golden/planner/{name}")
+
+
 @pytest.fixture(params=CASES)
-def case(request, reference) -> Case:
-    in_tree = IN_TREE / request.param
-    return Case(in_tree if in_tree.is_dir() else reference(f"golden/planner/{request.param}"))
+def case(request, reference, dtype) -> Case:
+    return Case(folder_of(request.param, reference), dtype=dtype)
 
 
 def test_log_probabilities(case):
@@ -199,9 +212,8 @@ def test_newest_form(case, perturbed):
 
 @pytest.mark.parametrize("kind", ["sde", "cps"])
 @pytest.mark.parametrize("name", ["large_scaled", "small_4layer"])
-def test_flow_log_probabilities(reference, name, kind):
-    folder = IN_TREE / name if (IN_TREE / name).is_dir() else reference(f"golden/planner/{name}")
-    case = Case(folder, sampler="flow", process=f"flow_published_{kind}")
+def test_flow_log_probabilities(reference, dtype, name, kind):
+    case = Case(folder_of(name, reference), "flow", f"flow_published_{kind}", dtype)
     case.log_prob = LogProb(clamp_at="step")
     exploration = Exploration.preset("published_flow")
     states = case.golden[f"newest.flow_{kind}.chain"]
