@@ -38,8 +38,7 @@ from navsim_ext.pdm import score
 from navsim_ext.planners import Planner, baseline
 from navsim_ext.runtime.config import compose, job
 from navsim_ext.runtime.run import run
-from stage2_dit.checkpoint import load_planner
-from stage2_dit.inference import PlannerRunner, TrajectoryPlanner
+from stage2_dit.inference import load_trajectory_planner
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +122,10 @@ def scored(
 
 def planners(cfg: DictConfig, checkpoints: Mapping[str, Path]) -> list[Planner]:
     """The trained planners and their rivals."""
-    trained: list[Planner] = []
-    for name, path in checkpoints.items():
-        loaded = load_planner(path)
-        trained.append(TrajectoryPlanner(PlannerRunner(loaded.planner.to(cfg.device)), name, loaded.fingerprint))
+    trained = [
+        load_trajectory_planner(str(path), name=name, candidates=cfg.candidates, device=cfg.device)
+        for name, path in checkpoints.items()
+    ]
     still = [baseline("constant_velocity"), baseline("standing_still")]
     braking = [baseline("constant_deceleration", deceleration=value) for value in cfg.decelerations]
     return [*trained, *still, *braking, baseline("human")]

@@ -1,6 +1,6 @@
 """Batched inference: hidden states in, trajectories out, optionally compiled and captured as a CUDA graph.
 
-Legend: B scenes, N context tokens, f width of the VLM, P history poses, F future poses.
+Legend: B scenes, M candidates a scene, N context tokens, f width of the VLM, P history poses, F future poses.
 """
 
 from __future__ import annotations
@@ -31,8 +31,22 @@ class GraphError(TriviumError):
     """CUDA graphs were asked for where there are none."""
 
 
+def medoid(candidates: Tensor) -> Tensor:
+    """[B,F,3] of [B,M,F,3]: the candidate nearest to all others, argmin_m sum_n mean_f |p_mf - p_nf| over positions p.
+
+    Unlike their mean it is itself a sample, so it never drives between two ways around an obstacle.
+    """
+    positions = candidates[..., :2]
+    distance = (positions[:, :, None] - positions[:, None]).norm(dim=-1).mean(dim=-1).sum(dim=-1)  # [B,M]
+    chosen = distance.argmin(dim=1)
+    return candidates.take_along_dim(chosen[:, None, None, None], dim=1).squeeze(1)
+
+
 class PlannerRunner:
     """Runs a planner on batches; deterministic by default, with noise keyed by (seed, token) whatever the batch.
+
+    ``candidates``: samples drawn of each scene over shared keys and values; the plan is their :func:`medoid`. (A single
+    sample is a draw from p(trajectory | scene); its error is some 1.4 times that of the distribution's centre.)
 
     ``compile``: torch.compile of condition and denoiser. ``cuda_graphs``: one graph for each shape of input, replayed
     from static buffers (GPU only); inputs of a new shape are captured on first use, so pad N to few sizes.
@@ -45,11 +59,14 @@ class PlannerRunner:
         exploration: Exploration | None = None,
         process: Process | None = None,
         seed: int = 0,
+        candidates: int = 1,
         autocast: Autocast = "fp32",
         compile: bool = False,
         cuda_graphs: bool = False,
     ) -> None:
-        self.planner, self.seed, self.autocast = planner, seed, autocast
+        if candidates < 1:
+            raise DataError(f"candidates={candidates}; at least 1 sample of a scene is needed to plan it")
+        self.planner, self.seed, self.candidates, self.autocast = planner, seed, candidates, autocast
         self.exploration = exploration or Exploration.preset("deterministic")
         self.device = planner.position_embedding.weight.device
         self.process = check_process(planner, process).to(self.device)
@@ -66,8 +83,9 @@ class PlannerRunner:
         self, hidden: Tensor, mask: Tensor | None, history: Tensor, status: Tensor, tokens: Sequence[str]
     ) -> Tensor:
         """[B,F,3] float32 metres and radians on the CPU, for inputs on any device."""
+        horizon = self.planner.config.horizon
         noise = keyed_noise(
-            self.seed, 0, tokens, group_size=1, num_steps=self.process.num_steps, horizon=self.planner.config.horizon
+            self.seed, 0, tokens, group_size=self.candidates, num_steps=self.process.num_steps, horizon=horizon
         )
         moved = [None if each is None else each.to(self.device) for each in (hidden, mask, history, status)]
         result = self.sample(*moved, noise.initial.to(self.device), noise.steps.to(self.device))
@@ -83,7 +101,10 @@ class PlannerRunner:
         initial: Tensor,
         steps: Tensor | None = None,
     ) -> Tensor:
-        """[B,F,3] on the planner's device; ``steps`` None: zeros (they have no effect on deterministic samples)."""
+        """[B,F,3] on the planner's device, from ``initial`` [BM,F,3] and ``steps`` [BM,K,F,3], scene-major.
+
+        ``steps`` None: zeros (they have no effect on deterministic samples).
+        """
         if steps is None:
             steps = initial.new_zeros(len(initial), self.process.num_steps, *initial.shape[1:])
         inputs = [hidden, mask, history, status, initial, steps]
@@ -99,7 +120,8 @@ class PlannerRunner:
             states = self.process.sample(
                 lambda x, time: self.planner(x, time, conditioning), ChainNoise(initial, steps), self.exploration
             )
-        return self.planner.normaliser.denormalise(states[:, -1])
+        plans = self.planner.normaliser.denormalise(states[:, -1])
+        return plans if self.candidates == 1 else medoid(plans.unflatten(0, (-1, self.candidates)))
 
     def _replay(self, inputs: list[Tensor | None]) -> Tensor:
         key = tuple(None if each is None else (tuple(each.shape), each.dtype) for each in inputs)
@@ -152,23 +174,28 @@ def load_trajectory_planner(
     ema: bool | None = None,
     exploration: str = "deterministic",
     seed: int = 0,
+    candidates: int = 1,
     device: str = "cpu",
     autocast: Autocast = "fp32",
     compile: bool = False,
     cuda_graphs: bool = False,
     allow_hidden_mismatch: bool = False,
 ) -> TrajectoryPlanner:
-    """A checkpoint of stage 2 or 3 behind the planner protocol; ``exploration`` is the name of a preset."""
+    """A checkpoint of stage 2 or 3 behind the planner protocol; options as in :class:`PlannerRunner`.
+
+    ``exploration`` is the name of a preset; ``ema`` None takes averaged weights where the file has them.
+    """
     loaded = load_planner(checkpoint, ema=ema)
     runner = PlannerRunner(
         loaded.planner.to(device),
         exploration=Exploration.preset(exploration),
         seed=seed,
+        candidates=candidates,
         autocast=autocast,
         compile=compile,
         cuda_graphs=cuda_graphs,
     )
     made = loaded.fingerprint
-    settings = {"exploration": exploration, "seed": seed, "autocast": autocast}
+    settings = {"exploration": exploration, "seed": seed, "candidates": candidates, "autocast": autocast}
     fingerprint = Fingerprint("trajectory_planner", settings, {"planner": made})
     return TrajectoryPlanner(runner, name, fingerprint, None if allow_hidden_mismatch else loaded.hidden)

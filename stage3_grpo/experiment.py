@@ -21,11 +21,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from navsim_ext.dataset import SceneDataset, part_indices
 from navsim_ext.errors import DataError
@@ -34,12 +32,10 @@ from navsim_ext.evaluation.scoring import score_table
 from navsim_ext.evaluation.statistics import Estimate, bootstrap_mean
 from navsim_ext.fingerprint import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates
-from navsim_ext.hidden_cache.schema import HiddenBatch
+from navsim_ext.planners import Planner
 from navsim_ext.runtime.config import compose, job
 from navsim_ext.runtime.run import run
-from navsim_ext.scene import SceneBatch
-from stage2_dit import LoadedPlanner, load_planner
-from stage3_grpo.held_out import plan
+from stage2_dit.inference import load_trajectory_planner
 from stage3_grpo.rewards.kinematics import reverses, stands
 from stage3_grpo.rewards.reward import TAIL_INTERVALS
 
@@ -60,22 +56,6 @@ METRICS = (
 )
 RULES = ("required_points", "minimum_scenes", "epdms_tolerance", "reverse_tail_margin")  # of the verdict
 RESULT_FILE = "result.json"
-
-
-class TrainedPlanner:
-    """A planner checkpoint behind the planner protocol, sampling deterministically."""
-
-    def __init__(self, loaded: LoadedPlanner, name: str, device: str) -> None:
-        self.name, self.fingerprint, self.device = name, loaded.fingerprint, device
-        self.planner = loaded.planner.to(device).eval()
-
-    def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
-        """[B,8,3] float32."""
-        if hidden is None:
-            raise DataError(f"planner {self.name} needs hidden states: give data.hidden_cache_test")
-        moved, states = batch.to(self.device), hidden.to(self.device)
-        plans = plan(self.planner, moved, states.hidden, states.mask, seed=0)
-        return torch.from_numpy(np.stack([plans[token] for token in batch.token])).float()
 
 
 @dataclass(frozen=True)
@@ -159,7 +139,7 @@ def train(cfg: DictConfig, folders: Mapping[str, Path], seed: int) -> Path:
     return Path(result["best"] or result["last"])
 
 
-def scored(cfg: DictConfig, planner: TrainedPlanner, dataset: SceneDataset, hidden: CachedHiddenStates) -> pd.DataFrame:
+def scored(cfg: DictConfig, planner: Planner, dataset: SceneDataset, hidden: CachedHiddenStates) -> pd.DataFrame:
     """Plans and scores the test scenes: token, name, log_name, valid, reason, scores, reverse_tail, standing."""
     folder = Path(cfg.output_dir) / "scores" / planner.name
     planned, _ = plan_scenes(planner, dataset, hidden, folder, batch_size=cfg.batch_size, device=cfg.device)
@@ -213,7 +193,8 @@ def main(cfg: DictConfig) -> None:
     hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)
     tables = {}
     for name, path in {IMITATION: Path(cfg.init), **checkpoints}.items():
-        tables[name] = scored(cfg, TrainedPlanner(load_planner(path), name, cfg.device), dataset, hidden)
+        planner = load_trajectory_planner(str(path), name=name, candidates=cfg.candidates, device=cfg.device)
+        tables[name] = scored(cfg, planner, dataset, hidden)
     rules = {key: cfg[key] for key in RULES}
     verdict = judge(tables, **rules)
     content = verdict.to_json() | {

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from navsim_ext.scene import SceneBatch
-from stage2_dit import DiffusionPlanner, Exploration, sample_chain
+from stage2_dit import DiffusionPlanner
+from stage2_dit.inference import PlannerRunner
 from stage3_grpo.reference import ReferencePolicy
 from stage3_grpo.rewards import PdmScorer, Reward
 from stage3_grpo.rewards.kinematics import reverses, stands
@@ -52,9 +53,16 @@ class HeldOut:
         mask: Tensor | None,
     ) -> None:
         """Plans one batch."""
-        self._plans |= plan(planner, scenes, hidden, mask, self.seed)
+        self._plans |= self._plan(planner, scenes, hidden, mask)
         if not self.reference_means:
-            self._reference_plans |= plan(reference.planner, scenes, hidden, mask, self.seed)
+            self._reference_plans |= self._plan(reference.planner, scenes, hidden, mask)
+
+    def _plan(
+        self, planner: DiffusionPlanner, scenes: SceneBatch, hidden: Tensor, mask: Tensor | None
+    ) -> dict[str, np.ndarray]:
+        """Deterministic plan [F,3] float64 of each scene, by token."""
+        poses = PlannerRunner(planner, seed=self.seed).plan(hidden, mask, scenes.history, scenes.status, scenes.token)
+        return dict(zip(scenes.token, poses.double().numpy()))
 
     def finish(self, trainer: pl.Trainer) -> dict[str, float]:
         """Means over all held-out scenes, each counted once whatever the number of processes."""
@@ -94,18 +102,6 @@ class HeldOut:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reference_means = dict(state.get("reference_means", {}))
-
-
-@torch.no_grad()
-def plan(
-    planner: DiffusionPlanner, scenes: SceneBatch, hidden: Tensor, mask: Tensor | None, seed: int
-) -> dict[str, np.ndarray]:
-    """Deterministic plan [F,3] float64 of each scene, by token."""
-    conditioning = planner.condition(hidden, mask, scenes.history, scenes.status)
-    chain = sample_chain(planner, conditioning, tokens=scenes.token, seed=seed,
-                         exploration=Exploration.preset("deterministic"))  # fmt: skip
-    trajectories = planner.trajectories(chain).double().cpu().numpy()
-    return dict(zip(scenes.token, trajectories))
 
 
 def gather_dict(mine: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from navsim_ext.runtime.checkpoints import load_checkpoint
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.run import run
 from navsim_ext.shards import ShardStore
-from stage2_dit import CheckpointMismatch, load_planner, require_hidden, save_planner
+from stage2_dit import CheckpointMismatch, Exploration, load_planner, require_hidden, sample_chain, save_planner
 from stage2_dit.inference import PlannerRunner, load_trajectory_planner
 from stage2_dit.module import NotFiniteLoss
 from stage2_dit.schedules import warmup_cosine_factor
@@ -238,7 +238,7 @@ def test_a_checkpoint_behind_the_planner_protocol(world, finished):
     assert poses.dtype == torch.float32
     assert torch.equal(poses, wanted)
     others = {"live weights": {"ema": False}, "another seed": {"seed": 1},
-              "stochastic": {"exploration": "published_evaluation"}}  # fmt: skip
+              "stochastic": {"exploration": "published_evaluation"}, "candidates": {"candidates": 7}}  # fmt: skip
     for change in others.values():
         other = load_trajectory_planner(finished["last"], **change)
         assert other.fingerprint.digest != planner.fingerprint.digest, change
@@ -252,6 +252,28 @@ def test_a_checkpoint_behind_the_planner_protocol(world, finished):
     with pytest.raises(FingerprintMismatch, match=r"'toy'.*'other'"):
         planner.require_hidden(strange)
     load_trajectory_planner(finished["last"], allow_hidden_mismatch=True).require_hidden(strange)
+
+
+def test_the_plan_is_the_candidate_nearest_to_all_others(world, finished):
+    scenes, hidden = next(iter(finished["module"].trainer.datamodule.val_dataloader()))
+    planner = load_planner(finished["last"]).planner
+    inputs = (hidden.hidden, hidden.mask, scenes.history, scenes.status, scenes.token)
+    runner = PlannerRunner(planner, candidates=5)
+    poses = runner.plan(*inputs)
+    with torch.inference_mode():
+        chain = sample_chain(planner, planner.condition(*inputs[:4]), tokens=scenes.token, group_size=5,
+                             exploration=Exploration.preset("deterministic"))  # fmt: skip
+        samples = planner.trajectories(chain).unflatten(0, (-1, 5))
+    chosen = set()
+    for plan, candidates in zip(poses, samples):
+        distances = [sum((a[:, :2] - b[:, :2]).norm(dim=1).mean() for b in candidates) for a in candidates]
+        best = int(torch.tensor(distances).argmin())
+        torch.testing.assert_close(plan, candidates[best])
+        chosen.add(best)
+    assert len(chosen) > 1  # not simply the first of each scene
+    assert torch.equal(PlannerRunner(planner).plan(*inputs), PlannerRunner(planner, candidates=1).plan(*inputs))
+    with pytest.raises(DataError, match="candidates=0"):
+        PlannerRunner(planner, candidates=0)
 
 
 def test_targets_outside_the_bounds_are_counted(world, tmp_path, caplog):
