@@ -1,7 +1,8 @@
-"""Figures of the finished experiments of stages 2 and 3 on the synthetic world.
+"""Figures of the finished experiment of stage 2 or of stage 3 on the synthetic world.
 
     bash scripts/experiment.sh
-    python benchmarks/bench_experiments.py --output benchmarks/results/experiments.json
+    python benchmarks/bench_experiments.py 2 --output benchmarks/results/experiment_stage2.json
+    python benchmarks/bench_experiments.py 3 --output benchmarks/results/experiment_stage3.json
 
 Nothing is measured here; the results of the run are read.
 """
@@ -23,14 +24,17 @@ POINTS = 100.0  # scores in [0, 1] are printed x 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", type=int, choices=(2, 3))
     parser.add_argument("--folder", type=Path, default=Path("experiment"), help="EXPERIMENT_DIR of the script")
     parser.add_argument("--output", type=Path, default=None)
     arguments = parser.parse_args()
-    imitation = json.loads((arguments.folder / "stage2" / "result.json").read_text())
-    reinforcement = json.loads((arguments.folder / "stage3" / "result.json").read_text())
-    rows = [*imitation_rows(imitation), *reinforcement_rows(reinforcement)]
-    baseline = "planners that need no training, and each stage's starting point; paired by scene, bootstrap by log"
-    report("experiments", rows, baseline=baseline, output=arguments.output)
+    result = json.loads((arguments.folder / f"stage{arguments.stage}" / "result.json").read_text())
+    rows, baseline = {
+        2: (imitation_rows, "planners that need no training, and the same planner without sight"),
+        3: (reinforcement_rows, "the imitation planner that reinforcement started from"),
+    }[arguments.stage]
+    baseline += "; paired by scene, bootstrap by log"
+    report(f"experiment of stage {arguments.stage}", rows(result), baseline=baseline, output=arguments.output)
 
 
 def interval(estimate: dict[str, Any]) -> str:
