@@ -11,7 +11,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 job="${DEMO_DIR:-demo}"
 experiment="${EXPERIMENT:-demo}"
 device="${DEVICE:-cpu}"
-[[ "$experiment" == "demo_gpu" ]] && device="${DEVICE:-cuda}"
+processes="${NPROC_PER_NODE:-2}" # of stage 1
+[[ "$experiment" == "demo_gpu" ]] && { device="${DEVICE:-cuda}"; processes="${NPROC_PER_NODE:-1}"; }
 # shellcheck source=scripts/steps.sh
 source scripts/steps.sh
 began=$SECONDS
@@ -24,7 +25,7 @@ for split in trainval test; do
   beside "metric_$split" "metric cache of $split" navsim_ext.metric_cache.build \
     data.root="$world" data.split="$split" workers=sequential output_dir="$job/metric_cache/$split"
 done
-step stage1 "fine-tunes a tiny InternVL on driving questions" \
+launcher=torchrun NPROC_PER_NODE="$processes" step stage1 "fine-tunes a tiny InternVL on driving questions" \
   stage1_vlm.train experiment="$experiment" data.mixture="$world/qa/train.json" output_dir="$job/stage1"
 await
 
@@ -64,7 +65,7 @@ cached=(hidden=cached hidden.folder="$job/hidden/test")
 rate constant_velocity planner=constant_velocity
 rate human planner=human
 rate pdm_closed planner=pdm_closed
-# So small a model may write no trajectory that can be read: then its row holds a dash and the count of invalid answers.
+# So small a model may write a trajectory that cannot be read: such answers are invalid, counted and left out.
 rate vlm_text planner=vlm_text planner.model_path="$job/stage1" require_valid=false
 rate diffusion_il planner=diffusion planner.checkpoint="$il" "${cached[@]}"
 rate diffusion_rl planner=diffusion planner.checkpoint="$rl" "${cached[@]}"

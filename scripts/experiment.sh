@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The experiments of stages 2 and 3 from nothing: a synthetic world of 4,400 scenes with an unseen town, stage 1, hidden
-# and metric caches, then imitation (with sight and without) and reinforcement (three seeds), judged on the unseen town.
+# The experiments of stages 2 and 3 from nothing: a synthetic world of 10,000 scenes with an unseen town, stage 1,
+# hidden and metric caches, then imitation (with sight and without) and reinforcement (three seeds), both judged on the
+# unseen town.
 #   bash scripts/experiment.sh          about two hours on two CPU cores, 4 GB of disk
 # EXPERIMENT_DIR (experiment) is where everything goes; run it again after an interruption and it goes on.
 set -euo pipefail
@@ -12,26 +13,28 @@ device="${DEVICE:-cpu}"
 # shellcheck source=scripts/steps.sh
 source scripts/steps.sh
 
+export NPROC_PER_NODE="${NPROC_PER_NODE:-2}" # processes of stage 1 and its export
+
 world="$job/world"
 step world "towns, traffic, camera pictures, questions" navsim_ext.synthetic.build \
   experiment=experiment workers=2 output_dir="$world"
-beside metric_cache "metric caches" navsim_ext.metric_cache.build \
-  data.root="$world" data.split=trainval workers=sequential output_dir="$job/metric_cache/trainval"
-step stage1 "fine-tunes a tiny InternVL on driving questions" \
-  stage1_vlm.train experiment=demo data.mixture="$world/qa/train.json" output_dir="$job/stage1"
-step metric_test "metric cache of the unseen town" navsim_ext.metric_cache.build \
-  data.root="$world" data.split=test workers=sequential output_dir="$job/metric_cache/test"
-index trainval trainval
-index test test
-beside export_test "hidden states of test" stage1_vlm.export experiment=demo \
-  model_path="$job/stage1" data.index="$job/index/test" device="$device" output_dir="$job/hidden/test"
-step export_trainval "hidden states of trainval" stage1_vlm.export experiment=demo \
-  model_path="$job/stage1" data.index="$job/index/trainval" device="$device" output_dir="$job/hidden/trainval"
-await
-
+launcher=torchrun step stage1 "fine-tunes a tiny InternVL on driving questions" \
+  stage1_vlm.train experiment=synthetic data.mixture="$world/qa/train.json" output_dir="$job/stage1"
+for part in trainval test; do
+  index "$part" "$part"
+  launcher=torchrun step "export_$part" "hidden states of $part" stage1_vlm.export experiment=demo \
+    model_path="$job/stage1" data.index="$job/index/$part" device="$device" output_dir="$job/hidden/$part"
+done
 hidden=(data.root="$world" data.hidden_cache="$job/hidden/trainval" data.hidden_cache_test="$job/hidden/test")
+
+metric_cache() { # part
+  step "metric_$1" "metric cache of $1" navsim_ext.metric_cache.build \
+    data.root="$world" data.split="$1" num_workers=2 output_dir="$job/metric_cache/$1"
+}
+metric_cache test
 step stage2 "imitation with sight and without" stage2_dit.experiment \
   "${hidden[@]}" data.metric_cache="$job/metric_cache/test" device="$device" output_dir="$job/stage2"
+metric_cache trainval
 step stage3 "reinforcement, three seeds" stage3_grpo.experiment \
   init="$job/stage2/diffusion_il/version_0/checkpoints/last.ckpt" "${hidden[@]}" \
   data.metric_cache="$job/metric_cache/trainval" data.metric_cache_test="$job/metric_cache/test" \

@@ -9,11 +9,12 @@ stop_background() { (( ${#background[@]} == 0 )) || kill "${background[@]}" 2> /
 trap stop_background EXIT
 trap 'echo "Interrupted; run the same command again to go on." >&2; exit 130' INT TERM
 
+# By run.sh in one process, or with launcher=torchrun in NPROC_PER_NODE processes.
 step() { # name, what it does, module, overrides ...: runs it unless this very command has finished before
   local name="$1" what="$2"; shift 2
-  local stamp="$job/.done/$name" command="$*"
+  local stamp="$job/.done/$name" command="$*" launch="scripts/${launcher:-run}.sh"
   if [[ "${DRY_RUN:-0}" == "1" ]]; then
-    DRY_RUN=1 bash scripts/run.sh "$@"
+    DRY_RUN=1 bash "$launch" "$@"
     return
   fi
   if [[ -f "$stamp" && "$(cat "$stamp")" == "$command" ]]; then
@@ -22,7 +23,7 @@ step() { # name, what it does, module, overrides ...: runs it unless this very c
   fi
   printf '== %-16s %s\n' "$name" "$what"
   local start=$SECONDS
-  bash scripts/run.sh "$@" || { echo "$script: step $name failed; what finished is kept in $job" >&2; exit 1; }
+  bash "$launch" "$@" || { echo "$script: step $name failed; what finished is kept in $job" >&2; exit 1; }
   mkdir -p "$job/.done"
   echo "$command" > "$stamp"
   printf '== %-16s %d s\n' "$name" $(( SECONDS - start ))
