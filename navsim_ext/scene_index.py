@@ -23,9 +23,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from navsim_ext.readers import SceneSource
 from navsim_ext.readers.log_files import LogFiles
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import Estimate, measure_slice, preflight
+from navsim_ext.runtime.processes import process_pool
 from navsim_ext.scene import CAMERAS, Scene
 
 log = logging.getLogger(__name__)
@@ -232,7 +231,7 @@ def _build_parts(source: SceneSource, parts: Path, cameras: tuple[str, ...], wor
     limit = source.scene_filter.max_scenes
     log.info("scene index: %d logs, %d of them done, %d processes", len(names), done, workers)
     if workers > 1 and limit is None and len(todo) > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with process_pool(workers) as pool:
             jobs = [pool.submit(_build_part, source, name, parts, cameras) for name in todo]
             for finished in track(jobs, "logs", total=len(names), done=done):
                 finished.result()

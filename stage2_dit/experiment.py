@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,7 @@ from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import score
 from navsim_ext.planners import Planner, baseline
 from navsim_ext.runtime.config import compose, job
+from navsim_ext.runtime.processes import process_pool
 from navsim_ext.runtime.run import run
 from stage2_dit.inference import load_trajectory_planner
 
@@ -103,7 +102,7 @@ def train_all(cfg: DictConfig, folders: Mapping[str, Path]) -> dict[str, Path]:
     names = (SEEING, BLIND)
     if cfg.workers == 1:
         return {name: train(cfg, folders, name) for name in names}
-    with ProcessPoolExecutor(cfg.workers, mp_context=multiprocessing.get_context("spawn")) as processes:
+    with process_pool(cfg.workers) as processes:
         return dict(zip(names, processes.map(partial(train, cfg, folders), names), strict=True))
 
 

@@ -5,10 +5,9 @@ Rows are split by log, because two-frame comfort pairs scenes of one log; the re
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from typing import Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import score, score_pairs
 from navsim_ext.pdm.columns import RewardWeights
+from navsim_ext.runtime.processes import process_pool
 from navsim_ext.runtime.progress import track
 
 Workers = Literal["sequential", "processes", "ray"]
@@ -99,7 +99,7 @@ def _matched(
 def _in_processes(
     parts: Sequence[pd.DataFrame], folder: str, two_frame: bool, reward: RewardWeights | None, num_workers: int
 ) -> Iterator[tuple[int, pd.DataFrame]]:
-    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+    with process_pool(num_workers) as pool:
         running = {pool.submit(score_part, part, folder, two_frame, reward, 1): part.index[0] for part in parts}
         for future in as_completed(running):
             yield running[future], future.result()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -18,6 +18,7 @@ from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.metric_cache.journal import LogResult
 from navsim_ext.metric_cache.settings import BuildSettings
 from navsim_ext.metric_cache.worker import LogWorker
+from navsim_ext.runtime.processes import process_pool
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -57,12 +58,11 @@ def processes(
 
     Raises WorkerDied when one is killed; run the command again then, it goes on from there.
     """
-    context = multiprocessing.get_context("spawn")
-    numbers = context.SimpleQueue()
+    numbers = multiprocessing.get_context("spawn").SimpleQueue()
     for number in range(num_workers):
         numbers.put(number)
     with _single_threaded():
-        pool = ProcessPoolExecutor(num_workers, context, _start_worker, (settings, fingerprint, numbers))
+        pool = process_pool(num_workers, initializer=_start_worker, initargs=(settings, fingerprint, numbers))
         try:
             waiting = {pool.submit(_process_log, log_name) for log_name in logs}
             while waiting:

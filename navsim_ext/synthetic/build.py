@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +36,7 @@ from navsim_ext.fingerprint import FILE_NAME, Fingerprint, package_versions
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import preflight
+from navsim_ext.runtime.processes import process_pool
 from navsim_ext.synthetic.gpkg_writer import write_maps
 from navsim_ext.synthetic.manifest import Manifest, Record
 from navsim_ext.synthetic.produce import WORK_FOLDER, explain, produce
@@ -168,7 +169,7 @@ def _produce_all(recipe: Recipe, folder: Path, todo: list[int], workers: int) ->
         os.environ.setdefault(variable, "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["navsim_ext.synthetic.produce"])  # workers share what it loads
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with process_pool(workers, context=context) as pool:
         running: set[Future] = {pool.submit(produce, recipe, folder, i) for i in itertools.islice(waiting, 4 * workers)}
         try:
             while running:

@@ -11,11 +11,9 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import digest_json, write_json_atomic
 from navsim_ext.prompts import IMAGE_PLACEHOLDER
+from navsim_ext.runtime.processes import process_pool
 from navsim_ext.runtime.progress import track
 from stage1_vlm.data.mixture import DatasetEntry
 from stage1_vlm.processor import ChatProcessor, turns_from_conversation
@@ -241,7 +240,7 @@ def _scan(entry: DatasetEntry, processor: ChatProcessor, rules: LineRules, worke
     skipped: list[SkippedLine] = []
     num_lines = 0
     task = partial(_examine_chunk, name=entry.name, root=entry.root, processor=processor, rules=rules)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else nullcontext() as pool:
+    with process_pool(workers) if workers else nullcontext() as pool:
         results = pool.map(task, _chunks(entry.annotation)) if workers else map(task, _chunks(entry.annotation))
         for some_offsets, some_lengths, some_skipped, used in track(results, f"index {entry.name}"):
             offsets.extend(some_offsets)

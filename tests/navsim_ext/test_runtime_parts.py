@@ -6,6 +6,10 @@ import io
 import itertools
 import logging
 import random
+import select
+import signal
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -262,3 +266,30 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
     torch.save({"a": TriviumError("x")}, tmp_path / "bad.ckpt")
     with pytest.raises(CheckpointError, match="not admitted"):
         load_checkpoint(tmp_path / "bad.ckpt")
+
+
+POOL = """
+import sys, time
+from navsim_ext.runtime.processes import process_pool
+
+def work(seconds):
+    print("working", flush=True)
+    time.sleep(seconds)
+
+if __name__ == "__main__":
+    with process_pool(2) as pool:
+        print(list(pool.map(abs, [-1, -2])), flush=True)
+        list(pool.map(work, [600, 600]))
+"""
+
+
+def test_workers_end_with_their_command(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(POOL)
+    parent = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
+    assert [parent.stdout.readline() for _ in range(3)] == ["[1, 2]\n", "working\n", "working\n"]
+    parent.kill()
+    assert parent.wait() == -signal.SIGKILL
+    ended, _, _ = select.select([parent.stdout], [], [], 120.0)
+    assert ended, "workers hold the pipe two minutes after their command was killed"
+    assert parent.stdout.read() == ""
