@@ -1,15 +1,21 @@
 """What a tiny model learns in three minutes: accuracy on image-dependent questions in the held-out town.
 
-    OMP_NUM_THREADS=2 python benchmarks/bench_stage1_answers.py --output benchmarks/results/stage1_answers.json
+    OMP_NUM_THREADS=1 python benchmarks/bench_stage1_answers.py --output benchmarks/results/stage1_answers.json
 
-Builds the synthetic world (or takes --world), writes its image-dependent questions, fine-tunes the tiny InternVL of
-``experiment=demo`` and evaluates it. Baseline of the same run: the most frequent answer of each question type among
+Builds the synthetic world (or takes --world), writes its image-dependent questions, fine-tunes a tiny InternVL in two
+processes (that of ``experiment=demo`` with 12 x 12 patches of 14 pixels: at 8 x 8 of 28 it sees no traffic light) and
+evaluates it. Baseline of the same run: the most frequent answer of each question type among
 the very questions asked; control: the same model and questions with pictures swapped between scenes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +27,15 @@ from navsim_ext.runtime.config import compose
 from navsim_ext.synthetic.build import build, recipe_of
 from navsim_ext.synthetic.qa import QUESTIONS, write_qa
 from stage1_vlm.evaluate import evaluate
-from stage1_vlm.train import train
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MODEL = ["tiny.tile=168", "tiny.patch=14", "data.max_image_tokens=36"]
+
+
+def children_cpu() -> float:
+    """Processor seconds of all child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def questions(world: Path, folder: Path, name: str, split: str) -> Path:
@@ -38,7 +52,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--world", type=Path, help="a built synthetic world")
     parser.add_argument("--scenes", type=int, default=4400, help="of the world that is built")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=750)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--override", action="append", default=[], help="of the training configuration")
     arguments = parser.parse_args()
@@ -51,21 +65,24 @@ def main() -> None:
             build(world, recipe_of(cfg), workers=2)
         mixture = questions(world, work / "qa", "train", "trainval")
         held_out = questions(world, work / "qa", "test", "test")
-        overrides = ["experiment=demo", f"output_dir={work / 'run'}", f"data.mixture={mixture}"]
-        overrides += ["datamodule.repeat=null", f"trainer.max_steps={arguments.steps}", f"seed={arguments.seed}"]
-        overrides += arguments.override
-        start, start_cpu = time.perf_counter(), time.process_time()
-        metrics = train(compose("stage1", overrides))
-        elapsed, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+        start, start_cpu = time.perf_counter(), children_cpu()
+        subprocess.run(
+            ["bash", "scripts/torchrun.sh", "stage1_vlm.train", "experiment=demo", f"output_dir={work / 'run'}",
+             f"data.mixture={mixture}", "datamodule.repeat=null", f"trainer.max_steps={arguments.steps}",
+             f"seed={arguments.seed}", *MODEL, *arguments.override],
+            check=True, cwd=REPOSITORY, env=os.environ | {"NPROC_PER_NODE": "2", "PYTHON_BIN": sys.executable},
+        )  # fmt: skip
+        elapsed, cpu = time.perf_counter() - start, children_cpu() - start_cpu
+        metrics = json.loads((work / "run" / "metrics.json").read_text())
         asked = compose("stage1_eval", [
             f"model_path={work / 'run'}", f"mixture={held_out}", f"output_dir={work / 'eval'}", "dtype=float32",
-            "max_image_tokens=16", "max_new_tokens=8",
+            "max_image_tokens=36", "max_new_tokens=8",
         ])  # fmt: skip
         result = evaluate(asked)
         found = result["image-dependent"]
         rows = [
             row("training", elapsed, "s", "<= 180"),
-            row("training, processor time of the training process", cpu, "s"),
+            row("training, processor time of its processes", cpu, "s"),
             row("optimizer steps", metrics["global_step"], "steps"),
             row("questions in the held-out town", found["accuracy"].count, "questions"),
             row("gain over the most frequent answer per type", 100 * found["gain"].mean, "points", ">= 5"),
