@@ -111,7 +111,7 @@ def print_table(
 
 def _narrow_table(title: str) -> Table:
     """A table that fits 80 columns: no frame, one space between columns, planner names folded at 24 characters."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("planner", overflow="fold", max_width=24)
     return table
 
