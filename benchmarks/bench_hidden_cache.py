@@ -6,8 +6,7 @@ One core, warm page cache, 2,775 tokens x 1,536; 290 of the tokens are the const
 States for sizes and times: N(0,1) times a log-normal scale per channel (sigma 0.5), 1 % of the channels 20 times as
 large, rounded to bfloat16. Errors are also given for other distributions. Figures that are compared are taken in
 turns in one run; the smallest of several repeats counts. A file that is deleted again is written first: memory that a
-virtual machine has never used costs 2 ms/MB at its first touch, whoever writes (seen on a fresh one: 19 ms for a plain
-write of the 8.5 MB, 1.5 ms for the same write thereafter).
+virtual machine has never used is slow at its first touch, whoever writes.
 """
 
 from __future__ import annotations

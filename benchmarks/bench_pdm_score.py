@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from navsim_ext.pdm import RewardWeights, score, score_pairs
 from navsim_ext.pdm.ego import HEADING
 from navsim_ext.pdm.resident import prepare, resident
 from navsim_ext.readers import SceneFilter, open_source
+from navsim_ext.runtime.processes import process_pool
 from navsim_ext.shards import ShardWriter
 
 GROUP = 8
@@ -189,9 +189,8 @@ def scaling_rows(cache: MetricCache, poses: dict, repeats: int) -> list:
         one = min(one, least_ms(whole_call(tokens, batch, cache, 1), 1))
         two = min(two, least_ms(whole_call(tokens, batch, cache, 2), 1))
     rate = len(tokens) / one * 1e3
-    processes = multiprocessing.get_context("spawn")
-    meeting = processes.Barrier(2)
-    with ProcessPoolExecutor(2, mp_context=processes, initializer=meet_at, initargs=(meeting,)) as pool:
+    meeting = multiprocessing.get_context("spawn").Barrier(2)
+    with process_pool(2, initializer=meet_at, initargs=(meeting,)) as pool:
         apart = [pool.submit(alone_ms, cache.folder, tokens, batch, repeats) for _ in range(2)]
         beside = sum(len(tokens) / each.result() * 1e3 for each in apart)
     return [
