@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -56,7 +57,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     with FolderLock(output_dir) if first else contextlib.nullcontext():
         plan = plan_run(output_dir, str(cfg.get("resume") or "auto"))
         cfg = with_run_dir(cfg, plan.run_dir)
-        with log_file(output_dir, first):
+        with log_file(output_dir, first), process_group_left():
             return _fit(cfg, plan, first)
 
 
@@ -158,6 +159,16 @@ def global_rank() -> int:
         if name in os.environ:
             return int(os.environ[name])
     return 0
+
+
+@contextlib.contextmanager
+def process_group_left() -> Iterator[None]:
+    """Leaves the process group that the trainer joined: a thread of it that still lives when Python ends may abort."""
+    try:
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager

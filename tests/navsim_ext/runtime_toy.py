@@ -107,3 +107,4 @@ if __name__ == "__main__":
     except TriviumError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.exit(error.exit_code)
+    assert not torch.distributed.is_initialized()  # its threads may abort a Python that ends
