@@ -66,7 +66,7 @@ rate constant_velocity planner=constant_velocity
 rate human planner=human
 rate pdm_closed planner=pdm_closed
 # So small a model may write a trajectory that cannot be read: such answers are invalid, counted and left out.
-rate vlm_text planner=vlm_text planner.model_path="$job/stage1" require_valid=false
+rate vlm_text planner=vlm_text planner.model_path="$job/stage1" planner.template=brief require_valid=false
 rate diffusion_il planner=diffusion planner.checkpoint="$il" "${cached[@]}"
 rate diffusion_rl planner=diffusion planner.checkpoint="$rl" "${cached[@]}"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The experiments of stages 2 and 3 from nothing: a synthetic world of 10,000 scenes with an unseen town, stage 1,
+# The experiments of stages 2 and 3 from nothing: a synthetic world of 16,000 scenes with an unseen town, stage 1,
 # hidden and metric caches, then imitation (with sight and without) and reinforcement (three seeds), both judged on the
 # unseen town.
 #   bash scripts/experiment.sh          some two hours on two CPU cores

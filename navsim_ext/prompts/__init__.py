@@ -2,7 +2,8 @@
 
 The QA writer, the hidden-state export and the text planner all ask with the same words, so a prompt digest belongs
 into the fingerprint of everything that was made with them. Published weights expect their published wording: put
-it into a file of the same form and pass its path as ``template``.
+it into a file of the same form and pass its path as ``template``. The name of a file beside this one will do as well:
+``trajectory`` (the default) or ``brief``, which leaves the rules to training: a twelfth of the words, for small models.
 
 Form of a template: a line ``[system]``, its text, a line ``[user]``, its text. Placeholders (``string.Template``):
 ``$images`` (one ``<image>`` per camera view), ``$history``, ``$command`` (all three required) and ``$views``.
@@ -25,7 +26,8 @@ from navsim_ext.fingerprint import digest_json
 from navsim_ext.frames import NUM_HISTORY_POSES
 from navsim_ext.scene import COMMANDS
 
-DEFAULT_TEMPLATE = Path(__file__).with_name("trajectory.txt")
+DEFAULT_TEMPLATE = "trajectory"
+SHIPPED = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.txt"))}
 IMAGE_PLACEHOLDER = "<image>"
 REQUIRED_FIELDS = ("images", "history", "command")
 OPTIONAL_FIELDS = ("views",)
@@ -69,10 +71,14 @@ class PromptTemplate:
 
 @lru_cache(maxsize=16)
 def load_template(path: str | Path | None = None) -> PromptTemplate:
-    """Reads a template file (default: Trivium's own wording); raises MissingError or TemplateError."""
-    path = DEFAULT_TEMPLATE if path is None else Path(path)
+    """Reads a template by path or shipped name (default: Trivium's own); raises MissingError or TemplateError."""
+    path = path or DEFAULT_TEMPLATE
+    path = SHIPPED.get(str(path)) or Path(path)
     if not path.is_file():
-        raise MissingError(f"prompt template {path} does not exist: give a text file with [system] and [user] sections")
+        raise MissingError(
+            f"prompt template {path} does not exist: give {' or '.join(SHIPPED)}, or the path of a text file with "
+            "[system] and [user] sections"
+        )
     sections = re.split(r"^\[(system|user)\][ \t]*$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     names, texts = sections[1::2], [text.strip("\n") for text in sections[2::2]]
     if names != ["system", "user"] or sections[0].strip():
@@ -104,7 +110,7 @@ def trajectory_prompt(
         history: [4,3] poses (x, y [m], heading [rad]) at -1.5, -1.0, -0.5, 0 s in the ego frame of now, oldest first.
         command: a name of ``navsim_ext.scene.COMMANDS`` or its index in the driving-command one-hot.
         cameras: views in the order of the pictures, names of ``navsim_ext.scene.CAMERAS``.
-        template: path of a template file; None is Trivium's own.
+        template: path of a template file or name of a shipped one; None is ``trajectory``.
 
     Raises DataError for a wrong history shape, a pose that is not finite, an unknown command or camera.
     """

@@ -106,7 +106,7 @@ def write_questions(folder: Path, recipe: Recipe, manifest: Manifest) -> None:
         if any(record.part == part for record in manifest.records.values()):
             scene_filter = SceneFilter.from_yaml(folder / SPLIT_FOLDER / "scene_filter" / f"{part}.yaml")
             source = open_source(folder, FOLDER_OF_PART[part], scene_filter=scene_filter)
-            write_qa(source, folder / "qa", name=part, seed=recipe.seed)
+            write_qa(source, folder / "qa", name=part, template=recipe.template, seed=recipe.seed)
 
 
 def check_same(folder: Path, recipe: Recipe) -> None:

@@ -56,12 +56,13 @@ def scene_records(
     *,
     camera: str = "CAM_F0",
     types: Sequence[str] = tuple(QUESTIONS),
+    template: str | None = None,
     seed: int = 0,
 ) -> list[Record]:
     """One record for each question type that the scene answers; wording by (seed, token, type).
 
-    ``image_size`` (width, height) is that of the stored picture. Raises DataError for an unknown type, for a scene
-    without that camera or with fewer than 8 future frames.
+    ``image_size`` (width, height) is that of the stored picture; ``template`` words the trajectory task. Raises
+    DataError for an unknown type, for a scene without that camera or with fewer than 8 future frames.
     """
     unknown = [name for name in types if name not in QUESTIONS]
     if unknown:
@@ -77,7 +78,8 @@ def scene_records(
             continue
         fields, text, answer = made
         if name == "trajectory":
-            prompt = trajectory_prompt(scene.history_poses(), int(scene.commands[scene.now].argmax()), (camera,))
+            command = int(scene.commands[scene.now].argmax())
+            prompt = trajectory_prompt(scene.history_poses(), command, (camera,), template)
             turns = [{"from": "system", "value": prompt.system}, {"from": "human", "value": prompt.user}]
         else:
             choice = derive_seed(seed, "wording", scene.token, name) % len(question.wordings)
@@ -152,6 +154,7 @@ def write_qa(
     name: str,
     camera: str = "CAM_F0",
     types: Sequence[str] = tuple(QUESTIONS),
+    template: str | None = None,
     max_share: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def write_qa(
         "types": list(types),
         "max_share": max_share,
         "seed": seed,
-        "prompt": prompt_digest(cameras=(camera,)),
+        "prompt": prompt_digest(template, (camera,)),
         "wording": digest_json({key: list(question.wordings) for key, question in QUESTIONS.items()}),
     }
     plan = Fingerprint("qa_plan", fields)
@@ -185,13 +188,13 @@ def write_qa(
             write_json_atomic(plan_path, plan.to_json())
         if not (folder / f"{name}.json").is_file():
             parts.mkdir(exist_ok=True)
-            _write_parts(source, parts, camera, types, seed)
+            _write_parts(source, parts, camera=camera, types=types, template=template, seed=seed)
             _merge(source, folder, parts, name, max_share, seed)
             shutil.rmtree(parts)
     return json.loads((folder / f"{name}.counts.json").read_text())
 
 
-def _write_parts(source: SceneSource, parts: Path, camera: str, types: Sequence[str], seed: int) -> None:
+def _write_parts(source: SceneSource, parts: Path, *, camera: str, **options: Any) -> None:
     names = source.log_names
     todo = [log_name for log_name in names if not (parts / f"{log_name}.jsonl").is_file()]
     for log_name in track(todo, "questions", total=len(names), done=len(names) - len(todo)):
@@ -199,7 +202,7 @@ def _write_parts(source: SceneSource, parts: Path, camera: str, types: Sequence[
         for scene in source.scenes_of(log_name):
             try:
                 size = _picture_size(source.sensor_root, scene, camera)
-                records = scene_records(scene, source.map_for(scene), size, camera=camera, types=types, seed=seed)
+                records = scene_records(scene, source.map_for(scene), size, camera=camera, **options)
             except TriviumError as error:
                 source.report.add(error, log_name=log_name, token=scene.token)
                 continue
@@ -332,6 +335,7 @@ def main(cfg: DictConfig) -> None:
         name=cfg.name,
         camera=cfg.data.cameras[0],
         types=tuple(cfg.types or QUESTIONS),
+        template=cfg.template,
         max_share=cfg.max_share,
         seed=cfg.seed,
     )

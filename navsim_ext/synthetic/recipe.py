@@ -41,6 +41,7 @@ class Recipe:
     test_location: str
     mix: dict[str, float]
     qa: bool
+    template: str | None
 
     def validate(self) -> Recipe:
         """Returns self; raises DataError naming the option, what it is and what it may be."""

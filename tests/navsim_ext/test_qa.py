@@ -15,7 +15,7 @@ from road_worlds import CAR, make_scene, make_town, objects
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import FingerprintMismatch
-from navsim_ext.prompts import format_trajectory
+from navsim_ext.prompts import format_trajectory, trajectory_prompt
 from navsim_ext.readers import NavsimLogs, NothingSelected, SkipReport
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.scene import Scene
@@ -169,6 +169,14 @@ def test_records_are_complete_and_in_the_conversation_format(town):
     assert trajectory["conversations"][-1]["value"] == format_trajectory(scene.future_poses(8))
 
 
+def test_the_trajectory_task_is_worded_by_the_template(tmp_path, town):
+    write_qa(Source(tmp_path, town), tmp_path / "qa", name="train", template="brief")
+    scene = next(iter(Source(tmp_path, town).scenes_of("log-a")))
+    prompt = trajectory_prompt(scene.history_poses(), int(scene.commands[scene.now].argmax()), template="brief")
+    turns = json.loads((tmp_path / "qa" / "train_trajectory.jsonl").open().readline())["conversations"]
+    assert [turn["value"] for turn in turns[:2]] == [prompt.system, prompt.user]
+
+
 def test_wording_varies_with_the_scene_and_is_repeatable(town):
     scenes = [make_scene(objects(), token=f"{k:016x}") for k in range(40)]
 
@@ -273,6 +281,8 @@ def test_files_meta_and_counts(tmp_path, town):
     assert source.read == before  # a finished data set is left alone
     with pytest.raises(FingerprintMismatch, match="max_share"):
         write_qa(source, tmp_path / "qa", name="train", max_share=0.5)
+    with pytest.raises(FingerprintMismatch, match="prompt"):
+        write_qa(source, tmp_path / "qa", name="train", max_share=1.0, template="brief")
 
 
 def test_interrupted_writing_goes_on_and_gives_the_same_bytes(tmp_path, town, monkeypatch):

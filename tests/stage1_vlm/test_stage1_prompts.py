@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from navsim_ext.errors import DataError
+from navsim_ext.errors import DataError, MissingError
 from navsim_ext.prompts import (
     TemplateError,
     format_trajectory,
@@ -68,6 +68,19 @@ def test_users_template_replaces_the_wording_and_changes_the_digest(tmp_path):
     same = tmp_path / "copy.txt"
     same.write_text(path.read_text())
     assert load_template(same).digest == load_template(path).digest
+
+
+def test_the_brief_wording_is_shipped_by_name():
+    brief, whole = (trajectory_prompt(HISTORY, "left", template=name) for name in ("brief", "trajectory"))
+    assert whole == trajectory_prompt(HISTORY, "left")
+    for prompt in (brief, whole):
+        assert prompt.user.count("<image>") == 1
+        assert "TURN LEFT" in prompt.user
+        assert "t-0: (+0.00, +0.00, +0.00)" in prompt.user
+    assert 5 * len(brief.system + brief.user) < len(whole.system + whole.user)
+    assert prompt_digest("brief") != prompt_digest() == prompt_digest("trajectory")
+    with pytest.raises(MissingError, match="brief or trajectory"):
+        load_template("brif")
 
 
 @pytest.mark.parametrize(
