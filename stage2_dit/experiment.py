@@ -35,7 +35,7 @@ from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import score
 from navsim_ext.planners import Planner, baseline
 from navsim_ext.runtime.config import compose, job
-from navsim_ext.runtime.processes import process_pool
+from navsim_ext.runtime.processes import map_in_processes
 from navsim_ext.runtime.run import run
 from stage2_dit.inference import load_trajectory_planner
 
@@ -100,10 +100,7 @@ def train(cfg: DictConfig, folders: Mapping[str, Path], name: str) -> Path:
 def train_all(cfg: DictConfig, folders: Mapping[str, Path]) -> dict[str, Path]:
     """Both checkpoints by name; the trainings run ``cfg.workers`` at a time, each in a process of its own from 2 on."""
     names = (SEEING, BLIND)
-    if cfg.workers == 1:
-        return {name: train(cfg, folders, name) for name in names}
-    with process_pool(cfg.workers) as processes:
-        return dict(zip(names, processes.map(partial(train, cfg, folders), names), strict=True))
+    return dict(zip(names, map_in_processes(partial(train, cfg, folders), names, cfg.workers), strict=True))
 
 
 def scored(

@@ -16,6 +16,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from navsim_ext.fingerprint import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates
 from navsim_ext.planners import Planner
 from navsim_ext.runtime.config import compose, job
+from navsim_ext.runtime.processes import map_in_processes
 from navsim_ext.runtime.run import run
 from stage2_dit.inference import load_trajectory_planner
 from stage3_grpo.rewards.kinematics import reverses, stands
@@ -188,7 +190,9 @@ def tell(console: Console, verdict: Verdict, rules: Mapping[str, float]) -> None
 def main(cfg: DictConfig) -> None:
     """Runs what is left of the experiment and judges it."""
     folders = part_indices(cfg.data, Path(cfg.output_dir) / "index")
-    checkpoints = {f"diffgrpo_seed{seed}": train(cfg, folders, seed) for seed in cfg.seeds}
+    names = [f"diffgrpo_seed{seed}" for seed in cfg.seeds]
+    best = map_in_processes(partial(train, cfg, folders), cfg.seeds, cfg.workers)
+    checkpoints = dict(zip(names, best, strict=True))
     dataset = SceneDataset(folders["test"], cameras=())
     hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)
     tables = {}
