@@ -16,10 +16,14 @@ source scripts/steps.sh
 export NPROC_PER_NODE="${NPROC_PER_NODE:-2}" # processes of stage 1 and its export
 
 world="$job/world"
-step world "towns, traffic, camera pictures, questions" navsim_ext.synthetic.build \
+step world "towns, traffic, camera pictures" navsim_ext.synthetic.build \
   experiment=experiment workers=2 output_dir="$world"
+types=lead_vehicle_distance,lead_vehicle_braking,traffic_light,crossing_pedestrian,lane_left,lane_right
+step questions "questions that need the picture" navsim_ext.synthetic.qa data.root="$world" data.split=trainval \
+  data.scene_filter="$world/train_test_split/scene_filter/train.yaml" name=train template=brief seed=11 \
+  "types=[$types,meta_action,trajectory]" output_dir="$job/questions"
 launcher=torchrun step stage1 "fine-tunes a tiny InternVL on driving questions" \
-  stage1_vlm.train experiment=synthetic data.mixture="$world/qa/train.json" output_dir="$job/stage1"
+  stage1_vlm.train experiment=synthetic data.mixture="$job/questions/train.json" output_dir="$job/stage1"
 for part in trainval test; do
   index "$part" "$part"
   launcher=torchrun step "export_$part" "hidden states of $part" stage1_vlm.export experiment=demo \
