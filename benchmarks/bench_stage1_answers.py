@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--world", type=Path, help="a built synthetic world")
     parser.add_argument("--scenes", type=int, default=4400, help="of the world that is built")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--override", action="append", default=[], help="of the training configuration")
     arguments = parser.parse_args()
