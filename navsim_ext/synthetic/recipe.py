@@ -12,6 +12,7 @@ import numpy as np
 
 from navsim_ext.errors import DataError
 from navsim_ext.frames import POSE_INTERVAL_S
+from navsim_ext.prompts import load_template
 from navsim_ext.scene import CAMERAS, MAP_LOCATIONS
 from navsim_ext.synthetic.drive import Drive, NoDrive, record
 from navsim_ext.synthetic.log_writer import log_name
@@ -44,7 +45,7 @@ class Recipe:
     template: str | None
 
     def validate(self) -> Recipe:
-        """Returns self; raises DataError naming the option, what it is and what it may be."""
+        """Returns self; raises DataError naming the option, what it is and what it may be (MissingError: template)."""
 
         def need(name: str, good: bool, expected: str) -> None:
             if not good:
@@ -62,6 +63,7 @@ class Recipe:
         known = set(self.mix) <= set(SITUATIONS) and all(weight >= 0.0 for weight in self.mix.values())
         need("mix", known and sum(self.mix.values()) > 0.0, f"weights >= 0, not all 0, of {sorted(SITUATIONS)}")
         need("qa", not self.qa or "CAM_F0" in self.cameras, "false without the camera CAM_F0")
+        load_template(self.template)  # now, not when the questions are written after all drives
         return self
 
     @property

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from navsim_ext.errors import DataError
+from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import FingerprintMismatch
 from navsim_ext.readers import open_source
 from navsim_ext.readers.scene_filter import SceneFilter
@@ -170,6 +170,12 @@ def test_an_unwritable_folder_ends_the_command_in_one_line(tmp_path):
 def test_options_that_make_no_sense_are_refused(override, words):
     with pytest.raises(DataError, match=words):
         recipe(override)
+
+
+def test_a_template_that_does_not_exist_is_refused_before_the_drives():
+    with pytest.raises(MissingError, match="prompt template terse does not exist"):
+        recipe("recipe.template=terse")
+    assert recipe("recipe.template=brief").template == "brief"
 
 
 @pytest.mark.parametrize("mix", [{"cruise": 0.0}, {"flying": 1.0}, {"turn": -1.0, "cruise": 3.0}])
