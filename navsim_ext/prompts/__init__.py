@@ -72,8 +72,8 @@ class PromptTemplate:
 @lru_cache(maxsize=16)
 def load_template(path: str | Path | None = None) -> PromptTemplate:
     """Reads a template by path or shipped name (default: Trivium's own); raises MissingError or TemplateError."""
-    path = path or DEFAULT_TEMPLATE
-    path = SHIPPED.get(str(path)) or Path(path)
+    path = DEFAULT_TEMPLATE if path is None else path
+    path = SHIPPED.get(str(path), Path(path))
     if not path.is_file():
         raise MissingError(
             f"prompt template {path} does not exist: give {' or '.join(SHIPPED)}, or the path of a text file with "
