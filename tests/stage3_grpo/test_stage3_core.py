@@ -175,6 +175,26 @@ def test_kl_estimators_agree_with_the_exact_value():
     assert gaussian_kl(mean, std, mean, std) == pytest.approx(0.0, abs=1e-7)
 
 
+def test_leave_one_out_follows_the_mean_reward_where_standardised_groups_do_not():
+    """x ~ N(m, s) in four scenes; the reward rises by 0.1 x in three, where only progress differs, and falls by x in
+    the fourth, where going on collides. Expected gradients in m: of the mean reward (3 * 0.1 - 1) / 4 = -0.175; of
+    groups divided by their spread |slope| s: (3 - 1) / (4 s), uphill into the collision.
+    """
+    torch.manual_seed(0)
+    m, s, size = nn.Parameter(torch.tensor(0.0)), 0.5, 20_000
+    group = torch.arange(4).repeat_interleave(size)
+    slope = torch.tensor([0.1, 0.1, 0.1, -1.0])[group]
+    x = m.detach() + s * torch.randn(len(group))
+    logp = torch.distributions.Normal(m, s).log_prob(x)[:, None]
+    gradient = {}
+    for function in (leave_one_out, group_standardised):
+        advantage = function(slope * x, group, ALL(x))[:, None]
+        (descent,) = torch.autograd.grad(reinforce(logp, advantage, ALL(logp)).loss, m, retain_graph=True)
+        gradient[function] = -descent.item()
+    assert gradient[leave_one_out] == pytest.approx(-0.175, abs=0.01)
+    assert gradient[group_standardised] == pytest.approx(0.5 / s, abs=0.02)
+
+
 # --- toy problems -------------------------------------------------------------------------------------------------
 
 ALGORITHMS = {
@@ -183,7 +203,7 @@ ALGORITHMS = {
     "fork_clip": {"advantage": "group", "objective": Objective("clip", "trajectory"), "inner": 2},
     "dapo": {"advantage": "group", "objective": Objective("clip", clip_high=0.28), "inner": 2, "filter": True},
     "reinforce_pp": {"advantage": "batch", "objective": Objective()},
-    "leave_one_out": {"advantage": "leave_one_out", "objective": Objective()},
+    "rloo": {"advantage": "leave_one_out", "objective": Objective()},
     "ppo": {"advantage": "gae", "objective": Objective("clip"), "inner": 3},
 }
 

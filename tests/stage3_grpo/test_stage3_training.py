@@ -28,7 +28,7 @@ from stage3_grpo.monitors.alarms import AlarmError
 from stage3_grpo.reference import ReferenceMismatch
 from stage3_grpo.rewards import CoverageError
 
-ALGORITHMS = ("diffgrpo", "diffgrpo_clip", "reinforce_pp", "ppo", "flow_grpo")
+ALGORITHMS = ("diffgrpo", "diffgrpo_clip", "rloo", "reinforce_pp", "ppo", "flow_grpo")
 CHECKPOINTS = "version_0/checkpoints"
 
 

@@ -1,0 +1,118 @@
+"""Where the update of stage 3 points: the mean reward's slope along it, and how much of it is noise, by advantage.
+
+    bash scripts/experiment.sh
+    python benchmarks/bench_advantage.py --output benchmarks/results/advantage.json
+
+With g_b the gradient of ``experiment=synthetic`` on batch b (16 scenes x 16 samples of the imitation planner), once
+with leave-one-out advantages (the unbiased gradient of the mean reward) and once with group-standardised ones:
+
+    slope    mean over batches b of <g_b of leave-one-out, u_b>, u_b the unit vector of the other batches' mean gradient
+    signal   |E g|^2 / (E |g - E g|^2), of one batch: (|sum g|^2 - sum |g|^2) / (B (B - 1)) estimates |E g|^2
+
+A negative slope is an update that lowers the mean reward. Two cores need about six minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.environment import report, row
+from navsim_ext.runtime.config import compose
+from stage2_dit import load_planner
+from stage3_grpo.algorithm import Algorithm
+from stage3_grpo.collector import Collector
+from stage3_grpo.module import checked, rollout_process
+from stage3_grpo.reference import ReferencePolicy
+from stage3_grpo.update import Updater, assign_credit
+
+ADVANTAGES = {"leave_one_out": "leave-one-out", "group": "group-standardised"}
+POINTS = 100.0  # rewards are printed x 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("experiment"), help="EXPERIMENT_DIR of the script")
+    parser.add_argument("--batches", type=int, default=96)
+    parser.add_argument("--output", type=Path, default=None)
+    arguments = parser.parse_args()
+    g = {name: value.double() for name, value in gradients(arguments.folder, arguments.batches).items()}
+    true = g["leave_one_out"]
+    rows = []
+    for name, words in ADVANTAGES.items():
+        slopes = POINTS * slope(true, g[name])
+        error = float(slopes.std() / len(slopes) ** 0.5)
+        rows.append(row(f"stage 3: slope of the mean reward along the update, {words}", float(slopes.mean()),
+                        f"points x 100 per unit of weight distance, standard error {error:.2g}",
+                        "> 0" if name == "leave_one_out" else None))  # fmt: skip
+        rows.append(row(f"stage 3: signal of one batch of 16 x 16, {words}", signal(g[name]), "of its noise"))
+    means = [g[name].mean(dim=0) for name in ADVANTAGES]
+    rows.append(row("stage 3: cosine of the two mean gradients", float(torch.cosine_similarity(*means, dim=0)), ""))
+    report("direction of the update", rows, output=arguments.output,
+           baseline="group-standardised advantages (GRPO) and leave-one-out ones (RLOO) on the same rollouts, "
+           f"{arguments.batches} batches of the imitation planner of scripts/experiment.sh")  # fmt: skip
+
+
+def gradients(folder: Path, batches: int) -> dict[str, Tensor]:
+    """[B,P] ascent directions of the policy term by advantage, all of the same rollouts and weights."""
+    init = folder / "stage2/diffusion_il/version_0/checkpoints/last.ckpt"
+    cfg: Any = compose("stage3", [
+        "experiment=synthetic", "algorithm.process=flow_sde", f"init='{init}'", f"output_dir='{folder}'",
+        f"data.train='{folder}/stage3/index/train'", f"data.val='{folder}/stage3/index/val'",
+        f"data.hidden_cache='{folder}/hidden/trainval'", f"data.metric_cache='{folder}/metric_cache/trainval'",
+    ])  # fmt: skip
+    algorithm: Algorithm = instantiate(cfg.module.algorithm)
+    data = instantiate(cfg.datamodule)
+    data.setup("fit")
+    loaded = load_planner(init)
+    planner = loaded.planner
+    reference = ReferencePolicy.load(init, planner.config, loaded.hidden, allow_mismatch=False)
+    process = rollout_process(planner, algorithm)
+    collector = Collector(algorithm, process, instantiate(cfg.module.reward), instantiate(cfg.module.scorer), seed=0)
+    updater = Updater(algorithm, process)
+    variants = {name: dataclasses.replace(algorithm, advantage=name) for name in ADVANTAGES}
+    parameters = list(planner.parameters())
+    found: dict[str, list[Tensor]] = {name: [] for name in variants}
+    whole = tqdm(islice(data.train_dataloader(), batches), total=batches, desc="batches")
+    for number, batch in enumerate(whole):
+        experience = collector.collect(planner, None, reference, *checked(batch), rollout=number, with_drift=False)
+        for name, variant in variants.items():
+            credit = assign_credit(variant, experience)
+            loss = updater.losses(planner, None, experience, credit, None, beta=0.0, bc_weight=0.0).total
+            parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            found[name].append(-scale(algorithm, process.num_steps, planner.config.horizon)
+                               * torch.cat([part.flatten() for part in parts]))  # fmt: skip
+    return {name: torch.stack(each) for name, each in found.items()}
+
+
+def scale(algorithm: Algorithm, steps: int, horizon: int) -> float:
+    """From the means over K steps and F x 3 elements that the loss takes to the sums of the policy gradient."""
+    return steps * (horizon * 3 if algorithm.log_prob.reduction == "mean" else 1)
+
+
+def slope(true: Tensor, update: Tensor) -> Tensor:
+    """[B] slope of the mean reward, by batch, along the unit vector of the other batches' mean update."""
+    others = update.sum(dim=0) - update
+    return (true * others).sum(dim=1) / torch.linalg.vector_norm(others, dim=1)
+
+
+def signal(g: Tensor) -> float:
+    """Squared length of the mean gradient over that of a batch's noise."""
+    count, own = len(g), (g**2).sum()
+    mean = ((g.sum(dim=0) ** 2).sum() - own) / (count * (count - 1))
+    return float(mean / (own / count - mean))
+
+
+if __name__ == "__main__":
+    main()
