@@ -1,15 +1,15 @@
-"""Where the update of stage 3 points: the mean reward's slope along it, and how much of it is noise, by advantage.
+"""Where the update of stage 3 points: the slope of mean PDMS along it, and how much of it is noise, by advantage.
 
     bash scripts/experiment.sh
     python benchmarks/bench_advantage.py --output benchmarks/results/advantage.json
 
-With g_b the gradient of ``experiment=synthetic`` on batch b (16 scenes x 16 samples of the imitation planner), once
-with leave-one-out advantages (the unbiased gradient of the mean reward) and once with group-standardised ones:
+With g_b the gradient of ``experiment=synthetic`` on batch b (16 scenes x 16 samples of the imitation planner) under
+some advantages, and p_b the unbiased gradient of its mean PDMS (leave-one-out, no other term):
 
-    slope    mean over batches b of <g_b of leave-one-out, u_b>, u_b the unit vector of the other batches' mean gradient
+    slope    mean over batches b of <p_b, u_b>, u_b the unit vector of the other batches' mean g
     signal   |E g|^2 / (E |g - E g|^2), of one batch: (|sum g|^2 - sum |g|^2) / (B (B - 1)) estimates |E g|^2
 
-A negative slope is an update that lowers the mean reward. Two cores need about six minutes.
+A negative slope is an update that lowers mean PDMS. One core needs about three minutes.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from stage3_grpo.module import checked, rollout_process
 from stage3_grpo.reference import ReferencePolicy
 from stage3_grpo.update import Updater, assign_credit
 
+PDMS = "pdms"
 ADVANTAGES = {"leave_one_out": "leave-one-out", "group": "group-standardised"}
 POINTS = 100.0  # rewards are printed x 100
 
@@ -44,16 +45,17 @@ POINTS = 100.0  # rewards are printed x 100
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("experiment"), help="EXPERIMENT_DIR of the script")
-    parser.add_argument("--batches", type=int, default=96)
+    parser.add_argument("--batches", type=int, default=64)
     parser.add_argument("--output", type=Path, default=None)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     g = {name: value.double() for name, value in gradients(arguments.folder, arguments.batches).items()}
-    true = g["leave_one_out"]
+    true = g.pop(PDMS)
     rows = []
     for name, words in ADVANTAGES.items():
         slopes = POINTS * slope(true, g[name])
         error = float(slopes.std() / len(slopes) ** 0.5)
-        rows.append(row(f"stage 3: slope of the mean reward along the update, {words}", float(slopes.mean()),
+        rows.append(row(f"stage 3: slope of mean PDMS along the update, {words}", float(slopes.mean()),
                         f"points x 100 per unit of weight distance, standard error {error:.2g}",
                         "> 0" if name == "leave_one_out" else None))  # fmt: skip
         rows.append(row(f"stage 3: signal of one batch of 16 x 16, {words}", signal(g[name]), "of its noise"))
@@ -65,7 +67,7 @@ def main() -> None:
 
 
 def gradients(folder: Path, batches: int) -> dict[str, Tensor]:
-    """[B,P] ascent directions of the policy term by advantage, all of the same rollouts and weights."""
+    """[B,P] ascent directions of the policy term, by advantage and of PDMS alone, on the same rollouts and weights."""
     init = folder / "stage2/diffusion_il/version_0/checkpoints/last.ckpt"
     cfg: Any = compose("stage3", [
         "experiment=synthetic", "algorithm.process=flow_sde", f"init='{init}'", f"output_dir='{folder}'",
@@ -83,12 +85,16 @@ def gradients(folder: Path, batches: int) -> dict[str, Tensor]:
     updater = Updater(algorithm, process)
     variants = {name: dataclasses.replace(algorithm, advantage=name) for name in ADVANTAGES}
     parameters = list(planner.parameters())
-    found: dict[str, list[Tensor]] = {name: [] for name in variants}
+    found: dict[str, list[Tensor]] = {name: [] for name in (*variants, PDMS)}
     whole = tqdm(islice(data.train_dataloader(), batches), total=batches, desc="batches")
     for number, batch in enumerate(whole):
         experience = collector.collect(planner, None, reference, *checked(batch), rollout=number, with_drift=False)
-        for name, variant in variants.items():
-            credit = assign_credit(variant, experience)
+        scores = experience.scores
+        plain = dataclasses.replace(scores, reward=scores.columns["pdms_v1"])
+        kinds = {name: (variant, experience) for name, variant in variants.items()}
+        kinds[PDMS] = (variants["leave_one_out"], dataclasses.replace(experience, scores=plain))
+        for name, (variant, scored) in kinds.items():
+            credit = assign_credit(variant, scored)
             loss = updater.losses(planner, None, experience, credit, None, beta=0.0, bc_weight=0.0).total
             parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             found[name].append(-scale(algorithm, process.num_steps, planner.config.horizon)
@@ -102,7 +108,7 @@ def scale(algorithm: Algorithm, steps: int, horizon: int) -> float:
 
 
 def slope(true: Tensor, update: Tensor) -> Tensor:
-    """[B] slope of the mean reward, by batch, along the unit vector of the other batches' mean update."""
+    """[B] slope of mean PDMS, by batch, along the unit vector of the other batches' mean update."""
     others = update.sum(dim=0) - update
     return (true * others).sum(dim=1) / torch.linalg.vector_norm(others, dim=1)
 

@@ -48,7 +48,7 @@ data=(data.root="$world" data.train.index="$job/index/train" data.val.index="$jo
 step stage2 "diffusion planner by imitation; beside it the same without sight" stage2_dit.experiment \
   experiment="$experiment" "${data[@]}" data.metric_cache="$job/metric_cache/test" device="$device" output_dir="$job/stage2"
 il="$job/stage2/diffusion_il/version_0/checkpoints/last.ckpt"
-step stage3 "reinforcement by DiffGRPO on PDM scores" stage3_grpo.experiment experiment="$experiment" init="$il" \
+step stage3 "reinforcement on PDM scores" stage3_grpo.experiment experiment="$experiment" init="$il" \
   "${data[@]}" data.metric_cache="$job/metric_cache/trainval" data.metric_cache_test="$job/metric_cache/test" \
   device="$device" output_dir="$job/stage3"
 rl="$job/stage3/seed_0/version_0/checkpoints/best_pdm_score.ckpt"
