@@ -33,6 +33,7 @@ from navsim_ext.evaluation.scoring import score_table
 from navsim_ext.evaluation.statistics import Estimate, bootstrap_mean
 from navsim_ext.fingerprint import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates
+from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.planners import Planner
 from navsim_ext.runtime.config import compose, job
 from navsim_ext.runtime.processes import map_in_processes
@@ -141,11 +142,13 @@ def train(cfg: DictConfig, folders: Mapping[str, Path], seed: int) -> Path:
     return Path(result["best"] or result["last"])
 
 
-def scored(cfg: DictConfig, planner: Planner, dataset: SceneDataset, hidden: CachedHiddenStates) -> pd.DataFrame:
+def scored(
+    cfg: DictConfig, planner: Planner, dataset: SceneDataset, hidden: CachedHiddenStates, cache: MetricCache
+) -> pd.DataFrame:
     """Plans and scores the test scenes: token, name, log_name, valid, reason, scores, reverse_tail, standing."""
     folder = Path(cfg.output_dir) / "scores" / planner.name
     planned, _ = plan_scenes(planner, dataset, hidden, folder, batch_size=cfg.batch_size, device=cfg.device)
-    table = score_table(planned, str(cfg.data.metric_cache_test or cfg.data.metric_cache))
+    table = score_table(planned, cache.folder)
     poses = {token: np.asarray(row).reshape(-1, 3) for token, row in zip(planned["token"], planned["poses"])}
     trajectories = np.stack([poses[token] for token in table["token"]])
     table["reverse_tail"] = reverses(trajectories, last=TAIL_INTERVALS).astype(float)
@@ -190,15 +193,16 @@ def tell(console: Console, verdict: Verdict, rules: Mapping[str, float]) -> None
 def main(cfg: DictConfig) -> None:
     """Runs what is left of the experiment and judges it."""
     folders = part_indices(cfg.data, Path(cfg.output_dir) / "index")
+    dataset = SceneDataset(folders["test"], cameras=())  # before the training, so that what is missing is said now
+    hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)
+    cache = MetricCache(cfg.data.metric_cache_test or cfg.data.metric_cache)
     names = [f"diffgrpo_seed{seed}" for seed in cfg.seeds]
     best = map_in_processes(partial(train, cfg, folders), cfg.seeds, cfg.workers)
     checkpoints = dict(zip(names, best, strict=True))
-    dataset = SceneDataset(folders["test"], cameras=())
-    hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)
     tables = {}
     for name, path in {IMITATION: Path(cfg.init), **checkpoints}.items():
         planner = load_trajectory_planner(str(path), name=name, candidates=cfg.candidates, device=cfg.device)
-        tables[name] = scored(cfg, planner, dataset, hidden)
+        tables[name] = scored(cfg, planner, dataset, hidden, cache)
     rules = {key: cfg[key] for key in RULES}
     verdict = judge(tables, **rules)
     content = verdict.to_json() | {

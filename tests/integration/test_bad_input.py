@@ -59,13 +59,14 @@ COMMANDS: dict[str, list[str]] = {
     "stage2_dit.convert": ["source={planner}", "target={output}/out.ckpt"],
     "stage2_dit.experiment": [
         "experiment=demo", "data.root={world}", "data.hidden_cache={hidden}", "data.metric_cache={metric_cache}",
-        *INDEXED,
+        "data.hidden_cache_test={hidden}", *INDEXED,
     ],
     "stage2_dit.plan": ["checkpoint={planner}", "token={token}", "data.root={world}", "hidden.folder={hidden}"],
     "stage2_dit.train": ["experiment=demo", "data.train={index}", "data.hidden_cache={hidden}"],
     "stage3_grpo.experiment": [
         "experiment=demo", "init={planner}", "data.root={world}", "data.hidden_cache={hidden}",
-        "data.metric_cache={metric_cache}", *INDEXED,
+        "data.metric_cache={metric_cache}", "data.hidden_cache_test={hidden}",
+        "data.metric_cache_test={metric_cache}", *INDEXED,
     ],
     "stage3_grpo.train": [
         "experiment=demo", "init={planner}", "data.train={index}", "data.hidden_cache={hidden}",
@@ -172,6 +173,7 @@ def test_every_command_is_here():
 def test_wrong_path(commands, places, tmp_path, module, key):
     nowhere = str(tmp_path / "nowhere")
     check(commands(module, *overrides_of(module, places, tmp_path / "output", **{key: nowhere})), nowhere)
+    assert not list(tmp_path.rglob("*.ckpt")), "it was trained before the path was looked at"
 
 
 @pytest.mark.parametrize("module", COMMANDS)
