@@ -2,7 +2,7 @@
 # The experiments of stages 2 and 3 from nothing: a synthetic world of 16,000 scenes with an unseen town, stage 1,
 # hidden and metric caches, then imitation (with sight and without) and reinforcement (three seeds), both judged on the
 # unseen town.
-#   bash scripts/experiment.sh          some eighty minutes on two CPU cores
+#   bash scripts/experiment.sh          some ninety minutes on two CPU cores
 # EXPERIMENT_DIR (experiment) is where everything goes; run it again after an interruption and it goes on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
