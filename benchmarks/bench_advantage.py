@@ -4,7 +4,7 @@
     python benchmarks/bench_advantage.py --output benchmarks/results/advantage.json
 
 With g_b the gradient of ``experiment=synthetic`` on batch b (16 scenes x 16 samples of the imitation planner) under
-some advantages, and p_b the unbiased gradient of its mean PDMS (leave-one-out, no other term):
+some advantages, and p_b that of its mean PDMS (leave-one-out, no other term; the clamp of log-probabilities stays):
 
     slope    mean over batches b of <p_b, u_b>, u_b the unit vector of the other batches' mean g
     signal   |E g|^2 / (E |g - E g|^2), of one batch: (|sum g|^2 - sum |g|^2) / (B (B - 1)) estimates |E g|^2

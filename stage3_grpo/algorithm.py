@@ -2,7 +2,7 @@
 
     diffgrpo        group advantage, REINFORCE, denoising discount 0.6, BC 0.1        (published recipe)
     diffgrpo_clip   group advantage, clipped ratio, mu > 1, KL with a schedule        (the seed's form)
-    rloo            leave-one-out advantage, REINFORCE: the unbiased gradient of the mean reward
+    rloo            leave-one-out advantage, REINFORCE: every scene counts by its reward
     reinforce_pp    batch-standardised advantage, REINFORCE
     ppo             GAE over denoising steps with a value head, clipped ratio
     flow_grpo       SDE sampling of a flow planner, clipped ratio, KL
