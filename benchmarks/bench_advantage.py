@@ -4,12 +4,13 @@
     python benchmarks/bench_advantage.py --output benchmarks/results/advantage.json
 
 With g_b the gradient of ``experiment=synthetic`` on batch b (16 scenes x 16 samples of the imitation planner) under
-some advantages, and p_b that of its mean PDMS (leave-one-out, no other term; the clamp of log-probabilities stays):
+some advantages, and p_b that of its mean PDMS (leave-one-out, no other term; the clamp of log-probabilities stays),
+both over the groups with spread:
 
     slope    mean over batches b of <p_b, u_b>, u_b the unit vector of the other batches' mean g
     signal   |E g|^2 / (E |g - E g|^2), of one batch: (|sum g|^2 - sum |g|^2) / (B (B - 1)) estimates |E g|^2
 
-A negative slope is an update that lowers mean PDMS. One core needs about three minutes.
+A negative slope is an update that lowers mean PDMS. One core needs about four minutes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main() -> None:
         slopes = POINTS * slope(true, g[name])
         error = float(slopes.std() / len(slopes) ** 0.5)
         rows.append(row(f"stage 3: slope of mean PDMS along the update, {words}", float(slopes.mean()),
-                        f"points x 100 per unit of weight distance, standard error {error:.2g}",
+                        f"points per unit of weight distance, standard error {error:.2g}",
                         "> 0" if name == "leave_one_out" else None))  # fmt: skip
         rows.append(row(f"stage 3: signal of one batch of 16 x 16, {words}", signal(g[name]), "of its noise"))
     means = [g[name].mean(dim=0) for name in ADVANTAGES]
