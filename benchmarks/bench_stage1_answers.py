@@ -23,10 +23,10 @@ from pathlib import Path
 
 from environment import report, row
 
+from navsim_ext.questions.write import QUESTIONS, write_qa
 from navsim_ext.readers import SceneFilter, open_source
 from navsim_ext.runtime.config import compose
 from navsim_ext.synthetic.build import build, recipe_of
-from navsim_ext.synthetic.qa import QUESTIONS, write_qa
 from stage1_vlm.evaluate import evaluate
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -39,7 +39,7 @@ step stage1 "fine-tunes a tiny InternVL on DriveLM" stage1_vlm.train experiment=
   "${steps[@]}" output_dir="$job/stage1"
 for part in train test; do
   data=(data.root="$job/scenes" data.split="$part")
-  step "world_$part" "pictures and index of $part" navsim_ext.synthetic.render "${data[@]}" "image_size=[480,270]" \
+  step "world_$part" "pictures and index of $part" navsim_ext.rendering.render "${data[@]}" "image_size=[480,270]" \
     output_dir="$job/world/$part"
   step "export_$part" "hidden states of $part" stage1_vlm.export experiment=real_data model_path="$job/stage1" \
     data.index="$job/world/$part/index" device=cpu output_dir="$job/hidden/$part"

@@ -25,10 +25,10 @@ from rich.table import Table
 from navsim_ext.errors import DataError
 from navsim_ext.evaluation.statistics import Estimate, bootstrap_mean
 from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.questions.catalogue import QUESTIONS, is_correct
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.preflight import measure_slice, preflight
 from navsim_ext.runtime.progress import track
-from navsim_ext.synthetic.qa_questions import QUESTIONS, is_correct
 from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone
 from stage1_vlm.data.line_index import LineRules, build_index, picture_paths, write_skipped
 from stage1_vlm.data.mixture import read_mixture

@@ -19,9 +19,9 @@ from torch import Tensor
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.frames import NUM_FUTURE_POSES
 from navsim_ext.hidden_cache.schema import HiddenBatch
+from navsim_ext.prompts import ParsedTrajectory, parse_trajectory
 from navsim_ext.scene import SceneBatch
 from stage1_vlm.states import StateEncoder
-from stage1_vlm.trajectory_text import ParsedTrajectory, parse_trajectory
 
 _log = logging.getLogger(__name__)
 

@@ -24,7 +24,24 @@ from numpy.typing import ArrayLike
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import digest_json
 from navsim_ext.frames import NUM_HISTORY_POSES
+from navsim_ext.prompts.trajectory_text import ParsedTrajectory, format_pose, format_trajectory, parse_trajectory
 from navsim_ext.scene import COMMANDS
+
+__all__ = [
+    "COMMAND_WORDS",
+    "IMAGE_PLACEHOLDER",
+    "VIEW_NAMES",
+    "ParsedTrajectory",
+    "Prompt",
+    "PromptTemplate",
+    "TemplateError",
+    "format_pose",
+    "format_trajectory",
+    "load_template",
+    "parse_trajectory",
+    "prompt_digest",
+    "trajectory_prompt",
+]
 
 DEFAULT_TEMPLATE = "trajectory"
 SHIPPED = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.txt"))}
@@ -137,25 +154,6 @@ def trajectory_prompt(
     }
     chosen = load_template(template)
     return Prompt(Template(chosen.system).substitute(words), Template(chosen.user).substitute(words))
-
-
-def format_pose(pose: ArrayLike) -> str:
-    """``(+x.xx, +y.yy, +h.hh)`` of a pose [3]; raises DataError when it is not finite.
-
-    Rounded to two decimals before formatting, so that -0.001 reads +0.00.
-    """
-    pose = np.asarray(pose, dtype=np.float64)
-    if pose.shape != (3,) or not np.isfinite(pose).all():
-        raise DataError(f"a pose must be 3 finite numbers (x, y, heading), not {pose.tolist()}")
-    return "(" + ", ".join(f"{value + 0.0:+.2f}" for value in np.round(pose, 2)) + ")"
-
-
-def format_trajectory(poses: ArrayLike) -> str:
-    """``[PT, (+x.xx, +y.yy, +h.hh), ...]`` of poses [N,3] (metres, radians): the answer to a trajectory prompt."""
-    poses = np.asarray(poses, dtype=np.float64)
-    if poses.ndim != 2 or poses.shape[1] != 3:
-        raise DataError(f"a trajectory has shape [N, 3], not {poses.shape}")
-    return "[PT, " + ", ".join(format_pose(pose) for pose in poses) + "]"
 
 
 def prompt_digest(template: str | Path | None = None, cameras: Sequence[str] = ("CAM_F0",)) -> str:

@@ -98,9 +98,9 @@ def build(folder: Path, recipe: Recipe, *, workers: int = 1) -> Manifest:
 def write_questions(folder: Path, recipe: Recipe, manifest: Manifest) -> None:
     """Driving QA and trajectory conversations of every part that has logs, in ``qa/``."""
     # Imported here because workers import this module too, and these would double their memory.
+    from navsim_ext.questions.write import write_qa
     from navsim_ext.readers import open_source
     from navsim_ext.readers.scene_filter import SceneFilter
-    from navsim_ext.synthetic.qa import write_qa
 
     for part in PARTS:
         if any(record.part == part for record in manifest.records.values()):

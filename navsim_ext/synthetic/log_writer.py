@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.frames import POSE_INTERVAL_S, rotate, wrap_angle
+from navsim_ext.rendering.renderer import camera_rig
 from navsim_ext.scene import COMMANDS, Annotations
 from navsim_ext.synthetic.drive import Drive
 from navsim_ext.synthetic.fids import Fids
 from navsim_ext.synthetic.paths import Path
-from navsim_ext.synthetic.renderer import camera_rig
 from navsim_ext.synthetic.town import Town
 
 PICKLE_PROTOCOL = 4

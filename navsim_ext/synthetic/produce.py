@@ -16,12 +16,12 @@ from navsim_ext.errors import TriviumError
 from navsim_ext.frames import POSE_INTERVAL_S
 from navsim_ext.maps.nuplan_gpkg import load_map
 from navsim_ext.maps.vector_map import VectorMap
+from navsim_ext.rendering.renderer import braking_tracks, camera_rig, render
 from navsim_ext.scene import Annotations
 from navsim_ext.synthetic.drive import Drive
 from navsim_ext.synthetic.log_writer import annotations, encode, frames_of
 from navsim_ext.synthetic.manifest import Record
 from navsim_ext.synthetic.recipe import FOLDER_OF_PART, HISTORY_FRAMES, Recipe
-from navsim_ext.synthetic.renderer import braking_tracks, camera_rig, render
 
 WORK_FOLDER = ".build"  # half-written files, on the same file system as the data
 

@@ -14,8 +14,8 @@ from commands import run_module
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import CachedHiddenStates, HiddenCacheWriter
+from navsim_ext.rendering.render import render
 from navsim_ext.runtime.config import compose
-from navsim_ext.synthetic.render import render
 from stage1_vlm.tiny import build_tiny_internvl
 from stage2_dit import DiffusionPlanner, PlannerConfig, save_planner
 

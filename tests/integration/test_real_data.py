@@ -16,8 +16,8 @@ from rich.console import Console
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.evaluation.score import score_planner
 from navsim_ext.metric_cache.build import build, settings_from
+from navsim_ext.rendering.render import render
 from navsim_ext.runtime.config import compose
-from navsim_ext.synthetic.render import render
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENE = "scene-0061"  # turns at a junction among many pedestrians

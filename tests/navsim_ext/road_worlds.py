@@ -8,8 +8,8 @@ import numpy as np
 
 from navsim_ext.maps.layers import LaneLayer, LineLayer, PolygonLayer
 from navsim_ext.maps.vector_map import VectorMap
+from navsim_ext.rendering.camera import camera_rig
 from navsim_ext.scene import Annotations, Scene
-from navsim_ext.synthetic.renderer_camera import camera_rig
 
 SIZE = (480, 270)
 EGO = np.array([1000.0, 2000.0, 0.6])  # the map is given in this frame, so that global and ego differ

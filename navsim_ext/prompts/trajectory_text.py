@@ -1,4 +1,6 @@
-"""Reads a trajectory out of a model's words, tolerantly but never inventively.
+"""Poses to words and words back to poses: the answer to a trajectory prompt, written and read.
+
+Reading is tolerant but never inventive.
 
 What is understood: ``[PT, (+1.00, -0.10, +0.02), ...]`` with or without bold marks, code fences, brackets, ``PT =`` or
 ``PT:``, square or curly brackets around points, units behind numbers, typographic signs, ``+-0.10``. Rules that
@@ -19,8 +21,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from navsim_ext.errors import DataError
 from navsim_ext.frames import NUM_FUTURE_POSES, to_global, to_local, wrap_angle
 
 MIN_POINTS = 4  # 2 s: half of the plan must be the model's own
@@ -33,6 +36,25 @@ _GROUP = re.compile(r"[(\[{][^()\[\]{}]*\d[^()\[\]{}]*[,;][^()\[\]{}]*[)\]}]")  
 _END = r"(?:[\s,;\])}]+|\.(?=\s|$)|$)"  # of a number without brackets; "0.0.0" is none
 _MARK = re.compile(r"\bpt\b\s*[\]\"']?\s*[,=:]?", re.IGNORECASE)
 _SIGNS = str.maketrans({"−": "-", "–": "-", "—": "-", "＋": "+", "（": "(", "）": ")", "，": ",", "【": "[", "】": "]"})
+
+
+def format_pose(pose: ArrayLike) -> str:
+    """``(+x.xx, +y.yy, +h.hh)`` of a pose [3]; raises DataError when it is not finite.
+
+    Rounded to two decimals before formatting, so that -0.001 reads +0.00.
+    """
+    pose = np.asarray(pose, dtype=np.float64)
+    if pose.shape != (3,) or not np.isfinite(pose).all():
+        raise DataError(f"a pose must be 3 finite numbers (x, y, heading), not {pose.tolist()}")
+    return "(" + ", ".join(f"{value + 0.0:+.2f}" for value in np.round(pose, 2)) + ")"
+
+
+def format_trajectory(poses: ArrayLike) -> str:
+    """``[PT, (+x.xx, +y.yy, +h.hh), ...]`` of poses [N,3] (metres, radians): the answer to a trajectory prompt."""
+    poses = np.asarray(poses, dtype=np.float64)
+    if poses.ndim != 2 or poses.shape[1] != 3:
+        raise DataError(f"a trajectory has shape [N, 3], not {poses.shape}")
+    return "[PT, " + ", ".join(format_pose(pose) for pose in poses) + "]"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Pictures for recorded drives that come without any, drawn from map and annotations, and a scene index with them:
 
-    python -m navsim_ext.synthetic.render data.root=SCENARIOS data.split=SPLIT output_dir=DIR
+    python -m navsim_ext.rendering.render data.root=SCENARIOS data.split=SPLIT output_dir=DIR
 
     DIR/sensor_blobs/<log>/<view>/<token>.jpg   the frame now of every scene
     DIR/index/                                  scene index (as of ``navsim_ext.dataset``) whose paths lead there
@@ -22,6 +22,7 @@ from rich.console import Console
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.readers import SceneFilter, SceneSource, SkipReport, open_configured
+from navsim_ext.rendering.renderer import render_scene, scene_camera
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import measure_slice, preflight
@@ -29,7 +30,6 @@ from navsim_ext.runtime.progress import track
 from navsim_ext.scene import Scene
 from navsim_ext.scene_index import SceneIndex, build_index
 from navsim_ext.synthetic.produce import explain, write_atomic
-from navsim_ext.synthetic.renderer import render_scene, scene_camera
 
 PICTURES_FOLDER, INDEX_FOLDER = "sensor_blobs", "index"
 KIND = "rendered-pictures"

@@ -1,6 +1,6 @@
 """A scene from above, in the colours of the camera pictures; and the command that puts both side by side.
 
-python -m navsim_ext.synthetic.renderer_bev data.root=... data.split=... token=... output=scene.png
+python -m navsim_ext.rendering.birds_eye data.root=... data.split=... token=... output=scene.png
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from navsim_ext.errors import DataError
 from navsim_ext.frames import rotate
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.readers import open_configured
+from navsim_ext.rendering.camera import box_corners
+from navsim_ext.rendering.ground import COLOURS, Surface, ground_of
+from navsim_ext.rendering.objects import COLOURS as PAINT
+from navsim_ext.rendering.objects import colour_of
+from navsim_ext.rendering.renderer import render_scene
+from navsim_ext.rendering.signals import signals_near
 from navsim_ext.runtime.config import job
 from navsim_ext.scene import Scene
-from navsim_ext.synthetic.renderer import render_scene
-from navsim_ext.synthetic.renderer_camera import box_corners
-from navsim_ext.synthetic.renderer_ground import COLOURS, Surface, ground_of
-from navsim_ext.synthetic.renderer_objects import COLOURS as PAINT
-from navsim_ext.synthetic.renderer_objects import colour_of
-from navsim_ext.synthetic.renderer_signals import signals_near
 
 SUPERSAMPLE = 2
 EGO_BOX = np.array([1.461, 0.0, 0.9, 5.176, 2.297, 1.777, 0.0])  # NAVSIM's car around its rear axle

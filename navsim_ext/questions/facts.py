@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from navsim_ext.frames import POSE_INTERVAL_S, rotate, to_global, wrap_angle
 from navsim_ext.maps.vector_map import VectorMap
+from navsim_ext.rendering.camera import CameraView
+from navsim_ext.rendering.ground import lane_width
+from navsim_ext.rendering.objects import braking_tracks
+from navsim_ext.rendering.renderer import render_instances, scene_camera
+from navsim_ext.rendering.signals import Signal, signals_near
 from navsim_ext.scene import COMMANDS, Scene
-from navsim_ext.synthetic.renderer import render_instances, scene_camera
-from navsim_ext.synthetic.renderer_camera import CameraView
-from navsim_ext.synthetic.renderer_ground import lane_width
-from navsim_ext.synthetic.renderer_objects import braking_tracks
-from navsim_ext.synthetic.renderer_signals import Signal, signals_near
 
 EGO_FRONT_M = 4.049  # rear axle to front bumper
 PATH_M = 90.0  # how far ahead the lane is followed

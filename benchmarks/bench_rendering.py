@@ -1,6 +1,6 @@
 """Speed of the camera renderer and the question writer, on one core.
 
-python benchmarks/bench_renderer.py --root DIR --output benchmarks/results/renderer.json
+python benchmarks/bench_rendering.py --root DIR --output benchmarks/results/rendering.json
 
 DIR holds a data set in NAVSIM's layout (for instance of ``python -m navsim_ext.synthetic.build``). Each figure is the
 mean over ``--scenes`` scenes, least of ``--repeats`` rounds; maps are loaded and their ground is derived before.
@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.environment import report, row
 from navsim_ext.maps.vector_map import VectorMap
+from navsim_ext.questions.write import scene_records
 from navsim_ext.readers import SceneFilter, open_source
+from navsim_ext.rendering import renderer
+from navsim_ext.rendering.renderer import render_scene
 from navsim_ext.scene import CAMERAS, Scene
-from navsim_ext.synthetic import renderer
-from navsim_ext.synthetic.qa import scene_records
-from navsim_ext.synthetic.renderer import render_scene
 
 SIZE = (960, 540)
 

@@ -1,9 +1,9 @@
 """Pictures of the vector world: a pinhole renderer for any scene that has a map.
 
 Painter's algorithm: sky, skyline, the flat ground by rank, then objects from far to near in an order that is exact
-for upright prisms with disjoint footprints (:func:`renderer_objects.paint_order`). Drawn with Pillow at twice the
+for upright prisms with disjoint footprints (:func:`objects.paint_order`). Drawn with Pillow at twice the
 size and averaged down, which smooths edges. The ground is the plane z = 0 of the ego frame; distortion coefficients
-of real cameras are not applied (see ``renderer_camera``).
+of real cameras are not applied (see ``camera``).
 
 Legend: N annotated objects; pictures are [H,W,3] uint8 RGB; ``size`` is (width, height) in pixels.
 """
@@ -21,11 +21,10 @@ from PIL import Image, ImageDraw
 from navsim_ext.errors import DataError
 from navsim_ext.frames import POSE_INTERVAL_S, rotate
 from navsim_ext.maps.vector_map import VectorMap
-from navsim_ext.scene import Annotations, Camera, Scene
-from navsim_ext.synthetic import renderer_ground
-from navsim_ext.synthetic.renderer_camera import NEAR_M, UNIT_BOX, CameraView, camera_rig, clip_near, place
-from navsim_ext.synthetic.renderer_ground import Surface, ground_of
-from navsim_ext.synthetic.renderer_objects import (
+from navsim_ext.rendering.camera import NEAR_M, UNIT_BOX, CameraView, camera_rig, clip_near, place
+from navsim_ext.rendering.ground import COLOURS as GROUND_COLOURS
+from navsim_ext.rendering.ground import Surface, ground_of
+from navsim_ext.rendering.objects import (
     EMISSIVE,
     Colour,
     Model,
@@ -35,7 +34,8 @@ from navsim_ext.synthetic.renderer_objects import (
     models,
     paint_order,
 )
-from navsim_ext.synthetic.renderer_signals import OVERHEAD_M, POST_M, Signal, signal_model, signals_near
+from navsim_ext.rendering.signals import OVERHEAD_M, POST_M, Signal, signal_model, signals_near
+from navsim_ext.scene import Annotations, Camera, Scene
 
 __all__ = ["braking_tracks", "camera_rig", "render", "render_instances", "render_scene", "scene_camera"]
 
@@ -250,7 +250,7 @@ def _sky(view: CameraView, width: int, height: int) -> Image.Image:
     horizon = np.clip(view.horizon_row, -1e6, 1e6)
     share = np.clip((horizon - rows) / (0.9 * view.intrinsics[1, 1] * 0.6), 0.0, 1.0)[:, None]
     colour = SKY_HORIZON + share * (SKY_TOP - SKY_HORIZON)
-    colour[rows > horizon] = renderer_ground.COLOURS[Surface.EARTH]
+    colour[rows > horizon] = GROUND_COLOURS[Surface.EARTH]
     column = Image.fromarray(colour.astype(np.uint8)[:, None, :])
     return column.resize((width, height), Image.Resampling.NEAREST)
 
@@ -310,7 +310,7 @@ def _paint_ground(
         polygon = pixels[span] if whole[k] else view.to_pixels(clip_near(camera[span]))
         if len(polygon) >= 3:
             draw.polygon(
-                polygon.ravel().tolist(), fill=renderer_ground.COLOURS[Surface(int(ground.surface[chosen[k]]))]
+                polygon.ravel().tolist(), fill=GROUND_COLOURS[Surface(int(ground.surface[chosen[k]]))]
             )
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from navsim_ext.frames import wrap_angle
 from navsim_ext.maps.vector_map import VectorMap
-from navsim_ext.synthetic.renderer_ground import lane_width
-from navsim_ext.synthetic.renderer_objects import Model
+from navsim_ext.rendering.ground import lane_width
+from navsim_ext.rendering.objects import Model
 
 FAR_SIDE_M = (14.0, 34.0)  # least and greatest distance from the stop line to the far head
 OVERHEAD_M, POST_M = 5.3, 3.4  # heights of the middle of the heads

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from road_worlds import CAR, make_scene, make_town, objects
 
-from navsim_ext.synthetic.renderer_bev import EGO_COLOUR, FUTURE_COLOUR, birds_eye, main, side_by_side
-from navsim_ext.synthetic.renderer_ground import COLOURS, Surface
+from navsim_ext.rendering.birds_eye import EGO_COLOUR, FUTURE_COLOUR, birds_eye, main, side_by_side
+from navsim_ext.rendering.ground import COLOURS, Surface
 
 
 def test_things_lie_where_the_scene_says():

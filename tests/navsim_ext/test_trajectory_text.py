@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navsim_ext.prompts import format_trajectory
-from stage1_vlm.trajectory_text import continue_motion, parse_trajectory
+from navsim_ext.prompts.trajectory_text import continue_motion, parse_trajectory
 
 POSES = np.array([[1.5 * k, 0.05 * k * k, 0.03 * k] for k in range(1, 9)]).round(2)
 PLAIN = format_trajectory(POSES)

@@ -13,10 +13,8 @@ from navsim_ext.errors import DataError
 from navsim_ext.frames import rotate
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.readers import NavsimLogs, open_source
-from navsim_ext.scene import CAMERAS, OBJECT_TYPES, Annotations
-from navsim_ext.synthetic import renderer_ground
-from navsim_ext.synthetic.renderer import render, render_instances, render_scene, scene_camera
-from navsim_ext.synthetic.renderer_camera import (
+from navsim_ext.rendering import ground
+from navsim_ext.rendering.camera import (
     FULL_SIZE,
     CameraView,
     box_corners,
@@ -24,9 +22,11 @@ from navsim_ext.synthetic.renderer_camera import (
     clip_near,
     resize_camera,
 )
-from navsim_ext.synthetic.renderer_ground import Surface, crosswalk, ground_of, strips, without_holes
-from navsim_ext.synthetic.renderer_objects import braking_tracks, model_name, models, paint_order
-from navsim_ext.synthetic.renderer_signals import signals_near
+from navsim_ext.rendering.ground import Surface, crosswalk, ground_of, strips, without_holes
+from navsim_ext.rendering.objects import braking_tracks, model_name, models, paint_order
+from navsim_ext.rendering.renderer import render, render_instances, render_scene, scene_camera
+from navsim_ext.rendering.signals import signals_near
+from navsim_ext.scene import CAMERAS, OBJECT_TYPES, Annotations
 
 NOTHING = objects()
 
@@ -195,7 +195,7 @@ def pixel(image: np.ndarray, point, camera=None, size=SIZE) -> np.ndarray:
 
 
 def is_like(colour: np.ndarray, surface: Surface, tolerance: int = 26) -> bool:
-    return np.abs(colour - np.array(renderer_ground.COLOURS[surface])).max() <= tolerance
+    return np.abs(colour - np.array(ground.COLOURS[surface])).max() <= tolerance
 
 
 def test_road_earth_sky_and_markings(town):
@@ -315,9 +315,9 @@ def test_ground_is_built_once_per_map_and_forgotten_with_it(town):
     other = VectorMap(**{name: getattr(town, name) for name in town.__dataclass_fields__})
     key = id(other)
     ground_of(other)
-    assert key in renderer_ground._GROUNDS
+    assert key in ground._GROUNDS
     del other
-    assert key not in renderer_ground._GROUNDS
+    assert key not in ground._GROUNDS
 
 
 def test_bad_input(town):
@@ -354,7 +354,7 @@ def test_a_real_scene_without_cameras(reference):
     scene = source.scenes_of("scene-1077")[2]
     image = render_scene(scene, source.map_for(scene), size=SIZE).astype(int)
     below = image[SIZE[1] - 60 :]
-    road = np.abs(below - np.array(renderer_ground.COLOURS[Surface.ROAD])).max(axis=-1) < 20
+    road = np.abs(below - np.array(ground.COLOURS[Surface.ROAD])).max(axis=-1) < 20
     assert road.mean() > 0.3
     with pytest.raises(DataError, match="CAM_X"):
         render_scene(scene, source.map_for(scene), camera="CAM_X")

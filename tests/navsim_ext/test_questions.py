@@ -16,12 +16,12 @@ from road_worlds import CAR, make_scene, make_town, objects
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import FingerprintMismatch
 from navsim_ext.prompts import format_trajectory, trajectory_prompt
+from navsim_ext.questions import write
+from navsim_ext.questions.facts import EGO_FRONT_M, facts_of, lane_path
+from navsim_ext.questions.write import QUESTIONS, balanced, is_correct, scene_records, write_qa
 from navsim_ext.readers import NavsimLogs, NothingSelected, SkipReport
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.scene import Scene
-from navsim_ext.synthetic import qa
-from navsim_ext.synthetic.qa import QUESTIONS, balanced, is_correct, scene_records, write_qa
-from navsim_ext.synthetic.qa_facts import EGO_FRONT_M, facts_of, lane_path
 
 SIZE = (960, 540)
 
@@ -288,18 +288,18 @@ def test_files_meta_and_counts(tmp_path, town):
 def test_interrupted_writing_goes_on_and_gives_the_same_bytes(tmp_path, town, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     write_qa(Source(tmp_path, town), whole, name="val")
-    source, make = Source(tmp_path, town), qa.scene_records
+    source, make = Source(tmp_path, town), write.scene_records
 
     def stop_at(scene, *arguments, **options):
         if scene.token == "b" + f"{1:015x}":
             raise KeyboardInterrupt
         return make(scene, *arguments, **options)
 
-    monkeypatch.setattr(qa, "scene_records", stop_at)
+    monkeypatch.setattr(write, "scene_records", stop_at)
     with pytest.raises(KeyboardInterrupt):
         write_qa(source, broken, name="val")
     assert not (broken / "val.json").exists()
-    monkeypatch.setattr(qa, "scene_records", make)
+    monkeypatch.setattr(write, "scene_records", make)
     again = Source(tmp_path, town)
     write_qa(again, broken, name="val")
     assert again.read == ["log-b"]

@@ -1,6 +1,6 @@
 """Driving questions and answers from any scene that has a map, in InternVL's conversation format.
 
-    python -m navsim_ext.synthetic.qa data.root=... data.split=... data.scene_filter=train.yaml output_dir=...
+    python -m navsim_ext.questions.write data.root=... data.split=... data.scene_filter=train.yaml output_dir=...
 
 Files of ``output_dir``: ``<name>_qa.jsonl`` and ``<name>_trajectory.jsonl`` (``image``, ``conversations``,
 ``image_size``, ``scene_id``, and ``type``, ``image_dependent``, ``answer`` for checking), and the meta file
@@ -31,14 +31,14 @@ from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint, digest_json, write_json_atomic
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.prompts import IMAGE_PLACEHOLDER, prompt_digest, trajectory_prompt
+from navsim_ext.questions.catalogue import QUESTIONS, is_correct
+from navsim_ext.questions.facts import facts_of
 from navsim_ext.readers import SceneSource, open_configured
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.progress import track
 from navsim_ext.runtime.rng import derive_seed
 from navsim_ext.scene import Scene
-from navsim_ext.synthetic.qa_facts import facts_of
-from navsim_ext.synthetic.qa_questions import QUESTIONS, is_correct
 
 __all__ = ["QUESTIONS", "balanced", "is_correct", "scene_records", "write_qa"]
 
@@ -321,7 +321,7 @@ class _AtomicLines:
             self._temporary.unlink()
 
 
-@job("qa")
+@job("questions")
 def main(cfg: DictConfig) -> None:
     """Writes the questions of one split and prints how many of each type."""
     source = open_configured(

@@ -15,8 +15,8 @@ import numpy as np
 
 from navsim_ext.frames import NUM_HISTORY_POSES, POSE_INTERVAL_S
 from navsim_ext.prompts import COMMAND_WORDS, format_pose, format_trajectory
+from navsim_ext.questions.facts import HORIZON_POSES, Facts
 from navsim_ext.scene import Scene
-from navsim_ext.synthetic.qa_facts import HORIZON_POSES, Facts
 
 NEAR_M, MEDIUM_M = 10.0, 25.0  # gap to the lead vehicle: near, medium, far
 SPEED_TOLERANCE_MPS = 0.5

@@ -1,0 +1,1 @@
+"""Facts of a scene, questions about them, answers and their checks."""

@@ -1,0 +1,1 @@
+"""Cameras and views from above of any scene that has a map."""
