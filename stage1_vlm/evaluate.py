@@ -22,8 +22,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from navsim_ext.bootstrap import Estimate, bootstrap_mean
 from navsim_ext.errors import DataError
-from navsim_ext.evaluation.statistics import Estimate, bootstrap_mean
 from navsim_ext.fingerprint import write_json_atomic
 from navsim_ext.questions.catalogue import QUESTIONS, is_correct
 from navsim_ext.runtime.config import job

@@ -23,11 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from navsim_ext.bootstrap import Estimate
 from navsim_ext.dataset import SceneDataset, part_indices
 from navsim_ext.errors import DataError
 from navsim_ext.evaluation.compare import compare
 from navsim_ext.evaluation.planning import plan_scenes, write_parquet_atomic
-from navsim_ext.evaluation.statistics import Estimate
 from navsim_ext.evaluation.table import summarise
 from navsim_ext.fingerprint import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates

@@ -26,11 +26,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from navsim_ext.bootstrap import Estimate, bootstrap_mean
 from navsim_ext.dataset import SceneDataset, part_indices
 from navsim_ext.errors import DataError
 from navsim_ext.evaluation.planning import plan_scenes, write_parquet_atomic
 from navsim_ext.evaluation.scoring import score_table
-from navsim_ext.evaluation.statistics import Estimate, bootstrap_mean
 from navsim_ext.fingerprint import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates
 from navsim_ext.metric_cache.schema import MetricCache

@@ -18,15 +18,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from navsim_ext.bootstrap import Estimate, bootstrap_mean
 from navsim_ext.errors import DataError
-from navsim_ext.evaluation.statistics import (
-    EPDMS_V2_NOFILTER,
-    PDMS_V1,
-    Estimate,
-    ScoreFormula,
-    bootstrap_mean,
-    shapley_attribution,
-)
+from navsim_ext.evaluation.attribution import EPDMS_V2_NOFILTER, PDMS_V1, ScoreFormula, shapley_attribution
 from navsim_ext.evaluation.table import HEADLINE, TITLES, read_scores
 from navsim_ext.fingerprint import Fingerprint, write_json_atomic
 from navsim_ext.runtime.config import job

@@ -20,11 +20,11 @@ import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
 
+from navsim_ext.bootstrap import REPLICATES, Estimate
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.evaluation.compare import compare
 from navsim_ext.evaluation.drawing import scene_figure
 from navsim_ext.evaluation.report_figures import curves_plot, jpeg_uri, score_plot, svg_uri, waterfall_plot
-from navsim_ext.evaluation.statistics import REPLICATES, Estimate
 from navsim_ext.evaluation.table import (
     HEADLINE,
     TITLES,

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from navsim_ext.bootstrap import Estimate
 from navsim_ext.evaluation.drawing import trajectory_colour
-from navsim_ext.evaluation.statistics import Estimate
 from navsim_ext.evaluation.table import HEADLINE, TITLES
 
 INK, MUTED, GAIN, LOSS = "#222222", "#8a8a86", "#0b7a53", "#b3364a"

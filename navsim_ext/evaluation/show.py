@@ -15,8 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from navsim_ext.bootstrap import Estimate
 from navsim_ext.errors import DataError
-from navsim_ext.evaluation.statistics import Estimate
 from navsim_ext.evaluation.table import HEADLINE, TITLES, identity, identity_line, print_table, read_scores, summarise
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.config import job

@@ -15,8 +15,8 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
+from navsim_ext.bootstrap import REPLICATES, Estimate, bootstrap_mean
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.evaluation.statistics import REPLICATES, Estimate, bootstrap_mean
 from navsim_ext.fingerprint import Fingerprint, digest_tokens
 
 V1_COLUMNS = ("pdms_v1", "v1_nc", "v1_dac", "v1_ttc", "v1_ep", "v1_comfort", "v1_ddc")

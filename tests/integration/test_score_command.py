@@ -10,10 +10,10 @@ from rich.console import Console
 
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.errors import DataError
+from navsim_ext.evaluation.attribution import PDMS_V1
 from navsim_ext.evaluation.planning import plan_scenes
 from navsim_ext.evaluation.score import NothingScored, score_planner
 from navsim_ext.evaluation.scoring import score_table
-from navsim_ext.evaluation.statistics import PDMS_V1
 from navsim_ext.fingerprint import FingerprintMismatch
 from navsim_ext.planners import ConstantVelocity, Human
 from navsim_ext.runtime.config import compose

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from navsim_ext.errors import DataError
+from navsim_ext.evaluation.attribution import EPDMS_V2_NOFILTER, PDMS_V1
 from navsim_ext.evaluation.compare import compare
 from navsim_ext.evaluation.report import build_report, load_folders
-from navsim_ext.evaluation.statistics import EPDMS_V2_NOFILTER, PDMS_V1
 from navsim_ext.evaluation.table import identity, identity_line, print_table, summarise
 from navsim_ext.fingerprint import Fingerprint, FingerprintMismatch
 from navsim_ext.runtime.config import compose

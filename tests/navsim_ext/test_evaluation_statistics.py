@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from navsim_ext.bootstrap import bootstrap_mean
 from navsim_ext.errors import DataError
-from navsim_ext.evaluation.statistics import EPDMS_V2_NOFILTER, PDMS_V1, bootstrap_mean, shapley_attribution
+from navsim_ext.evaluation.attribution import EPDMS_V2_NOFILTER, PDMS_V1, shapley_attribution
 
 
 def test_interval_is_that_of_the_log_means_when_logs_are_the_unit():
