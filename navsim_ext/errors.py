@@ -17,3 +17,7 @@ class DataError(TriviumError, ValueError):
 
 class MissingError(TriviumError, FileNotFoundError):
     """A file, token or field that should be there is not."""
+
+
+class CorruptFile(TriviumError):
+    """Bytes on disk are not the bytes that were written: a flipped bit, a file cut short, or another in its place."""

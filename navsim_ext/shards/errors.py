@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from navsim_ext.errors import TriviumError
+from navsim_ext.errors import CorruptFile, TriviumError
 
 
 class ShardError(TriviumError):
     """Root of the errors of the sharded store."""
 
 
-class CorruptShard(ShardError):
+class CorruptShard(ShardError, CorruptFile):
     """Bytes on disk are not the bytes that were stored: cut short, flipped, or another file in their place."""
 
 
