@@ -34,7 +34,7 @@ from navsim_ext.metric_cache.scene_record import MapContext, build_scene
 from navsim_ext.metric_cache.schema import KIND, MetricCache, cache_fields, map_folder
 from navsim_ext.pdm import RewardWeights, score, score_pairs
 from navsim_ext.pdm.ego import HEADING
-from navsim_ext.pdm.resident import prepare, resident
+from navsim_ext.pdm.resident import prepare
 from navsim_ext.readers import SceneFilter, open_source
 from navsim_ext.runtime.processes import process_pool
 from navsim_ext.shards import ShardWriter
@@ -116,7 +116,7 @@ def equality_rows(name: str, cache: MetricCache, poses: dict, v1: pd.DataFrame, 
 def speed_rows(name: str, cache: MetricCache, poses: dict, repeats: int) -> list:
     tokens = list(poses)
     for token in tokens:
-        resident(token, cache)
+        cache.resident.scene(token)
 
     def singles(version: str) -> Callable[[], int]:
         def work() -> int:

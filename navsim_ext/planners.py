@@ -8,20 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from navsim_ext.errors import DataError
-from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S, to_local
+from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S
 from navsim_ext.scene import SceneBatch
 
 if TYPE_CHECKING:
     from navsim_ext.hidden_cache.schema import HiddenBatch
-    from navsim_ext.metric_cache.schema import MetricCache
 
 VX, VY = 4, 5  # entries of SceneBatch.status
-CLOSED_STEPS_PER_POSE = 5  # PDM-Closed's trajectory has a pose every 0.1 s
 
 
 @runtime_checkable
@@ -84,36 +81,11 @@ class ConstantDeceleration:
         return straight(v * t - 0.5 * self.deceleration * t**2)
 
 
-class PdmClosed:
-    """NAVSIM's rule-based planner, as the metric cache holds it; it knows map and traffic, so it is no fair rival but
-    the reference of the progress score. ``version`` "v1" or "v2": its choice depends on the scorer."""
-
-    def __init__(self, metric_cache: MetricCache, version: str = "v1") -> None:
-        from navsim_ext.metric_cache.schema import VERSIONS
-
-        if version not in VERSIONS:
-            raise DataError(f"pdm_closed: version is {version!r}; one of {VERSIONS} was expected")
-        self.name = f"pdm_closed_{version}"
-        self._cache, self._row = metric_cache, VERSIONS.index(version)
-
-    def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
-        """Raises MissingError for a token without a metric cache."""
-        return torch.stack([self.trajectory(token) for token in batch.token]).to(batch.status.device)
-
-    def trajectory(self, token: str) -> Tensor:
-        """[8,3] float32 poses of one scene."""
-        record = self._cache.load(token)
-        last = NUM_FUTURE_POSES * CLOSED_STEPS_PER_POSE
-        poses = record.pdm_closed[self._row, CLOSED_STEPS_PER_POSE : last + 1 : CLOSED_STEPS_PER_POSE]
-        return torch.from_numpy(to_local(poses, record.ego_state[:3]).astype(np.float32))
-
-
 BASELINES: dict[str, Callable[..., Planner]] = {
     "human": Human,
     "constant_velocity": ConstantVelocity,
     "standing_still": StandingStill,
     "constant_deceleration": ConstantDeceleration,
-    "pdm_closed": PdmClosed,
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.devkit.cache_content import CacheContent
-from navsim_ext.metric_cache.schema import NUM_FRAMES, NUM_FRAMES_V2
+from navsim_ext.pdm.record import NUM_FRAMES, NUM_FRAMES_V2
 
 STEPS_PER_FRAME = 5
 NEAR = 1e-7  # m and rad: what reading a box back from its polygon may cost

@@ -25,21 +25,15 @@ from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint, digest_tokens
 from navsim_ext.metric_cache import journal
 from navsim_ext.metric_cache.journal import Invalid, LogResult
-from navsim_ext.metric_cache.polygon_table import LANE_CONNECTOR, PolygonTable
 from navsim_ext.metric_cache.scene_record import HUMAN_POSES, with_reference_scores
-from navsim_ext.metric_cache.schema import (
-    KIND,
-    NUM_FRAMES_V2,
-    VERSIONS,
-    SceneMetricCache,
-    cache_fields,
-    encode_text,
-    map_folder,
-)
+from navsim_ext.metric_cache.schema import KIND, cache_fields, map_folder
 from navsim_ext.pdm.closed.forecast import box_corners
 from navsim_ext.pdm.ego import STATE_SIZE
 from navsim_ext.pdm.log_replay import replayed_boxes
+from navsim_ext.pdm.polygon_table import LANE_CONNECTOR, PolygonTable
+from navsim_ext.pdm.record import NUM_FRAMES_V2, SceneMetricCache, encode_text
 from navsim_ext.pdm.resident import UnscorableScene, prepare
+from navsim_ext.pdm.version import VERSIONS
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.progress import track

@@ -17,7 +17,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from navsim_ext import doctor
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.evaluation.planning import plan_scenes, write_parquet_atomic
@@ -25,7 +24,7 @@ from navsim_ext.evaluation.scoring import score_table
 from navsim_ext.evaluation.table import SCORES_FILE, identity, identity_line, print_table, summarise
 from navsim_ext.fingerprint import Fingerprint, digest_tokens, package_versions, write_json_atomic
 from navsim_ext.metric_cache.schema import MetricCache
-from navsim_ext.pdm import RewardWeights, scorer_fingerprint
+from navsim_ext.pdm import RewardWeights, arithmetic, scorer_fingerprint
 from navsim_ext.planners import Planner
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
@@ -43,7 +42,7 @@ class NothingScored(TriviumError):
 def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
     """Runs the command and returns the per-token table. Raises NothingScored when no row is valid (require_valid)."""
     output = Path(cfg.output_dir)
-    verdict = doctor.verdict()
+    verdict = arithmetic.verdict()
     dataset = SceneDataset(cfg.data.index, sensor_root=cfg.data.sensor_root, cameras=list(cfg.data.cameras))
     cache = MetricCache(cfg.metric_cache)
     covered = sum(token in cache for token in dataset.tokens)

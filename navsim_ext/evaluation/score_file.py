@@ -29,11 +29,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from navsim_ext import doctor
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, digest_file
 from navsim_ext.metric_cache.schema import MetricCache
-from navsim_ext.pdm import PdmResult, score_pairs, scorer_fingerprint
+from navsim_ext.pdm import PdmResult, arithmetic, score_pairs, scorer_fingerprint
 from navsim_ext.pdm.columns import SCORE_COLUMNS
 from navsim_ext.pdm.ego import NUM_POSES
 from navsim_ext.runtime.config import job
@@ -143,7 +142,7 @@ def file_fingerprint(trajectories: str | os.PathLike[str], metric_cache: MetricC
         kind=KIND,
         fields={"trajectories": digest_file(trajectories), "human_filter": "epdms_v2", "two_frame": "same name"},
         parents={"scorer": scorer_fingerprint(), "metric_cache": metric_cache.fingerprint},
-        info={"doctor": doctor.verdict(), "trajectories": str(trajectories)},
+        info={"doctor": arithmetic.verdict(), "trajectories": str(trajectories)},
     )
 
 
@@ -216,7 +215,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 @job("score_file")
 def main(cfg: DictConfig) -> None:
     started = time.perf_counter()
-    doctor.verdict()  # refuses, before any work, to score on a machine that computes wrongly
+    arithmetic.verdict()  # refuses, before any work, to score on a machine that computes wrongly
     cache = MetricCache(cfg.metric_cache)
     content, result = score_file(cfg.trajectories, cache, threads=cfg.threads)
     summary = summary_of(content, result)

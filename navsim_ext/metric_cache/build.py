@@ -90,7 +90,7 @@ def sweep(cache: Path) -> None:
 
 def cache_fingerprint(settings: BuildSettings) -> Fingerprint:
     """What the cache is made of; the doctor's verdict on this machine stands in ``info``."""
-    from navsim_ext.doctor import verdict
+    from navsim_ext.pdm.arithmetic import verdict
 
     return Fingerprint(kind=KIND, fields=cache_fields() | {"data": settings.identity()}, info={"doctor": verdict()})
 

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from navsim_ext.errors import DataError
 from navsim_ext.maps.drivable import MapKind, layer_of
 from navsim_ext.maps.vector_map import VectorMap
-from navsim_ext.metric_cache.polygon_table import ARRAYS, PolygonTable
 from navsim_ext.metric_cache.schema import map_folder
+from navsim_ext.pdm.polygon_table import ARRAYS, PolygonTable
 
 ROW_ORDER = (
     MapKind.ROADBLOCK,

@@ -14,17 +14,18 @@ from navsim_ext.maps.drivable import LANE_KINDS, DrivableMap, MapKind, drivable_
 from navsim_ext.maps.route import Route, corrected_route
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.metric_cache.map_table import table_rows
-from navsim_ext.metric_cache.polygon_table import PolygonTable
-from navsim_ext.metric_cache.schema import VERSIONS, SceneMetricCache, encode_text
 from navsim_ext.pdm import observation
 from navsim_ext.pdm.areas import make_surroundings
 from navsim_ext.pdm.closed.forecast import forecast
 from navsim_ext.pdm.closed.reference import ClosedPlan, plan_closed
 from navsim_ext.pdm.closed.rollout import NUM_TRAJECTORY_STEPS, ego_boxes, ego_centers
+from navsim_ext.pdm.polygon_table import PolygonTable
+from navsim_ext.pdm.record import SceneMetricCache, encode_text
 from navsim_ext.pdm.references import references_from_predictions, references_from_trajectory
 from navsim_ext.pdm.resident import ResidentScene, indexed, prepare
 from navsim_ext.pdm.scorer import score_proposals
 from navsim_ext.pdm.simulator import simulate
+from navsim_ext.pdm.version import VERSIONS
 from navsim_ext.scene import Scene
 
 HUMAN_POSES = 8

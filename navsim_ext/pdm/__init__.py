@@ -28,7 +28,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the public names on first use: kernels of the scorer need the schema of the metric cache, and it us."""
+    """Loads the public names on first use: who only reads records or versions needs no compiler."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

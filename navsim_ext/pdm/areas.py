@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_ext.metric_cache.polygon_table import CARPARK_AREA, INTERSECTION, LANE, LANE_CONNECTOR, ROADBLOCK
 from navsim_ext.pdm.compiled import kernel
 from navsim_ext.pdm.ego import (
     HALF_LENGTH,
@@ -25,6 +24,7 @@ from navsim_ext.pdm.ego import (
     box_corners,
 )
 from navsim_ext.pdm.map_index import MapIndex, points_inside
+from navsim_ext.pdm.polygon_table import CARPARK_AREA, INTERSECTION, LANE, LANE_CONNECTOR, ROADBLOCK
 
 # bits of a step's area
 MULTIPLE_LANES, NON_DRIVABLE, ONCOMING, CENTER_IN_INTERSECTION, REAR_AXLE_IN_INTERSECTION = 1, 2, 4, 8, 16

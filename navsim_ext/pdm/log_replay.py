@@ -14,7 +14,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_ext.metric_cache.schema import NUM_FRAMES_V2, SceneMetricCache
 from navsim_ext.pdm.compiled import kernel
 from navsim_ext.pdm.ego import (
     HALF_LENGTH,
@@ -28,6 +27,7 @@ from navsim_ext.pdm.ego import (
     unwrap_correction,
 )
 from navsim_ext.pdm.geometry import boxes_intersect
+from navsim_ext.pdm.record import NUM_FRAMES_V2, SceneMetricCache
 from navsim_ext.pdm.traffic import AGENT_TYPES, STOPPED_SPEED, V1, V2, Traffic, object_box, swept_bounds
 
 STEPS_PER_FRAME = 5

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_ext.metric_cache.polygon_table import PolygonTable
 from navsim_ext.pdm.compiled import kernel
 from navsim_ext.pdm.geometry import orientation, segment_intersects_box
+from navsim_ext.pdm.polygon_table import PolygonTable
 
 EDGES_PER_SLAB = 1
 MAX_SLABS = 128

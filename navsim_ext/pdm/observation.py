@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
 from navsim_ext.frames import rotate, wrap_angle
-from navsim_ext.metric_cache.schema import NUM_FRAMES, NUM_FRAMES_V2
 from navsim_ext.pdm.ego import state_from_pose
+from navsim_ext.pdm.record import NUM_FRAMES, NUM_FRAMES_V2
 from navsim_ext.scene import OBJECT_TYPES, Scene
 
 MOVING_TYPES = frozenset(OBJECT_TYPES.index(name) for name in ("vehicle", "pedestrian", "bicycle"))

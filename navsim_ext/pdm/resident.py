@@ -1,23 +1,26 @@
-"""A scene made ready for the kernels: its replayed traffic, indexed map, past and reference terms, all flat arrays."""
+"""Scenes made ready for the kernels, and kept: replayed traffic, indexed map, past, reference terms, as flat arrays."""
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+import threading
+import weakref
+from collections import OrderedDict
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import TriviumError
-from navsim_ext.metric_cache.polygon_table import PolygonTable
-from navsim_ext.metric_cache.schema import MetricCache, SceneMetricCache
 from navsim_ext.pdm.areas import Surroundings, make_surroundings
 from navsim_ext.pdm.comfort import ComfortFilters, comfort_filters
 from navsim_ext.pdm.compiled import kernel
 from navsim_ext.pdm.ego import AX, AY, HEADING, NUM_STEPS, REAR_AXLE_TO_CENTER, principal, unwrap_correction
 from navsim_ext.pdm.log_replay import replay
 from navsim_ext.pdm.map_index import MapIndex, index_map
+from navsim_ext.pdm.polygon_table import PolygonTable
+from navsim_ext.pdm.record import SceneMetricCache
 from navsim_ext.pdm.traffic import V1, V2, Traffic
 
 PAST_INTERVAL_US = 100_000
@@ -78,25 +81,60 @@ class LoadedScene(NamedTuple):
     versions: int  # bits V1 and V2 of those that the record has a reference for
 
 
-def resident(token: str, cache: MetricCache) -> LoadedScene:
-    """The prepared scene of a token, kept in the cache's least-recently-used store; safe from several threads.
+class SceneRecords(Protocol):
+    """Where the scorer finds its scenes: a metric cache on disk, or records in memory."""
 
-    Raises MissingError for a token without a record, UnscorableScene where the scene allows no score.
+    @property
+    def resident(self) -> ResidentScenes:
+        """The prepared scenes of these records."""
+
+    def __contains__(self, token: object) -> bool:
+        """Whether there is a record of the token."""
+
+    def load(self, token: str) -> SceneMetricCache:
+        """The record; raises MissingError saying why there is none."""
+
+    def why_missing(self, token: str) -> str:
+        """Why a token has no record."""
+
+    def polygons(self, location: str) -> PolygonTable:
+        """The polygons of a map."""
+
+
+class ResidentScenes:
+    """Scenes that stay prepared for the scorer between calls; of more than ``capacity`` the least recently used go.
+
+    Safe from several threads: two that ask for one scene at once may both prepare it, and either result will do.
     """
-    with cache.lock:
-        loaded = cache.prepared.get(token)
-        if loaded is not None:
-            cache.prepared.move_to_end(token)
-            return loaded
-    record = cache.load(token)
-    versions = sum({"v1": V1, "v2": V2}[version] for version in record.versions)
-    arrays = prepare(record, cache.polygons(record.map_location))
-    loaded = LoadedScene(arrays, record.log_name, record.map_label, versions)
-    with cache.lock:
-        cache.prepared[token] = loaded
-        while len(cache.prepared) > cache.resident:
-            cache.prepared.popitem(last=False)
-    return loaded
+
+    def __init__(self, records: SceneRecords, capacity: int) -> None:
+        self.capacity = capacity
+        self._records = weakref.proxy(records)  # the records own this object
+        self._scenes: OrderedDict[str, LoadedScene] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def scene(self, token: str) -> LoadedScene:
+        """The prepared scene of a token.
+
+        Raises MissingError for a token without a record, UnscorableScene where the scene allows no score.
+        """
+        with self._lock:
+            loaded = self._scenes.get(token)
+            if loaded is not None:
+                self._scenes.move_to_end(token)
+                return loaded
+        record = self._records.load(token)
+        versions = sum({"v1": V1, "v2": V2}[version] for version in record.versions)
+        arrays = prepare(record, self._records.polygons(record.map_location))
+        loaded = LoadedScene(arrays, record.log_name, record.map_label, versions)
+        with self._lock:
+            self._scenes[token] = loaded
+            while len(self._scenes) > self.capacity:
+                self._scenes.popitem(last=False)
+        return loaded
 
 
 def past_rows(states: NDArray[np.float64], times_us: NDArray[np.int64]) -> NDArray[np.float64]:

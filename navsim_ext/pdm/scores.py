@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from navsim_ext.errors import DataError
-from navsim_ext.metric_cache.schema import VERSIONS, MetricCache
 from navsim_ext.pdm.columns import NO_REWARD, NUM_COLUMNS, V2_EC, RewardWeights, finish_reward, finish_v2
 from navsim_ext.pdm.comfort import comfort_filters, two_frame_comfort
 from navsim_ext.pdm.ego import NUM_POSES, NUM_STEPS, STATE_SIZE, STEP_S
-from navsim_ext.pdm.resident import LoadedScene, UnscorableScene, resident
+from navsim_ext.pdm.resident import LoadedScene, SceneRecords, UnscorableScene
 from navsim_ext.pdm.result import PdmResult
 from navsim_ext.pdm.scorer import score_trajectories
 from navsim_ext.pdm.traffic import V1, V2
+from navsim_ext.pdm.version import VERSIONS
 
 MAX_FRAME_GAP_S = 0.55  # two scenes of a log at most this far apart are neighbours
 ROWS_PER_THREAD = 8  # below this, starting a thread costs more than it saves
@@ -41,7 +41,7 @@ class TrajectoryShapeError(DataError):
 def score(
     tokens: Sequence[str],
     trajectories: ArrayLike,
-    metric_cache: MetricCache,
+    metric_cache: SceneRecords,
     *,
     versions: Sequence[str] = VERSIONS,
     reward: RewardWeights | None = None,
@@ -67,7 +67,7 @@ def score(
 def score_pairs(
     tokens: Sequence[str],
     trajectories: ArrayLike,
-    metric_cache: MetricCache,
+    metric_cache: SceneRecords,
     *,
     names: Sequence[str] | None = None,
     previous: Sequence[int] | None = None,
@@ -143,7 +143,7 @@ def _options(versions: Sequence[str], reward: RewardWeights | None) -> tuple[int
 def _run(
     tokens: list[str],
     poses: NDArray[np.float64],
-    cache: MetricCache,
+    cache: SceneRecords,
     bits: int,
     weights: NDArray[np.float64],
     threads: int | None,
@@ -170,7 +170,7 @@ def _run(
             reasons[members] = cache.why_missing(token)
             return
         try:
-            scene = resident(token, cache)
+            scene = cache.resident.scene(token)
         except UnscorableScene as error:
             reasons[members] = str(error)
             return

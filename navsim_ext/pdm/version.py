@@ -6,6 +6,7 @@ from typing import Any
 
 from navsim_ext.fingerprint import Fingerprint
 
+VERSIONS = ("v1", "v2")  # of NAVSIM's scorer, in the order of all arrays that hold both
 SCORER_VERSION = 1  # raise whenever any score may change
 NAVSIM_VERSIONS = {"v1": "NAVSIM 1.1 (3e8291b)", "v2": "NAVSIM 2.2 (0a380a9)"}
 

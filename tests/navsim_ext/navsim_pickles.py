@@ -15,10 +15,10 @@ import shapely
 
 from navsim_ext.devkit.cache_content import STEPS
 from navsim_ext.devkit.cache_pickle import HELD
-from navsim_ext.metric_cache.polygon_table import PolygonTable
-from navsim_ext.metric_cache.schema import SceneMetricCache
 from navsim_ext.pdm.ego import REAR_AXLE_TO_CENTER
 from navsim_ext.pdm.log_replay import replayed_boxes
+from navsim_ext.pdm.polygon_table import PolygonTable
+from navsim_ext.pdm.record import SceneMetricCache
 
 PROTOCOL = 4
 

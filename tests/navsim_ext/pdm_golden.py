@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from navsim_ext.metric_cache.polygon_table import PolygonTable
 from navsim_ext.metric_cache.scene_record import with_reference_scores
-from navsim_ext.metric_cache.schema import NUM_FRAMES, NUM_FRAMES_V2, SceneMetricCache, encode_text
+from navsim_ext.pdm.polygon_table import PolygonTable
+from navsim_ext.pdm.record import NUM_FRAMES, NUM_FRAMES_V2, SceneMetricCache, encode_text
 from navsim_ext.pdm.resident import prepare
 
 LANE_CONNECTOR = 11

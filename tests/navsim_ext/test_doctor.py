@@ -13,34 +13,35 @@ from rich.console import Console
 
 from navsim_ext import doctor
 from navsim_ext.fingerprint import digest_json
+from navsim_ext.pdm import arithmetic
 
 
 @pytest.fixture
 def fresh_verdict():
-    doctor.verdict.cache_clear()
+    arithmetic.verdict.cache_clear()
     yield
-    doctor.verdict.cache_clear()
+    arithmetic.verdict.cache_clear()
 
 
 def test_all_checks_pass_here_and_the_verdict_fits_a_fingerprint(fresh_verdict):
-    findings = doctor.examine()
+    findings = arithmetic.examine()
     assert [finding.name for finding in findings if not finding.right] == []
     assert len(findings) == 6
-    verdict = doctor.verdict()
+    verdict = arithmetic.verdict()
     assert verdict["right"] is True
     assert len(digest_json(verdict)) == 64
-    assert doctor.verdict() is verdict  # once per process
+    assert arithmetic.verdict() is verdict  # once per process
 
 
 def test_a_broken_pseudo_inverse_is_found(monkeypatch, fresh_verdict):
     """The published failure: initial speeds hundreds of m/s off."""
     right = np.linalg.pinv
     monkeypatch.setattr(np.linalg, "pinv", lambda matrix: 30.0 * right(matrix))
-    wrong = [finding for finding in doctor.examine() if not finding.right]
+    wrong = [finding for finding in arithmetic.examine() if not finding.right]
     assert [finding.name for finding in wrong] == ["40x40 system, numpy.linalg.pinv"]
     assert "v0 = 376.0" in wrong[0].found
-    with pytest.raises(doctor.WrongNumbers, match=r"pinv.*v0 = 376\.0"):
-        doctor.verdict()
+    with pytest.raises(arithmetic.WrongNumbers, match=r"pinv.*v0 = 376\.0"):
+        arithmetic.verdict()
 
 
 def test_a_solver_that_fails_is_found(monkeypatch):
@@ -48,19 +49,19 @@ def test_a_solver_that_fails_is_found(monkeypatch):
         raise np.linalg.LinAlgError("singular matrix")
 
     monkeypatch.setattr(np.linalg, "solve", fail)
-    wrong = [finding for finding in doctor.examine() if not finding.right]
+    wrong = [finding for finding in arithmetic.examine() if not finding.right]
     assert [finding.found for finding in wrong] == ["failed: singular matrix"]
 
 
 def test_a_wrong_own_solver_is_found(monkeypatch):
-    monkeypatch.setattr(doctor, "fit_velocity", lambda references, velocities: velocities.fill(12.5338))
-    wrong = [finding.name for finding in doctor.examine() if not finding.right]
+    monkeypatch.setattr(arithmetic, "fit_velocity", lambda references, velocities: velocities.fill(12.5338))
+    wrong = [finding.name for finding in arithmetic.examine() if not finding.right]
     assert wrong == ["40x40 system, own banded solver"]
 
 
 @pytest.mark.parametrize("column", ["pdms_v1", "v2_ec", "v1_collision_s"])
 def test_scores_that_differ_are_found(monkeypatch, column):
-    right = doctor.score_pairs
+    right = arithmetic.score_pairs
 
     def shifted(*arguments, **options):
         result = right(*arguments, **options)
@@ -68,8 +69,8 @@ def test_scores_that_differ_are_found(monkeypatch, column):
         result[column][3] = 0.123
         return result
 
-    monkeypatch.setattr(doctor, "score_pairs", shifted)
-    wrong = [finding for finding in doctor.examine() if not finding.right]
+    monkeypatch.setattr(arithmetic, "score_pairs", shifted)
+    wrong = [finding for finding in arithmetic.examine() if not finding.right]
     assert len(wrong) == 1
     assert "bundled trajectories" in wrong[0].name
     assert column in wrong[0].found
@@ -77,10 +78,10 @@ def test_scores_that_differ_are_found(monkeypatch, column):
 
 def test_report_says_the_verdict():
     console = Console(record=True, width=120, file=io.StringIO())
-    assert not doctor.report([doctor.Finding("a check", "7", False)], {"python": "3"}, console)
+    assert not doctor.report([arithmetic.Finding("a check", "7", False)], {"python": "3"}, console)
     text = console.export_text()
     assert "WRONG" in text
-    assert doctor.report([doctor.Finding("a check", "7", True)], doctor.machine(), console)
+    assert doctor.report([arithmetic.Finding("a check", "7", True)], doctor.machine(), console)
 
 
 def run(monkeypatch, *overrides):

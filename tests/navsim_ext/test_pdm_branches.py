@@ -9,10 +9,10 @@ import numpy as np
 import pdm_naive
 import pytest
 
-from navsim_ext.metric_cache.memory import MemoryMetricCache
-from navsim_ext.metric_cache.polygon_table import PolygonTable
-from navsim_ext.metric_cache.schema import NUM_FRAMES, NUM_FRAMES_V2
 from navsim_ext.pdm.columns import COLUMNS, NO_REWARD, NUM_COLUMNS
+from navsim_ext.pdm.memory import MemoryMetricCache
+from navsim_ext.pdm.polygon_table import PolygonTable
+from navsim_ext.pdm.record import NUM_FRAMES, NUM_FRAMES_V2
 from navsim_ext.pdm.resident import prepare
 from navsim_ext.pdm.scorer import score_trajectories
 

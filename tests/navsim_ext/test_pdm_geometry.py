@@ -10,7 +10,6 @@ import shapely
 from shapely.geometry import LineString, Point, Polygon
 
 from navsim_ext.errors import DataError
-from navsim_ext.metric_cache.polygon_table import PolygonTable
 from navsim_ext.pdm.geometry import (
     boxes_intersect,
     distance_to_segment,
@@ -19,6 +18,7 @@ from navsim_ext.pdm.geometry import (
     segment_intersects_box,
 )
 from navsim_ext.pdm.map_index import box_intersects_polygon, index_map, polygon_contains
+from navsim_ext.pdm.polygon_table import PolygonTable
 
 UTM = np.array([664_627.0, 4_998_104.0])
 MIDDLE = np.array([300.0, 400.0])  # of the star polygons

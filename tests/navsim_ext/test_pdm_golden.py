@@ -13,10 +13,10 @@ import pytest
 from pdm_golden import CONTINUOUS, GOLDEN_COLUMNS, golden_scene
 
 from navsim_ext.metric_cache.map_table import map_table
-from navsim_ext.metric_cache.memory import MemoryMetricCache
 from navsim_ext.metric_cache.scene_record import MapContext, build_scene
 from navsim_ext.pdm import RewardWeights, score, score_pairs
 from navsim_ext.pdm.ego import HEADING
+from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.readers import SceneFilter, open_source
 
 

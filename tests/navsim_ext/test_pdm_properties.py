@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from navsim_ext.metric_cache.memory import MemoryMetricCache
-from navsim_ext.metric_cache.polygon_table import PolygonTable
 from navsim_ext.metric_cache.scene_record import with_reference_scores
-from navsim_ext.metric_cache.schema import encode_text
 from navsim_ext.pdm import RewardWeights, score
 from navsim_ext.pdm.columns import COLUMNS
+from navsim_ext.pdm.memory import MemoryMetricCache
+from navsim_ext.pdm.polygon_table import PolygonTable
+from navsim_ext.pdm.record import encode_text
 from navsim_ext.pdm.resident import prepare
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pdm" / "scenes.npz"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from navsim_ext.metric_cache.memory import MemoryMetricCache
-from navsim_ext.metric_cache.polygon_table import CARPARK_AREA, INTERSECTION, LANE, ROADBLOCK, PolygonTable
-from navsim_ext.metric_cache.schema import SceneMetricCache, encode_text
 from navsim_ext.pdm import score
 from navsim_ext.pdm.ego import REAR_AXLE_TO_CENTER, state_from_pose
+from navsim_ext.pdm.memory import MemoryMetricCache
+from navsim_ext.pdm.polygon_table import CARPARK_AREA, INTERSECTION, LANE, ROADBLOCK, PolygonTable
+from navsim_ext.pdm.record import SceneMetricCache, encode_text
 
 TIMES = np.arange(1, 9) * 0.5
 VEHICLE, PEDESTRIAN, CONE = 0, 1, 3

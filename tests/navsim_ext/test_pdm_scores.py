@@ -12,18 +12,12 @@ from pdm_golden import CONTINUOUS, GOLDEN_COLUMNS
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, FingerprintMismatch
-from navsim_ext.metric_cache.memory import MemoryMetricCache
-from navsim_ext.metric_cache.polygon_table import PolygonTable
-from navsim_ext.metric_cache.schema import (
-    KIND,
-    MetricCache,
-    MetricCacheMismatch,
-    SceneMetricCache,
-    cache_fields,
-    map_folder,
-)
+from navsim_ext.metric_cache.schema import KIND, MetricCache, MetricCacheMismatch, cache_fields, map_folder
 from navsim_ext.pdm import RewardWeights, TrajectoryShapeError, score, score_pairs
 from navsim_ext.pdm.columns import COLUMNS
+from navsim_ext.pdm.memory import MemoryMetricCache
+from navsim_ext.pdm.polygon_table import PolygonTable
+from navsim_ext.pdm.record import SceneMetricCache
 from navsim_ext.shards import ShardWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pdm" / "scenes.npz"
@@ -242,7 +236,7 @@ def test_cache_on_disk_round_trip_and_workers(folder, batch):
         ours.validate()
     reference = score_pairs(tokens, poses, memory, names=names)
     np.testing.assert_array_equal(score_pairs(tokens, poses, cache, names=names).values, reference.values)
-    assert len(cache.prepared) == 2  # the least recently used went
+    assert len(cache.resident) == 2  # the least recently used went
     reopened = pickle.loads(pickle.dumps(cache))
     np.testing.assert_array_equal(score(tokens, poses, reopened).pdms_v1, reference.pdms_v1)
     with pytest.raises(MissingError, match="abc"):

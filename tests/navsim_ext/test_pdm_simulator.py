@@ -9,8 +9,8 @@ import pytest
 from scipy.interpolate import interp1d
 
 from navsim_ext.errors import DataError
-from navsim_ext.metric_cache.memory import MemoryMetricCache
 from navsim_ext.pdm.ego import AX, HEADING, NUM_STEPS, STEERING, STEP_S, VX, WHEEL_BASE, YAW_RATE, state_from_pose
+from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.pdm.profiles import NUM_DISPLACEMENTS, fit_curvature, fit_velocity
 from navsim_ext.pdm.references import references_from_predictions, references_from_trajectory
 from navsim_ext.pdm.simulator import MAX_STEERING, simulate

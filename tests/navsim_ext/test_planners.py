@@ -11,7 +11,8 @@ import torch
 
 from navsim_ext.errors import DataError
 from navsim_ext.frames import to_global
-from navsim_ext.planners import BASELINES, PdmClosed, Planner, baseline
+from navsim_ext.pdm.closed.planner import PdmClosed
+from navsim_ext.planners import BASELINES, Planner, baseline
 from navsim_ext.scene import SceneBatch
 
 
@@ -86,6 +87,6 @@ def test_bad_choices_are_named():
 
 
 def test_every_baseline_fulfils_the_protocol():
+    assert isinstance(PdmClosed(FakeCache()), Planner)
     for name in BASELINES:
-        options = {"metric_cache": FakeCache()} if name == "pdm_closed" else {}
-        assert isinstance(baseline(name, **options), Planner)
+        assert isinstance(baseline(name), Planner)

@@ -16,9 +16,9 @@ from hydra.core.global_hydra import GlobalHydra
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.evaluation import score_file as job
 from navsim_ext.fingerprint import Fingerprint
-from navsim_ext.metric_cache.memory import MemoryMetricCache
 from navsim_ext.metric_cache.schema import KIND, MetricCache, cache_fields, map_folder
 from navsim_ext.pdm import score_pairs
+from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.shards import ShardWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pdm" / "scenes.npz"

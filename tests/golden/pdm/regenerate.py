@@ -2,7 +2,7 @@
 
     TRIVIUM_REFERENCE_DATA=<folder> python tests/golden/pdm/regenerate.py
 
-Writes ``scenes.npz`` here (eight scenes for the parity tests that always run) and ``navsim_ext/doctor_data/``
+Writes ``scenes.npz`` here (eight scenes for the parity tests that always run) and ``navsim_ext/pdm/arithmetic_data/``
 (two of them for the doctor, and the published 40x40 system). Only the synthetic set is used; see its README.
 """
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests" / "navsim_ext"))
 
 from pdm_golden import GOLDEN_COLUMNS, golden_scene  # noqa: E402
 
-from navsim_ext.metric_cache.memory import MemoryMetricCache  # noqa: E402
+from navsim_ext.pdm.memory import MemoryMetricCache  # noqa: E402
 
 TOKENS = (
     "8b36fdcf35f5888c", "bee2abbf154c9fdf",  # static objects: NC 0.5
@@ -63,7 +63,7 @@ def golden_arrays(folder: Path, tokens: Sequence[str]) -> tuple[MemoryMetricCach
 def main() -> None:
     reference = Path(os.environ["TRIVIUM_REFERENCE_DATA"])
     golden = reference / "golden" / "navsim"
-    doctor = ROOT / "navsim_ext" / "doctor_data"
+    doctor = ROOT / "navsim_ext" / "pdm" / "arithmetic_data"
     for path, tokens in ((HERE / "scenes.npz", TOKENS), (doctor / "scenes.npz", DOCTOR_TOKENS)):
         cache, extra = golden_arrays(golden, tokens)
         cache.save(path, **extra)

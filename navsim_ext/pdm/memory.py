@@ -1,18 +1,16 @@
-"""A metric cache in memory: records and polygon tables without a folder, for the doctor, tests and small programs."""
+"""Records and polygon tables in memory, without a folder: for the check of arithmetic, tests and small programs."""
 
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from navsim_ext.errors import MissingError
-from navsim_ext.metric_cache.polygon_table import ARRAYS, PolygonTable
-from navsim_ext.metric_cache.schema import SceneMetricCache
+from navsim_ext.pdm.polygon_table import ARRAYS, PolygonTable
+from navsim_ext.pdm.record import SceneMetricCache
+from navsim_ext.pdm.resident import ResidentScenes
 
 
 class MemoryMetricCache:
@@ -21,9 +19,7 @@ class MemoryMetricCache:
     def __init__(self, records: Mapping[str, SceneMetricCache], tables: Mapping[str, PolygonTable]) -> None:
         self._records = dict(records)
         self._tables = dict(tables)
-        self.resident = max(len(self._records), 1)
-        self.prepared: OrderedDict[str, Any] = OrderedDict()
-        self.lock = threading.RLock()
+        self.resident = ResidentScenes(self, max(len(self._records), 1))
 
     @property
     def tokens(self) -> list[str]:
