@@ -1,6 +1,7 @@
 """The sim-agents metrics against the challenge's own code, against naive twins, and under their laws."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from navsim_ext.realism.road_edge import EdgeSegments, road_edge_distances
 from navsim_ext.realism.rollouts import RolloutFolder, Rollouts, world_states
 from navsim_ext.realism.rules import HISTORY_STEPS, RULES, STEPS, Histogram, rules_of
 from navsim_ext.realism.scenario import listed, scenario_of
+from navsim_ext.traffic.codes import PieceKind
 from navsim_ext.traffic.scene_v1 import read_scene
 
 COMMITTED = Path(__file__).parents[1] / "golden" / "wosac"
@@ -173,15 +175,17 @@ def test_time_to_collision_of_a_follower():
     still = expected > 0.1
     still[-1] = False  # at the last step there is no speed
     np.testing.assert_allclose(found[0, 0][still], expected[still], atol=1e-3)
-    assert (found[0, 1] == 5).all() and found[0, 0, -1] == 5
+    assert (found[0, 1] == 5).all()
+    assert found[0, 0, -1] == 5
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_pruned_road_edge_search_equals_the_search_over_all_segments(seed):
     rng = np.random.default_rng(seed)
-    lines = [np.cumsum(rng.normal(0, 4, (length, 2)), axis=0) + rng.uniform(-60, 60, 2) for length in (90, 40, 3, 2, 55)]
+    lengths = (90, 40, 3, 2, 55)
+    lines = [np.cumsum(rng.normal(0, 4, (length, 2)), axis=0) + rng.uniform(-60, 60, 2) for length in lengths]
     points = np.concatenate([np.concatenate(lines), rng.normal(0, 1, (190, 1))], axis=1).astype(np.float32)
-    offsets = np.cumsum([0, 90, 40, 3, 2, 55])
+    offsets = np.cumsum([0, *lengths])
     states, valid, size = boxes(rng, 6, 60.0)
     states[..., :2] += np.cumsum(rng.normal(0, 0.5, states[..., :2].shape), axis=2).astype(np.float32)
     edges = EdgeSegments.from_polylines(points, offsets)
@@ -206,7 +210,9 @@ def test_listed_objects_are_left_out_of_the_additional_figure_only(reference):
     scene, rollouts = load(reference("golden/wosac"), "03_curve")  # one overlap in its log, one car half off the road
     scenario = scenario_of(scene)
     found = listed(scenario)
-    assert found.contacts and found.offroad and 0 < found.clean.sum() < scenario.scored
+    assert found.contacts
+    assert found.offroad
+    assert 0 < found.clean.sum() < scenario.scored
     result = realism(scene, rollouts)
     log = log_features(scenario)
     simulated = rollout_features(scenario, world_states(scenario, scene, rollouts, 32))
@@ -227,7 +233,7 @@ def test_rollouts_that_break_a_rule_are_refused_by_name():
     for change, words in (
         ({"ids": ids[1:], "pose": pose[:, 1:], "z": z[:, 1:]}, f"objects \\[{ids[0]}\\] are missing"),
         ({"ids": foreign}, "are missing"),
-        ({"ids": np.append(ids, 987654), "pose": pose[:, [*range(len(ids)), 0]], "z": None}, "987654.* are foreign"),
+        ({"ids": np.append(ids, 987654), "pose": pose[:, [*range(len(ids)), 0]], "z": None}, r"\[987654\] are foreign"),
         ({"ids": np.append(ids[1:], ids[1])}, f"object {ids[1]} appears twice"),
         ({"pose": broken}, f"object {ids[2]} has a value that is not finite in rollout 3, step 5"),
         ({"pose": pose[:, :, :79], "z": None}, "79 steps"),
@@ -240,11 +246,10 @@ def test_rollouts_that_break_a_rule_are_refused_by_name():
 
 def test_scenes_and_years_that_the_rules_do_not_admit():
     scene, rollouts = committed()
-    with pytest.raises(RealismError, match="2022; there are 2023, 2024, 2025|no sim-agents rules of 2022"):
+    with pytest.raises(RealismError, match="no sim-agents rules of 2022; there are 2023, 2024, 2025"):
         rules_of(2022)
-    from dataclasses import replace
-
-    with pytest.raises(RealismError, match="10_far|need 91 steps"):
+    with pytest.raises(RealismError, match="need 91 steps of 0.1 s with the present at step 10"):
         realism(replace(scene, now=9), rollouts)
+    lines = np.where(scene.piece_kind == PieceKind.ROAD_EDGE, PieceKind.LINE_SOLID, scene.piece_kind).astype(np.uint8)
     with pytest.raises(RealismError, match="no road edge"):
-        realism(replace(scene, piece_kind=np.where(scene.piece_kind == 2, 4, scene.piece_kind).astype(np.uint8)), rollouts)
+        realism(replace(scene, piece_kind=lines), rollouts)
