@@ -63,7 +63,8 @@ def test_every_value_equals_the_challenges_code(golden):
     for which, features in (("log", log), ("sim", simulated)):
         for feature in Features.__dataclass_fields__:
             ours, theirs = getattr(features, feature), reference[f"{which}/{STORED.get(feature, feature)}"]
-            assert ours.dtype == theirs.dtype and ours.shape == theirs.shape, feature
+            assert ours.dtype == theirs.dtype, feature
+            assert ours.shape == theirs.shape, feature
             if feature in tolerance:
                 np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=tolerance[feature], err_msg=feature)
             else:  # kinematics to the last bit, flags exactly
@@ -248,7 +249,7 @@ def test_scenes_and_years_that_the_rules_do_not_admit():
     scene, rollouts = committed()
     with pytest.raises(RealismError, match="no sim-agents rules of 2022; there are 2023, 2024, 2025"):
         rules_of(2022)
-    with pytest.raises(RealismError, match="need 91 steps of 0.1 s with the present at step 10"):
+    with pytest.raises(RealismError, match=r"need 91 steps of 0\.1 s with the present at step 10"):
         realism(replace(scene, now=9), rollouts)
     lines = np.where(scene.piece_kind == PieceKind.ROAD_EDGE, PieceKind.LINE_SOLID, scene.piece_kind).astype(np.uint8)
     with pytest.raises(RealismError, match="no road edge"):
