@@ -43,7 +43,24 @@ class Drive:
     faults: Counter
 
 
+@dataclass(frozen=True)
+class Run:
+    """A simulated drive that is an expert's from step ``first`` on, at STEP_S, as the law left it."""
+
+    plan: Plan
+    cast: Cast
+    motion: Motion
+    first: int  # step of the first frame; those before it are warm-up
+    attempts: int
+    faults: Counter
+
+
 def record(plan: Plan, *key: int | str) -> Drive:
+    """The drive of a key at 2 Hz; raises NoDrive as :func:`run` does."""
+    return _recorded(run(plan, *key))
+
+
+def run(plan: Plan, *key: int | str) -> Run:
     """The drive of a key; raises NoDrive naming town, kind and the faults met when ATTEMPTS draws all fail."""
     first = int(round(plan.warm_up_s / STEP_S))
     steps = first + int(round(plan.duration_s / STEP_S))
@@ -65,7 +82,7 @@ def record(plan: Plan, *key: int | str) -> Drive:
         motion = simulate(plan.town, cast.paths, cast.pack(), cast.signals, steps)
         found = expert.fault(cast, motion, first)
         if found is None:
-            return _recorded(plan, cast, motion, first, attempt + 1, faults)
+            return Run(plan, cast, motion, first, attempt + 1, faults)
         faults[found] += 1
     raise NoDrive(
         f"no {plan.kind!r} drive in town {plan.town.location} (seed {plan.town.seed}) after {ATTEMPTS} draws: "
@@ -100,8 +117,9 @@ def _start_pose(cast: Cast, i: int) -> NDArray[np.float64]:
     return np.append(path.xy[index] + row["axle"] * np.array([np.cos(heading), np.sin(heading)]), heading)
 
 
-def _recorded(plan: Plan, cast: Cast, motion: Motion, first: int, attempts: int, faults: Counter) -> Drive:
-    at = np.arange(first, len(motion.pose), FRAME_STEPS)
+def _recorded(run: Run) -> Drive:
+    plan, cast, motion = run.plan, run.cast, run.motion
+    at = np.arange(run.first, len(motion.pose), FRAME_STEPS)
     centre, heading = motion.pose[at, 0, :2], motion.pose[at, 0, 2]
     axle = centre - EGO_AXLE_TO_CENTRE * np.column_stack([np.cos(heading), np.sin(heading)])
     speed = motion.speed[at, 0]
@@ -131,6 +149,6 @@ def _recorded(plan: Plan, cast: Cast, motion: Motion, first: int, attempts: int,
         braking=motion.acceleration[at][:, members] < -0.8,
         members=members,
         green=green,
-        attempts=attempts,
-        faults=faults,
+        attempts=run.attempts,
+        faults=run.faults,
     )

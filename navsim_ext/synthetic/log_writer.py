@@ -159,19 +159,24 @@ def route_blocks(town: Town, fids: Fids, path: Path, s: float) -> list[str]:
 
 
 def command(drive: Drive, frame: int) -> NDArray[np.int64]:
-    """[4] one-hot of COMMANDS: a turn being driven or within COMMAND_REACH_M, a lane change, else straight."""
-    path, s = drive.cast.paths[0], float(drive.ego_s[frame])
+    """[4] one-hot of COMMANDS: :func:`command_at` where the ego is."""
+    said = command_at(drive.plan.town, drive.cast.paths[0], float(drive.ego_s[frame]))
+    return (np.array(COMMANDS) == said).astype(np.int64)
+
+
+def command_at(town: Town, path: Path, s: float) -> str:
+    """One of COMMANDS: a turn being driven or within COMMAND_REACH_M, a lane change, else straight."""
     said = "straight"
     for crossing in path.crossings:
         if crossing.end > s + 1.0 and crossing.start < s + COMMAND_REACH_M:
-            said = drive.plan.town.connectors[crossing.connector].turn
+            said = town.connectors[crossing.connector].turn
             break
     if said == "straight":
         for (before, _), (after, start) in zip(path.lanes, path.lanes[1:]):
-            before_lane, after_lane = drive.plan.town.lanes[before], drive.plan.town.lanes[after]
+            before_lane, after_lane = town.lanes[before], town.lanes[after]
             if before_lane.group == after_lane.group and start - COMMAND_REACH_M < s < start + 10.0:
                 said = "left" if after_lane.lane_index < before_lane.lane_index else "right"
-    return (np.array(COMMANDS) == said).astype(np.int64)
+    return said
 
 
 def _traffic_lights(drive: Drive, fids: Fids, frame: int) -> list[tuple[int, bool]]:

@@ -20,6 +20,8 @@ from navsim_ext.synthetic.traffic import ALL_RED_S, STOP_SHORT, Signals
 
 EGO_FRONT = 4.049  # m from rear axle to front bumper
 EGO_DRIVES = {"lateral_acceleration": 3.0, "inset": EGO_FRONT**2 / 4.0}  # m/s^2, m^2: half of the front's swing
+SHORT_S = 8.0  # s, duration that the lengths of routes below are made for
+TOP_SPEED = 13.0  # m/s that nobody exceeds
 _STOPPED_AT = STOP_SHORT + EGO_FRONT  # m between the ego's rear axle and the stop line when it waits there
 
 
@@ -32,6 +34,10 @@ class Plan:
     warm_up_s: float
     duration_s: float
     focus_s: float
+
+    def beyond(self, length: float) -> float:
+        """m of route that a drive of this duration needs where one of SHORT_S needs ``length``."""
+        return length + TOP_SPEED * max(self.duration_s - SHORT_S, 0.0)
 
 
 class Unsuitable(Exception):
@@ -54,7 +60,7 @@ def populate(plan: Plan, cast: Cast, track: np.ndarray) -> None:
     random = cast.random
     ego_lanes = {lane for lane, _ in cast.paths[0].lanes}
     around = track[len(track) // 2]
-    drive = 13.0 * (plan.warm_up_s + plan.duration_s) + 60.0
+    drive = TOP_SPEED * (plan.warm_up_s + plan.duration_s) + 60.0
     cast.add_background(around, 85.0, ego_lanes, float(random.uniform(0.008, 0.022)), drive)
     cast.add_parked(track, 45.0)
     cast.add_walkers(track, 40.0, int(random.integers(2, 7)))
@@ -73,7 +79,7 @@ def _lane_before(cast: Cast, lane: int) -> tuple[int, list[int]]:
 def _ego_through(plan: Plan, cast: Cast, connector: Connector) -> tuple[Path, float]:
     """(ego path that takes a connector, distance of that connector's stop line along it)."""
     first, turns = _lane_before(cast, connector.from_lane)
-    after = random_route(cast.town, cast.random, connector.to_lane, 70.0)
+    after = random_route(cast.town, cast.random, connector.to_lane, plan.beyond(70.0))
     path = follow(cast.town, first, [*turns, connector.index, *after], **EGO_DRIVES)
     return path, path.crossings[1].start
 
@@ -139,7 +145,7 @@ def _cross_traffic(plan: Plan, cast: Cast, node: int, arm: int, first_at: float,
     for _ in range(count):
         connector = options[int(cast.random.integers(len(options)))]
         first, turns = _lane_before(cast, connector.from_lane)
-        after = random_route(cast.town, cast.random, connector.to_lane, 130.0)
+        after = random_route(cast.town, cast.random, connector.to_lane, plan.beyond(130.0))
         path = follow(cast.town, first, [*turns, connector.index, *after])
         line = path.crossings[1].start
         at = used.get(connector.from_lane, first_at) + float(cast.random.uniform(0.3, 1.6))
@@ -228,7 +234,7 @@ def _standing_queue(plan: Plan, cast: Cast) -> None:
 def _leader(plan: Plan, cast: Cast) -> None:
     """A car ahead brakes, by a little or to a stop, and may go on again."""
     lane = _pick_lane(cast, lambda x: roads.arc_lengths(x.baseline)[-1] > 80.0)
-    path, line = _ego_on(cast, lane.index)
+    path, line = _ego_on(plan, cast, lane.index)
     _keep_green(plan, cast, path)
     _drive_up_to(plan, cast, path, line - float(cast.random.uniform(35.0, 65.0)))
     ego = cast.rows[0]
@@ -240,10 +246,10 @@ def _leader(plan: Plan, cast: Cast) -> None:
     cast.add_car(path, ego["start"] + EGO_FRONT + gap + 1.2, ego["speed"], eagerness=0.97, event=event)
 
 
-def _ego_on(cast: Cast, lane: int) -> tuple[Path, float]:
+def _ego_on(plan: Plan, cast: Cast, lane: int) -> tuple[Path, float]:
     """(ego path over the whole of a lane, distance of that lane's end along it)."""
     first, turns = _lane_before(cast, lane)
-    after = random_route(cast.town, cast.random, lane, 70.0)
+    after = random_route(cast.town, cast.random, lane, plan.beyond(70.0))
     path = follow(cast.town, first, [*turns, *after], **EGO_DRIVES)
     return path, path.crossings[1].start
 
@@ -260,7 +266,7 @@ def _pedestrian(plan: Plan, cast: Cast) -> None:
         raise Unsuitable("no mid-block crosswalk")
     crosswalk = options[int(cast.random.integers(len(options)))]
     lane = _pick_lane(cast, lambda x: x.road == crosswalk.road)
-    path, line = _ego_on(cast, lane.index)
+    path, line = _ego_on(plan, cast, lane.index)
     _keep_green(plan, cast, path)
     middle = crosswalk.ends.mean(axis=0)
     reach = path.xy[: int((line + 5.0) / SPACING)]
@@ -274,7 +280,7 @@ def _pedestrian(plan: Plan, cast: Cast) -> None:
 def _cut_in(plan: Plan, cast: Cast) -> None:
     """On a road of two lanes, a slower car from the other lane moves over in front of the ego."""
     lane = _pick_lane(cast, lambda x: cast.town.roads[x.road].lanes == 2)
-    path, line = _ego_on(cast, lane.index)
+    path, line = _ego_on(plan, cast, lane.index)
     _keep_green(plan, cast, path)
     place = line - float(cast.random.uniform(40.0, 60.0))
     _drive_up_to(plan, cast, path, place)
@@ -285,7 +291,7 @@ def _cut_in(plan: Plan, cast: Cast) -> None:
     if begin < 5.0:
         raise Unsuitable("the lane change would begin before the lane")
     change = LaneChange(begin, float(cast.random.uniform(22.0, 32.0)), side)
-    after = random_route(cast.town, cast.random, lane.index, 150.0)
+    after = random_route(cast.town, cast.random, lane.index, plan.beyond(150.0))
     cutter = follow(cast.town, other.index, after, change=change)
     pace = ego["speed"] * float(cast.random.uniform(0.78, 0.93))
     start = begin + float(cast.random.uniform(4.0, 8.0)) - pace * plan.focus_s
@@ -302,7 +308,7 @@ def _bend(plan: Plan, cast: Cast) -> None:
         return abs(heading[-1] - heading[0]) > 0.9
 
     lane = _pick_lane(cast, bent)
-    path, line = _ego_on(cast, lane.index)
+    path, line = _ego_on(plan, cast, lane.index)
     _keep_green(plan, cast, path)
     begin = path.crossings[0].end
     inside = slice(int(begin / SPACING), int(line / SPACING))
@@ -320,7 +326,7 @@ def _roundabout(plan: Plan, cast: Cast) -> None:
         for _ in range(int(cast.random.integers(1, 4))):
             other = others[int(cast.random.integers(len(others)))]
             first, turns = _lane_before(cast, other.from_lane)
-            after = random_route(cast.town, cast.random, other.to_lane, 130.0)
+            after = random_route(cast.town, cast.random, other.to_lane, plan.beyond(130.0))
             way = follow(cast.town, first, [*turns, other.index, *after])
             start = _back_in_time(way, way.crossings[1].start, plan.focus_s + float(cast.random.uniform(-3.0, 2.0)))
             if start > 2.0 and all(
@@ -342,7 +348,7 @@ def _give_way(plan: Plan, cast: Cast) -> None:
 def _cyclist(plan: Plan, cast: Cast) -> None:
     """A cyclist ahead in the same lane."""
     lane = _pick_lane(cast, lambda x: roads.arc_lengths(x.baseline)[-1] > 80.0)
-    path, line = _ego_on(cast, lane.index)
+    path, line = _ego_on(plan, cast, lane.index)
     _keep_green(plan, cast, path)
     _drive_up_to(plan, cast, path, line - float(cast.random.uniform(40.0, 70.0)))
     ego = cast.rows[0]
@@ -360,7 +366,7 @@ def _double_parked(plan: Plan, cast: Cast) -> None:
     length = float(roads.arc_lengths(lane.baseline)[-1])
     change = LaneChange(float(cast.random.uniform(12.0, length - 55.0)), float(cast.random.uniform(24.0, 30.0)), 1)
     left = cast.town.lane_at(lane.group, 0)
-    after = random_route(cast.town, cast.random, left.index, 70.0)
+    after = random_route(cast.town, cast.random, left.index, plan.beyond(70.0))
     path = follow(cast.town, lane.index, after, **EGO_DRIVES, change=change)
     _keep_green(plan, cast, path)
     place = change.start + float(cast.random.uniform(-8.0, 6.0))

@@ -23,7 +23,7 @@ from navsim_ext.synthetic.town import Town
 STEP_S = 0.1
 ALL_RED_S = 3.0
 VEHICLE, PEDESTRIAN, BICYCLE, STATIC = 0, 1, 2, 3  # kinds; STATIC does not move and has no path
-MAX_CROSSINGS = 5
+MIN_CROSSINGS = 5  # columns of the table of junctions, more where a path has more
 STOP_SHORT = 1.0  # m between a stop line and a front bumper that waits there
 
 
@@ -64,17 +64,13 @@ class Motion:
     speed: NDArray[np.float64]  # [T,N]
     acceleration: NDArray[np.float64]  # [T,N]
     s: NDArray[np.float64]  # [T,N]
+    waiting: NDArray[np.bool_]  # [T,N] held at its stop line in the step before
 
 
 def simulate(town: Town, paths: list[Path | None], users: Population, signals: Signals, steps: int) -> Motion:
     """Runs ``steps`` steps of STEP_S; state 0 is the initial one."""
     tables = pack(paths)
-    crossings = np.full((len(paths), MAX_CROSSINGS, 2), 1e9)
-    connectors = np.full((len(paths), MAX_CROSSINGS), -1, dtype=np.int64)
-    for i, path in enumerate(paths):
-        for k, crossing in enumerate(path.crossings[:MAX_CROSSINGS] if path else ()):
-            crossings[i, k] = crossing.start, crossing.end
-            connectors[i, k] = crossing.connector
+    crossings, connectors = pack_crossings(paths)
     node = np.array([c.node for c in town.connectors], dtype=np.int64)
     phase = np.array([c.phase for c in town.connectors], dtype=np.int64)
     result = _run(
@@ -115,6 +111,18 @@ def pack(paths: list[Path | None]) -> tuple[NDArray, NDArray, NDArray]:
     poses = np.concatenate([np.column_stack([p.xy, p.heading]) for p in paths if p is not None])
     speeds = np.concatenate([p.speed for p in paths if p is not None])
     return poses, speeds, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def pack_crossings(paths: list[Path | None]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """([N,X,2] start and end along the path, [N,X] connector) of the junctions of all paths; 1e9 and -1 for none."""
+    most = max([MIN_CROSSINGS, *(len(path.crossings) + 1 for path in paths if path is not None)])
+    crossings = np.full((len(paths), most, 2), 1e9)
+    connectors = np.full((len(paths), most), -1, dtype=np.int64)
+    for i, path in enumerate(paths):
+        for k, crossing in enumerate(path.crossings if path else ()):
+            crossings[i, k] = crossing.start, crossing.end
+            connectors[i, k] = crossing.connector
+    return crossings, connectors
 
 
 @njit(cache=True)
@@ -190,6 +198,7 @@ def _run(
     out_v = np.zeros((steps + 1, n))
     out_a = np.zeros((steps + 1, n))
     out_s = np.zeros((steps + 1, n))
+    out_waiting = np.zeros((steps + 1, n), dtype=np.bool_)
     s, v, a = start.copy(), speed.copy(), np.zeros(n)
     x, y, h = np.zeros(n), np.zeros(n), np.zeros(n)
     upcoming = np.zeros(n, dtype=np.int64)  # crossing that an agent is in or comes to next
@@ -208,11 +217,12 @@ def _run(
             x[i] = px + axle[i] * np.cos(ph)
             y[i] = py + axle[i] * np.sin(ph)
             rear = s[i] + axle[i] - 0.5 * size[i, 0]
-            while upcoming[i] < MAX_CROSSINGS - 1 and rear > crossings[i, upcoming[i], 1]:
+            while upcoming[i] < crossings.shape[1] - 1 and rear > crossings[i, upcoming[i], 1]:
                 upcoming[i] += 1
         for i in range(n):
             out_pose[step, i] = x[i], y[i], h[i]
             out_v[step, i], out_a[step, i], out_s[step, i] = v[i], a[i], s[i]
+            out_waiting[step, i] = waiting[i]
         if step == steps:
             break
         for i in range(n):
@@ -240,7 +250,7 @@ def _run(
             if v[i] < 0.02 and command[i] <= 0.0:
                 v[i] = 0.0
                 a[i] = 0.0
-    return out_pose, out_v, out_a, out_s
+    return out_pose, out_v, out_a, out_s, out_waiting
 
 
 @njit(cache=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import shapely
@@ -96,12 +98,12 @@ def test_expert_check_finds_a_red_light_and_a_collision():
     assert expert.fault(cast, motion, 0) is None
     shifted = motion.s.copy()
     shifted[:, 0] += 8.0  # the same drive, but over the line
-    ran = type(motion)(motion.pose, motion.speed, motion.acceleration, shifted)
+    ran = dataclasses.replace(motion, s=shifted)
     assert expert.fault(cast, ran, 0) == "red light"
     end = motion.pose[100, 0]
     cast.add_static("vehicle", end, (4.0, 1.8, 1.5))
     pose = np.concatenate([motion.pose, np.broadcast_to(end, (len(motion.pose), 1, 3))], axis=1)
-    struck = type(motion)(pose, np.pad(motion.speed, ((0, 0), (0, 1))), motion.acceleration, motion.s)
+    struck = dataclasses.replace(motion, pose=pose, speed=np.pad(motion.speed, ((0, 0), (0, 1))))
     assert expert.fault(cast, struck, 0) == "collision"
 
 
