@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from navsim_ext.fingerprint import package_versions, write_json_atomic
+from navsim_ext.files import write_json_atomic
+from navsim_ext.fingerprint import package_versions
 from navsim_ext.pdm.arithmetic import Finding, examine
 from navsim_ext.runtime.config import job
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from navsim_ext.errors import CorruptFile, MissingError, TriviumError
+from navsim_ext.files import read_json, write_json_atomic
 
 FILE_NAME = "fingerprint.json"
 
@@ -131,16 +132,6 @@ def package_versions(*names: str) -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-def read_json(path: str | os.PathLike[str], remedy: str = "restore it or make it again") -> Any:
-    """The content of a JSON file. Raises MissingError for none, CorruptFile naming one that cannot be read."""
-    try:
-        return json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise MissingError(f"{path} is missing: {remedy}") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise CorruptFile(f"{path} is no readable JSON ({error}): it is damaged; {remedy}") from error
-
-
 def flatten_json(content: Any, prefix: str = "") -> dict[str, Any]:
     """Leaves of nested mappings by dotted key."""
     if isinstance(content, Mapping):
@@ -149,19 +140,3 @@ def flatten_json(content: Any, prefix: str = "") -> dict[str, Any]:
             flat.update(flatten_json(value, f"{prefix}.{key}" if prefix else str(key)))
         return flat
     return {prefix: content}
-
-
-def write_json_atomic(path: Path, content: Any, finish: Callable[[Path], None] | None = None) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never a part, also across a crash.
-
-    ``finish`` may change the file before it gets its name.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as stream:
-        json.dump(content, stream, indent=1, sort_keys=True)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    if finish is not None:
-        finish(temporary)
-    os.replace(temporary, path)

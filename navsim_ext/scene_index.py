@@ -15,8 +15,6 @@ where it stopped.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import logging
 import math
@@ -31,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.fingerprint import Fingerprint, digest_json, digest_tokens, write_json_atomic
+from navsim_ext.files import atomic_stream, disk_errors, remove_temporaries, write_json_atomic
+from navsim_ext.fingerprint import Fingerprint, digest_json, digest_tokens
 from navsim_ext.readers import SceneSource
 from navsim_ext.readers.log_files import LogFiles
 from navsim_ext.runtime.lock import FolderLock
@@ -183,15 +182,14 @@ def build_index(
     if unknown:
         raise DataError(f"camera {unknown[0]!r} does not exist; there are {', '.join(CAMERAS)}")
     plan = _plan(source, cameras)
-    with FolderLock(folder), _clear_disk_errors(folder):
+    with FolderLock(folder), disk_errors(folder):
         _require_same_plan(folder, plan)
         if (folder / "index.json").is_file():
             log.info("%s is complete", folder)
             return SceneIndex.open(folder)
         parts = folder / "parts"
         parts.mkdir(exist_ok=True)
-        for stale in parts.glob(".*.tmp"):
-            stale.unlink()
+        remove_temporaries(parts)
         _build_parts(source, parts, tuple(cameras), workers)
         _merge(source, folder, parts, tuple(cameras), plan)
         shutil.rmtree(parts)
@@ -263,12 +261,8 @@ def _build_part(source: SceneSource, name: str, parts: Path, cameras: tuple[str,
         "paths": np.array([[_path(scene, camera).encode() for camera in cameras] for scene in scenes], np.bytes_),
         "skipped": np.frombuffer(skipped.encode(), dtype=np.uint8),
     }
-    temporary = parts / f".{name}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as stream:
+    with atomic_stream(parts / f"{name}.npz") as stream:
         np.savez(stream, **rows)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, parts / f"{name}.npz")
     return len(scenes)
 
 
@@ -315,10 +309,8 @@ def _merge(source: SceneSource, folder: Path, parts: Path, cameras: tuple[str, .
     joined["camera_offsets"] = np.concatenate([[0], np.cumsum([len(path) for path in paths.tolist()])]).astype(np.int64)
     joined["camera_text"] = np.frombuffer(b"".join(paths.tolist()), dtype=np.uint8)
     for name in ARRAYS:
-        with open(folder / f"{name}.npy", "wb") as stream:
+        with atomic_stream(folder / f"{name}.npy") as stream:
             np.save(stream, joined[name], allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
     fields = {**plan.fields, "tokens": digest_tokens(found), "num_samples": len(found)}
     info = {"skipped": source.report.counts}
     Fingerprint("scene_index", fields, info=info).save(folder)
@@ -341,20 +333,3 @@ def _parts_in_order(source: SceneSource, parts: Path) -> Iterator[tuple[str, dic
         if path.is_file():  # absent only where max_scenes ended the reading
             with np.load(path, allow_pickle=False) as archive:
                 yield name, {key: archive[key] for key in (*_PART_ARRAYS, "skipped")}
-
-
-@contextlib.contextmanager
-def _clear_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk or a folder without permission into one clear error."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(folder).free / 2**20
-            raise DataError(
-                f"{folder}: the disk is full ({free:.0f} MiB free). Free space and run the same command again: "
-                "finished logs are kept"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise DataError(f"cannot write to {folder} ({error.strerror}): choose another output_dir") from error
-        raise

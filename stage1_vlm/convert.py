@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from navsim_ext.errors import MissingError
-from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.files import write_json_atomic
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.progress import track
 from stage1_vlm.backbone import OFFICIAL_ARCHITECTURE, CheckpointError

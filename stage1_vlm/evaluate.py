@@ -24,7 +24,7 @@ from rich.table import Table
 
 from navsim_ext.bootstrap import Estimate, bootstrap_mean
 from navsim_ext.errors import DataError
-from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.files import write_json_atomic
 from navsim_ext.questions.catalogue import QUESTIONS, is_correct
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.preflight import measure_slice, preflight

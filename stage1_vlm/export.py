@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
 
 from navsim_ext.errors import DataError, MissingError, TriviumError
-from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.files import write_json_atomic
 from navsim_ext.hidden_cache import HiddenCacheWriter
 from navsim_ext.hidden_cache.merge import merge
 from navsim_ext.runtime.config import job

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from navsim_ext.errors import MissingError
-from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.files import write_json_atomic
 from navsim_ext.runtime.checkpoints import Checkpoints, step_of
 from navsim_ext.runtime.csv_log import CsvLog
 from stage1_vlm.adapters import has_adapters, merged_state_dict

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from navsim_ext.errors import MissingError
+from navsim_ext.files import atomic_file
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import require_states
 from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint
@@ -91,12 +92,10 @@ def save_planner(
 ) -> Path:
     """Writes a single planner as ``.safetensors`` (float32), atomically."""
     path = Path(path).with_suffix(".safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
     record = planner_record(planner, hidden) | {"averaged": averaged}
     weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in planner.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(weights, temporary, metadata={METADATA_KEY: json.dumps(record)})
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        save_file(weights, temporary, metadata={METADATA_KEY: json.dumps(record)})
     return path
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.files import atomic_file
 from navsim_ext.runtime.config import job
 from stage2_dit.checkpoint import load_planner, save_planner
 from stage2_dit.normaliser import PUBLISHED
@@ -70,13 +71,11 @@ def to_theirs(source: str | os.PathLike[str], target: str | os.PathLike[str], *,
         raise DataError(f"form {form!r} does not exist; choose one of {', '.join(FORMS)}")
     tensors = to_published(load_planner(source).planner, FORMS[form])
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    if target.suffix == ".safetensors":
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    else:
-        torch.save({"state_dict": tensors}, temporary)
-    os.replace(temporary, target)
+    with atomic_file(target) as temporary:
+        if target.suffix == ".safetensors":
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        else:
+            torch.save({"state_dict": tensors}, temporary)
     return target, len(tensors)
 
 

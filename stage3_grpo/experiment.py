@@ -31,7 +31,7 @@ from navsim_ext.dataset import SceneDataset, part_indices
 from navsim_ext.errors import DataError
 from navsim_ext.evaluation.planning import plan_scenes, write_parquet_atomic
 from navsim_ext.evaluation.scoring import score_table
-from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.files import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.planners import Planner

@@ -22,7 +22,8 @@ from navsim_ext.bootstrap import Estimate, bootstrap_mean
 from navsim_ext.errors import DataError
 from navsim_ext.evaluation.attribution import EPDMS_V2_NOFILTER, PDMS_V1, ScoreFormula, shapley_attribution
 from navsim_ext.evaluation.table import HEADLINE, TITLES, read_scores
-from navsim_ext.fingerprint import Fingerprint, write_json_atomic
+from navsim_ext.files import write_json_atomic
+from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.config import job
 
 FORMULAS = {formula.name: formula for formula in (PDMS_V1, EPDMS_V2_NOFILTER)}

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from navsim_ext.dataset import JoinHidden, SceneDataset
 from navsim_ext.errors import DataError
+from navsim_ext.files import atomic_file
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint
 from navsim_ext.frames import NUM_FUTURE_POSES
 from navsim_ext.hidden_cache.source import HiddenStateSource
@@ -124,6 +125,5 @@ def _part(folder: Path, start: int) -> Path:
 
 def write_parquet_atomic(table: pd.DataFrame, path: Path) -> None:
     """A reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    table.to_parquet(temporary, index=False)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        table.to_parquet(temporary, index=False)

@@ -35,6 +35,7 @@ from navsim_ext.evaluation.table import (
     read_scores,
     summarise,
 )
+from navsim_ext.files import write_atomic
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.readers import SceneSource, open_source
 from navsim_ext.runtime.config import job
@@ -247,12 +248,8 @@ def build_report(cfg: DictConfig) -> Path:
     template = resources.files("navsim_ext.evaluation").joinpath("report_template.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     html = environment.from_string(template).render(content)
-    output = Path(cfg.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / REPORT_FILE
-    temporary = path.with_name(f".{REPORT_FILE}.{os.getpid()}.tmp")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    path = Path(cfg.output_dir) / REPORT_FILE
+    write_atomic(path, html)
     return path
 
 

@@ -8,7 +8,6 @@ Killed and started again, it goes on with the first scene that was not planned.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.evaluation.planning import plan_scenes, write_parquet_atomic
 from navsim_ext.evaluation.scoring import score_table
 from navsim_ext.evaluation.table import SCORES_FILE, identity, identity_line, print_table, summarise
-from navsim_ext.fingerprint import Fingerprint, digest_tokens, package_versions, write_json_atomic
+from navsim_ext.files import atomic_file, write_json_atomic
+from navsim_ext.fingerprint import Fingerprint, digest_tokens, package_versions
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import RewardWeights, arithmetic, scorer_fingerprint
 from navsim_ext.planners import Planner
@@ -90,7 +90,8 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
         {"doctor": verdict, "versions": package_versions("numpy", "scipy", "numba", "torch")},
     )
     write_parquet_atomic(scores, output / SCORES_FILE)
-    _write_csv_atomic(scores, output / "scores.csv")
+    with atomic_file(output / "scores.csv") as temporary:
+        scores.to_csv(temporary, index=False)
     summary = summarise(scores)
     content: dict[str, Any] = {
         "identity": what,
@@ -110,12 +111,6 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
     if cfg.require_valid and not scores["valid"].any():
         raise NothingScored(f"all {len(scores)} trajectories are invalid: see {output / SCORES_FILE}")
     return scores
-
-
-def _write_csv_atomic(table: pd.DataFrame, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    table.to_csv(temporary, index=False)
-    os.replace(temporary, path)
 
 
 @job("score")

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.files import atomic_file
 from navsim_ext.fingerprint import Fingerprint, digest_file
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import PdmResult, arithmetic, score_pairs, scorer_fingerprint
@@ -185,13 +186,8 @@ def write_scores(
     table = pa.table(columns).replace_schema_metadata(
         {FINGERPRINT_KEY: json.dumps(fingerprint.to_json()), SUMMARY_KEY: json.dumps(summary)}
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_file(path) as temporary:
         pq.write_table(table, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:

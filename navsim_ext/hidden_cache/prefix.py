@@ -8,7 +8,6 @@ sample instead. The cache's fingerprint holds the prefix's digest, so two differ
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from navsim_ext.errors import MissingError
+from navsim_ext.files import write_atomic
 from navsim_ext.shards import CorruptShard
 
 FILE_NAME = "prefix.safetensors"
@@ -29,12 +29,7 @@ def prefix_digest(bits: np.ndarray) -> str:
 
 def write_prefix(folder: Path, bits: np.ndarray) -> None:
     """Writes the prefix atomically; all writers of a folder write the same bytes."""
-    temporary = folder / f".{FILE_NAME}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as stream:
-        stream.write(safetensors_numpy.save({TENSOR: bits}))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, folder / FILE_NAME)
+    write_atomic(folder / FILE_NAME, safetensors_numpy.save({TENSOR: bits}))
 
 
 def read_prefix(folder: Path, digest: str) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from navsim_ext.errors import DataError
-from navsim_ext.fingerprint import Fingerprint, write_json_atomic
+from navsim_ext.files import write_json_atomic
+from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache.codecs import states_to_bits
 from navsim_ext.hidden_cache.pooling import Spans
 from navsim_ext.hidden_cache.prefix import prefix_digest, write_prefix

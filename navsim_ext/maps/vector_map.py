@@ -7,19 +7,18 @@ Edges are (from, to) in the direction of travel, sorted by source and then by la
 
 from __future__ import annotations
 
-import io
 import os
 import zipfile
 import zlib
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from navsim_ext.errors import DataError
+from navsim_ext.files import atomic_stream
 from navsim_ext.maps.layers import LaneLayer, LineLayer, PolygonLayer
 
 FORMAT = "trivium-vector-map-1"
@@ -154,15 +153,8 @@ class VectorMap:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the map as one array file (npz, no pickles), atomically."""
-        path = Path(path)
-        stream = io.BytesIO()
-        np.savez(stream, format=np.array(FORMAT), **_flatten(self))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            file.write(stream.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with atomic_stream(path) as stream:
+            np.savez(stream, format=np.array(FORMAT), **_flatten(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VectorMap:

@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.files import remove_temporaries
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.metric_cache import engines, journal
 from navsim_ext.metric_cache.journal import Invalid, LogResult
@@ -83,9 +84,8 @@ def build(
 
 def sweep(cache: Path) -> None:
     """Removes what killed writers of maps and reports left half written; only the holder of the folder's lock may."""
-    for pattern in (".*.tmp", f"{MAPS_FOLDER}/*/.*.tmp"):
-        for path in cache.glob(pattern):
-            path.unlink()
+    for folder in (cache, *(cache / MAPS_FOLDER).glob("*/")):
+        remove_temporaries(folder)
 
 
 def cache_fingerprint(settings: BuildSettings) -> Fingerprint:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.files import write_atomic, write_json_atomic
 
 PROGRESS_FOLDER = "progress"
 FINISHED_FILE = "logs.jsonl"
@@ -87,12 +87,7 @@ def write_report(cache: Path, results: Iterable[LogResult]) -> dict[str, object]
         "entries": entries,
     }
     write_json_atomic(cache / REPORT_FILE, content)
-    temporary = cache / f".{FINISHED_FILE}.{os.getpid()}.tmp"
-    with open(temporary, "w") as stream:
-        stream.writelines(result.to_line() for result in ordered)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, cache / FINISHED_FILE)
+    write_atomic(cache / FINISHED_FILE, "".join(result.to_line() for result in ordered))
     for file in (cache / PROGRESS_FOLDER).glob("*.jsonl"):
         file.unlink()
     if (cache / PROGRESS_FOLDER).is_dir():

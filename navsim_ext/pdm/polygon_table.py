@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.files import atomic_stream
 
 # NAVSIM's SemanticMapLayer numbers
 LANE, INTERSECTION, LANE_CONNECTOR, CARPARK_AREA, ROADBLOCK = 0, 1, 11, 15, 17
@@ -71,14 +72,9 @@ class PolygonTable:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes one .npy per array, each atomically; the same table always gives the same bytes."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         for name in ARRAYS:
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            with open(temporary, "wb") as stream:
+            with atomic_stream(folder / f"{name}.npy") as stream:
                 np.save(stream, getattr(self, name), allow_pickle=False)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, folder / f"{name}.npy")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> PolygonTable:

@@ -28,7 +28,8 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
 from navsim_ext.errors import DataError, MissingError, TriviumError
-from navsim_ext.fingerprint import Fingerprint, digest_json, write_json_atomic
+from navsim_ext.files import atomic_file, write_atomic, write_json_atomic
+from navsim_ext.fingerprint import Fingerprint, digest_json
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.prompts import IMAGE_PLACEHOLDER, prompt_digest, trajectory_prompt
 from navsim_ext.questions.catalogue import QUESTIONS, is_correct
@@ -207,9 +208,7 @@ def _write_parts(source: SceneSource, parts: Path, *, camera: str, **options: An
                 source.report.add(error, log_name=log_name, token=scene.token)
                 continue
             lines += [json.dumps(record) for record in records]
-        with _AtomicLines(parts / f"{log_name}.jsonl") as part:
-            for line in lines:
-                part.write(line)
+        write_atomic(parts / f"{log_name}.jsonl", "".join(f"{line}\n" for line in lines))
     source.report.write()
 
 
@@ -240,11 +239,12 @@ def _merge(source: SceneSource, folder: Path, parts: Path, name: str, max_share:
     counts = Counts()
     lengths = dict.fromkeys(REPEAT_TIMES, 0)
     with contextlib.ExitStack() as stack:
-        streams = {part: stack.enter_context(_AtomicLines(folder / f"{name}_{part}.jsonl")) for part in REPEAT_TIMES}
+        files = {part: stack.enter_context(atomic_file(folder / f"{name}_{part}.jsonl")) for part in REPEAT_TIMES}
+        streams = {part: stack.enter_context(open(file, "w", encoding="utf-8")) for part, file in files.items()}
         for record, kept in zip(_records(paths), keep, strict=True):
             if kept:
                 part = "trajectory" if record["type"] == "trajectory" else "qa"
-                streams[part].write(json.dumps(record))
+                streams[part].write(json.dumps(record) + "\n")
                 lengths[part] += 1
                 counts.add(record)
     meta = {
@@ -295,30 +295,6 @@ class Counts:
             }
             for kind, count in sorted(self._records.items())
         }
-
-
-class _AtomicLines:
-    """A text file that appears whole when the block ends well, and not at all otherwise."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> _AtomicLines:
-        self._stream = open(self._temporary, "w", encoding="utf-8")
-        return self
-
-    def write(self, line: str) -> None:
-        self._stream.write(f"{line}\n")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        self._stream.close()
-        if kind is None:
-            os.replace(self._temporary, self.path)
-        else:
-            self._temporary.unlink()
 
 
 @job("questions")

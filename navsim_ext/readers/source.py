@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from navsim_ext.errors import DataError, TriviumError
-from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.files import write_json_atomic
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.scene import Scene
 

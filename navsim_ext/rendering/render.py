@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from rich.console import Console
 
+from navsim_ext.files import cannot_write, write_atomic
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.readers import SceneFilter, SceneSource, SkipReport, open_configured
@@ -29,7 +30,6 @@ from navsim_ext.runtime.preflight import measure_slice, preflight
 from navsim_ext.runtime.progress import track
 from navsim_ext.scene import Scene
 from navsim_ext.scene_index import SceneIndex, build_index
-from navsim_ext.synthetic.produce import explain, write_atomic
 
 PICTURES_FOLDER, INDEX_FOLDER = "sensor_blobs", "index"
 KIND = "rendered-pictures"
@@ -114,7 +114,7 @@ def render_pictures(source: RenderedScenes, folder: Path, *, quality: int = 90) 
         else:
             made.save(folder)
     except OSError as error:
-        raise explain(error, folder) from error
+        raise cannot_write(error, folder) from error
     total = len(source) * len(source.views)
     present = sum(1 for _ in folder.glob(f"{PICTURES_FOLDER}/*/*/*.jpg"))
     if present < total:
@@ -135,7 +135,7 @@ def render_pictures(source: RenderedScenes, folder: Path, *, quality: int = 90) 
     for scene, view in track(wanted, "pictures", total=total):
         target = source.sensor_root / scene.cameras[view].path
         if not target.is_file():
-            write_atomic(folder, target, source.jpeg(scene, view, quality))
+            write_atomic(target, source.jpeg(scene, view, quality), durable=False)
             drawn += 1
     return drawn
 

@@ -28,7 +28,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from navsim_ext.errors import CorruptFile, MissingError
-from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.files import write_json_atomic
 
 CHECKSUMS_FILE = "checksums.json"  # of a folder whose files have no JSON of their own to carry the entries
 CHECKSUM_KEY = "checksum"  # of the stamp in a JSON object

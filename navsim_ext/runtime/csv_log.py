@@ -14,6 +14,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from navsim_ext.files import atomic_file
+
 
 class CsvLog:
     """One table with a ``step`` column; columns may appear later (the file is then rewritten atomically)."""
@@ -60,15 +62,10 @@ class CsvLog:
         return str(row["step"]), frozenset(name for name, value in row.items() if value not in ("", None))
 
     def _rewrite(self, rows: list[Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with open(temporary, "w", newline="") as stream:
+        with atomic_file(self.path) as temporary, open(temporary, "w", newline="") as stream:
             writer = csv.DictWriter(stream, self.columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.path)
 
 
 class MetricsCsv(Logger):

@@ -16,7 +16,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from navsim_ext.errors import MissingError
-from navsim_ext.fingerprint import FILE_NAME, Fingerprint, flatten_json, write_json_atomic
+from navsim_ext.files import write_json_atomic
+from navsim_ext.fingerprint import FILE_NAME, Fingerprint, flatten_json
 from navsim_ext.runtime.checkpoints import is_complete, newest_complete, step_of
 from navsim_ext.runtime.rng import ResumeMismatch
 

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.files import write_json_atomic
 
 FILE_NAME = "scalars.json"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from navsim_ext.errors import MissingError
-from navsim_ext.fingerprint import FILE_NAME, Fingerprint, digest_file, digest_json, write_json_atomic
+from navsim_ext.files import write_json_atomic
+from navsim_ext.fingerprint import FILE_NAME, Fingerprint, digest_file, digest_json
 from navsim_ext.shards.container import FORMAT
 from navsim_ext.shards.errors import CorruptShard
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from navsim_ext.errors import MissingError
+from navsim_ext.files import atomic_stream
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.shards import journal
 from navsim_ext.shards.container import HEADER_BYTES, IndexBuilder, pack, read_index
@@ -174,17 +175,13 @@ def is_written(path: Path) -> bool:
 
 def write_part(folder: Path, part: Part) -> None:
     """Copies the records of a part, each checked, into a new file; the file appears whole or not at all."""
-    temporary = folder / f".{part.name}.tmp"
-    with open(temporary, "wb") as stream:
+    with atomic_stream(folder / part.name) as stream:
         stream.write(part.header)
         for shard, row in part.places:
             shard.check(row)
             start, stop = shard.span(row)
             stream.write(shard.data[start:stop])
         stream.write(part.tail)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, folder / part.name)
 
 
 def require_space(folder: Path, num_bytes: int) -> None:

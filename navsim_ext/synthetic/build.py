@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.progress import track
 
 from navsim_ext.errors import TriviumError
+from navsim_ext.files import cannot_write
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint, package_versions
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
@@ -39,7 +40,7 @@ from navsim_ext.runtime.preflight import preflight
 from navsim_ext.runtime.processes import process_pool
 from navsim_ext.synthetic.gpkg_writer import write_maps
 from navsim_ext.synthetic.manifest import Manifest, Record
-from navsim_ext.synthetic.produce import WORK_FOLDER, explain, produce
+from navsim_ext.synthetic.produce import WORK_FOLDER, produce
 from navsim_ext.synthetic.recipe import FOLDER_OF_PART, PARTS, Recipe
 from navsim_ext.synthetic.splits import FOLDER as SPLIT_FOLDER
 from navsim_ext.synthetic.splits import write_splits
@@ -77,7 +78,7 @@ def build(folder: Path, recipe: Recipe, *, workers: int = 1) -> Manifest:
             try:
                 write_maps(folder / "maps", recipe.seed)
             except OSError as error:
-                raise explain(error, folder / "maps") from error
+                raise cannot_write(error, folder / "maps") from error
             first = _first(recipe, folder, manifest, todo, workers)
             made = itertools.chain(first, _produce_all(recipe, folder, todo[1:], workers))
             before = recipe.logs - len(todo)
@@ -128,7 +129,7 @@ def check_same(folder: Path, recipe: Recipe) -> None:
         try:
             mine.save(folder)
         except OSError as error:
-            raise explain(error, folder / FILE_NAME) from error
+            raise cannot_write(error, folder / FILE_NAME) from error
 
 
 def _plain(fields: dict) -> dict:

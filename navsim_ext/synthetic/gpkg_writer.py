@@ -9,7 +9,6 @@ lane it leads into.
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import pyogrio
 import pyproj
 import shapely
 
-from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.files import atomic_file, write_json_atomic
 from navsim_ext.scene import MAP_LOCATIONS
 from navsim_ext.synthetic import roads
 from navsim_ext.synthetic.fids import Fids
@@ -58,8 +57,11 @@ def write_maps(maps_root: Path, seed: int) -> None:
 
 def write_gpkg(town: Town, path: Path) -> None:
     """Writes one town atomically."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.unlink(missing_ok=True)
+    with atomic_file(path, suffix=".tmp.gpkg") as temporary:
+        _write_layers(town, temporary)
+
+
+def _write_layers(town: Town, path: Path) -> None:
     to_degrees = pyproj.Transformer.from_crs(town.epsg, 4326, always_xy=True)
 
     def degrees(xy: np.ndarray) -> np.ndarray:
@@ -71,7 +73,7 @@ def write_gpkg(town: Town, path: Path) -> None:
             geometry = shapely.transform(np.array([row.pop("geometry") for row in rows], dtype=object), degrees)
             frame = geopandas.GeoDataFrame(rows, geometry=geometry, crs=4326)
             pyogrio.write_dataframe(
-                frame, temporary, layer=name, driver="GPKG", append=temporary.exists(), geometry_type=_kind(geometry)
+                frame, path, layer=name, driver="GPKG", append=path.exists(), geometry_type=_kind(geometry)
             )
         meta = pd.DataFrame(
             {
@@ -79,10 +81,9 @@ def write_gpkg(town: Town, path: Path) -> None:
                 "value": [f"EPSG:{town.epsg}", town.location, "1", str(town.seed)],
             }
         )
-        pyogrio.write_dataframe(meta, temporary, layer="meta", driver="GPKG", append=True)
+        pyogrio.write_dataframe(meta, path, layer="meta", driver="GPKG", append=True)
     finally:
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
-    os.replace(temporary, path)
 
 
 def _kind(geometry: np.ndarray) -> str:

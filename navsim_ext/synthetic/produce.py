@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from navsim_ext.errors import TriviumError
+from navsim_ext.files import write_atomic
 from navsim_ext.frames import POSE_INTERVAL_S
 from navsim_ext.maps.nuplan_gpkg import load_map
 from navsim_ext.maps.vector_map import VectorMap
@@ -24,33 +22,6 @@ from navsim_ext.synthetic.manifest import Record
 from navsim_ext.synthetic.recipe import FOLDER_OF_PART, HISTORY_FRAMES, Recipe
 
 WORK_FOLDER = ".build"  # half-written files, on the same file system as the data
-
-
-class CannotWrite(TriviumError):
-    """The output folder refuses to take a file: full disk, no permission, too long a name."""
-
-
-def write_atomic(folder: Path, target: Path, content: bytes) -> None:
-    """Puts ``content`` at ``target`` whole or not at all; raises CannotWrite with the remedy."""
-    temporary = folder / WORK_FOLDER / f"{os.getpid()}-{target.name}"
-    try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise explain(error, target) from error
-
-
-def explain(error: OSError, target: Path) -> CannotWrite:
-    """The error that a user can act on."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        advice = "the disk is full: make room or choose another output_dir, then run the same command to go on"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        advice = "the folder is not writable: choose another output_dir"
-    else:
-        advice = f"{error.strerror}: choose another output_dir"
-    return CannotWrite(f"cannot write {target}: {advice}")
 
 
 def produce(recipe: Recipe, folder: Path, index: int) -> Record:
@@ -67,9 +38,11 @@ def produce(recipe: Recipe, folder: Path, index: int) -> Record:
         for frame in recipe.frames_with_pictures(windows):
             for view in recipe.cameras:
                 jpeg = _picture(recipe, drive, frames, vector_map, frame, view)
-                write_atomic(folder, sensors / frames[frame]["cams"][view]["data_path"], jpeg)
+                picture = sensors / frames[frame]["cams"][view]["data_path"]
+                write_atomic(picture, jpeg, workshop=folder / WORK_FOLDER, durable=False)
                 size, pictures = size + len(jpeg), pictures + 1
-    write_atomic(folder, folder / "navsim_logs" / FOLDER_OF_PART[part] / f"{name}.pkl", content)
+    log = folder / "navsim_logs" / FOLDER_OF_PART[part] / f"{name}.pkl"
+    write_atomic(log, content, workshop=folder / WORK_FOLDER, durable=False)
     return Record(
         index=index,
         name=name,

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from navsim_ext.errors import DataError
-from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.files import write_json_atomic
 from navsim_ext.frames import NUM_FUTURE_POSES
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import score_pairs

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from navsim_ext.files import write_atomic
 from navsim_ext.synthetic.manifest import Record
-from navsim_ext.synthetic.produce import write_atomic
 from navsim_ext.synthetic.recipe import FOLDER_OF_PART, FUTURE_FRAMES, HISTORY_FRAMES, PARTS
 
 FOLDER = "train_test_split"
@@ -32,4 +32,4 @@ def write_splits(folder: Path, records: Sequence[Record]) -> None:
         split = {"defaults": [{"scene_filter": part}], "data_split": FOLDER_OF_PART[part]}
         for name, content in ((f"scene_filter/{part}.yaml", scene_filter), (f"{part}.yaml", split)):
             text = yaml.safe_dump(content, sort_keys=False, default_flow_style=False)
-            write_atomic(folder, folder / FOLDER / name, text.encode())
+            write_atomic(folder / FOLDER / name, text)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.fingerprint import write_json_atomic
+from navsim_ext.files import write_json_atomic
 from navsim_ext.prompts import IMAGE_PLACEHOLDER
 from navsim_ext.runtime.config import job
 

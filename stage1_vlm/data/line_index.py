@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.fingerprint import digest_json, write_json_atomic
+from navsim_ext.files import atomic_stream, write_json_atomic
+from navsim_ext.fingerprint import digest_json
 from navsim_ext.prompts import IMAGE_PLACEHOLDER
 from navsim_ext.runtime.processes import process_pool
 from navsim_ext.runtime.progress import track
@@ -252,11 +252,9 @@ def _scan(entry: DatasetEntry, processor: ChatProcessor, rules: LineRules, worke
 
 
 def _store(index: LineIndex, stored: Path, key: dict[str, Any]) -> None:
-    stored.parent.mkdir(parents=True, exist_ok=True)
     for name, array in (("offsets", index.offsets), ("lengths", index.lengths)):
-        temporary = stored.with_name(f".{stored.name}.{name}.{os.getpid()}.npy")
-        np.save(temporary, array, allow_pickle=False)
-        os.replace(temporary, stored.with_name(f"{stored.name}.{name}.npy"))
+        with atomic_stream(stored.with_name(f"{stored.name}.{name}.npy")) as stream:
+            np.save(stream, array, allow_pickle=False)
     skipped = [vars(line) for line in index.skipped]
     write_json_atomic(stored.with_suffix(".json"), {"key": key, "lines": index.num_lines, "skipped": skipped})
 

@@ -23,7 +23,8 @@ from PIL import Image
 
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.errors import TriviumError
-from navsim_ext.fingerprint import Fingerprint, digest_tokens, write_json_atomic
+from navsim_ext.files import atomic_stream, write_atomic, write_json_atomic
+from navsim_ext.fingerprint import Fingerprint, digest_tokens
 from navsim_ext.prompts import IMAGE_PLACEHOLDER, format_trajectory, prompt_digest, trajectory_prompt
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import preflight
@@ -251,9 +252,7 @@ class QaEngine:
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
-            temporary = path.with_name(f".{JOURNAL}.tmp")
-            temporary.write_bytes(whole)
-            os.replace(temporary, path)
+            write_atomic(path, whole)
         return {json.loads(line)["token"] for line in whole.splitlines()}
 
     def _publish(self, failed: int) -> dict[str, int]:
@@ -309,9 +308,5 @@ class QaEngine:
         }
 
     def _write_lines(self, name: str, records: Sequence[dict[str, Any]]) -> None:
-        temporary = self.output_dir / f".{name}.tmp"
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.output_dir / name)
+        with atomic_stream(self.output_dir / name) as stream:
+            stream.writelines(f"{json.dumps(record, ensure_ascii=False)}\n".encode() for record in records)

@@ -20,6 +20,7 @@ from navsim_ext import scene_index
 from navsim_ext.datamodule import JoinHidden, SceneDataModule
 from navsim_ext.dataset import SceneDataset, build_index, main, part_indices
 from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.files import CannotWrite
 from navsim_ext.fingerprint import FingerprintMismatch
 from navsim_ext.readers import NavsimLogs, NothingSelected, SceneFilter
 from navsim_ext.runtime.config import compose
@@ -257,7 +258,7 @@ def test_full_disk_and_unwritable_folder(world, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(scene_index.os, "replace", full)
-        with pytest.raises(DataError, match=r"disk is full \(\d+ MiB free\).*finished logs are kept"):
+        with pytest.raises(CannotWrite, match=r"disk is full \(\d+ MiB free\).*what is finished is kept"):
             build_index(NavsimLogs(world, "mini"), tmp_path / "index")
     assert len(build_index(NavsimLogs(world, "mini"), tmp_path / "index")) == 27
     (tmp_path / "file").write_text("")
