@@ -49,7 +49,8 @@ else
   "$venv/bin/python" - <<'PY' > "$lists_folder/requirements.txt"
 import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
-print("\n".join([*project["dependencies"], *(r for group in project["optional-dependencies"].values() for r in group)]))
+groups = [needs for name, needs in project["optional-dependencies"].items() if name != "language"]
+print("\n".join([*project["dependencies"], *(need for needs in groups for need in needs)]))
 PY
   # torch first and alone: a range in another package's requirements must not pull in a different build.
   "${pip[@]}" install --quiet "${source_of_wheels[@]}" -c "$constraints" torch hatchling editables
