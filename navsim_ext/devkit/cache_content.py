@@ -12,9 +12,9 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from navsim_ext.devkit.cache_pickle import Holder
 from navsim_ext.errors import DataError
 from navsim_ext.pdm.ego import REAR_AXLE_TO_CENTER, STATE_SIZE
+from navsim_ext.readers.restricted_pickle import Holder
 
 STEPS = {"v1": 51, "v2": 41}
 RED_LIGHT = "red_light_"
@@ -57,7 +57,7 @@ def read_content(cache: Holder) -> CacheContent:
     if len(closed) != STEPS["v1"]:
         raise DataError(f"PDM-Closed's trajectory has {len(closed)} states, 51 were expected")
     drivable = cache.drivable_area_map.args
-    stored = vars(cache)
+    stored = cache.fields
     human, past = stored.get("human_trajectory"), stored.get("past_human_trajectory")
     parameters = stored.get("map_parameters")
     return CacheContent(
@@ -69,7 +69,7 @@ def read_content(cache: Holder) -> CacheContent:
         map_tokens=[str(token) for token in drivable[0]],
         map_types=np.array([int(kind.args[0]) for kind in drivable[1]], dtype=np.int64),
         map_polygons=list(drivable[2]),
-        **_tracks(maps, cache.observation.unique_objects, vars(cache.observation).get("detections_tracks")),
+        **_tracks(maps, cache.observation.unique_objects, cache.observation.fields.get("detections_tracks")),
         pdm_closed=np.array([state[:3] for state in closed]),
         red_lights=_red_lights(maps),
         human_poses=None if human is None else np.asarray(human.poses, dtype=np.float64),
@@ -111,7 +111,7 @@ def _tracks(maps: list[Holder], unique: dict[str, Holder], detections: list[Hold
             if token in row:
                 poses[step, row[token]] = exact[token] if token in exact else box_pose(polygon)
     boxes = [unique[token].box for token in tokens]
-    velocities = [vars(unique[token]).get("velocity") for token in tokens]  # static objects have none
+    velocities = [unique[token].fields.get("velocity") for token in tokens]  # static objects have none
     return {
         "track_tokens": tokens,
         "track_poses": poses,

@@ -1,25 +1,22 @@
 """Reads NAVSIM's ``metric_cache.pkl`` (lzma-compressed pickles of devkit objects) without the devkit.
 
 A pickle may name any importable object. Here the devkit's classes stand for plain holders of what was stored,
-shapely geometries are read from their WKB bytes, numpy arrays as in :mod:`navsim_ext.readers.restricted_pickle`;
-every other name is refused before anything is built.
+shapely geometries are read from their WKB bytes once those were looked through, all else as in
+:mod:`navsim_ext.readers.restricted_pickle`; every other name is refused before anything is built.
 """
 
 from __future__ import annotations
 
 import lzma
 import os
-import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import shapely
-
+from navsim_ext.devkit.wkb import geometry
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.readers.restricted_pickle import DamagedPickle, load
+from navsim_ext.readers.restricted_pickle import DamagedPickle, Holder, holders, loads
 
-MAX_BYTES = 2 << 30  # unpacked; the densest scenes need some 10 MB
+MAX_BYTES = 256 << 20  # unpacked; the densest scenes need some 10 MB
 
 _ACTOR = "nuplan.common.actor_state."
 _PDM = "navsim.planning.simulation.planner.pdm_planner."
@@ -62,39 +59,8 @@ HELD = {
 }
 
 
-class Holder:
-    """Stands for a devkit object: constructor arguments in ``args``; attributes as they were stored, their leading
-    underscores dropped."""
-
-    kind = "?"
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-
-    def __setstate__(self, state: Any) -> None:
-        parts = state if isinstance(state, tuple) else (state,)
-        for part in parts:
-            self.__dict__.update({name.lstrip("_"): value for name, value in (part or {}).items()})
-
-    def __getattr__(self, name: str) -> Any:
-        """Only for attributes that were not stored."""
-        raise DataError(
-            f"the pickled {type(self).kind} has no field {name!r}: it was written by another NAVSIM version"
-        )
-
-
-def _holder(name: str) -> type[Holder]:
-    return type(name, (Holder,), {"kind": name})
-
-
-def _geometry(wkb: bytes) -> shapely.Geometry:
-    if not isinstance(wkb, bytes):
-        raise pickle.UnpicklingError(f"a geometry from {type(wkb).__name__}; WKB bytes were expected")
-    return shapely.from_wkb(wkb)
-
-
-_STAND_INS: dict[tuple[str, str], Any] = {entry: _holder(entry[1]) for entry in HELD}
-_STAND_INS |= {(module, "from_wkb"): _geometry for module in ("shapely.io", "shapely._geometry", "shapely")}
+_STAND_INS: dict[tuple[str, str], Any] = holders(HELD)
+_STAND_INS |= {(module, "from_wkb"): geometry for module in ("shapely.io", "shapely._geometry", "shapely")}
 
 
 def read_cache(path: str | os.PathLike[str]) -> Holder:
@@ -106,16 +72,19 @@ def read_cache(path: str | os.PathLike[str]) -> Holder:
     file = Path(path)
     if not file.is_file():
         raise MissingError(f"{file} does not exist")
-    with tempfile.NamedTemporaryFile(suffix=".pkl") as unpacked:
-        try:
-            with lzma.open(file) as stream:
-                unpacked.write(stream.read(MAX_BYTES))
-            unpacked.flush()
-            cache = load(unpacked.name, also_allowed=_STAND_INS)
-        except (lzma.LZMAError, EOFError, shapely.GEOSException) as error:
-            raise DamagedPickle(f"{file} is damaged or no NAVSIM metric cache ({error}): build it again") from error
-        except DataError as error:
-            raise type(error)(str(error).replace(unpacked.name, str(file))) from error
+    cache = loads(_unpacked(file), str(file), also_allowed=_STAND_INS)
     if not isinstance(cache, Holder) or cache.kind != "MetricCache":
         raise DataError(f"{file} holds a {type(cache).__name__}; NAVSIM's MetricCache was expected")
     return cache
+
+
+def _unpacked(file: Path) -> bytes:
+    unpacker = lzma.LZMADecompressor(memlimit=MAX_BYTES)  # else a header may ask for 4 GB
+    try:
+        content = unpacker.decompress(file.read_bytes(), max_length=MAX_BYTES)
+    except (OSError, lzma.LZMAError, EOFError, MemoryError) as error:
+        raise DamagedPickle(f"{file} is damaged or no NAVSIM metric cache ({error}): build it again") from error
+    if not unpacker.eof:
+        limit = f"unpacks to more than {MAX_BYTES:,} bytes" if len(content) == MAX_BYTES else "is cut off"
+        raise DamagedPickle(f"{file} {limit}: it is damaged or no NAVSIM metric cache, build it again")
+    return content

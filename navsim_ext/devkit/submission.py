@@ -130,21 +130,29 @@ def check_submission(
     path: str | os.PathLike[str], expected_tokens: Sequence[str] | None = None
 ) -> dict[str, NDArray[np.float32]]:
     """Reads a submission and returns {token: poses}; raises InvalidSubmission naming the first thing that is wrong."""
-    content = restricted_pickle.load(path, also_allowed=STAND_INS)
+    content = restricted_pickle.load(path, also_allowed=restricted_pickle.holders(STAND_INS))
     if not isinstance(content, dict):
         raise InvalidSubmission(f"{path} holds a {type(content).__name__}; a dict was expected")
     for field in TEAM_FIELDS:
-        if not content.get(field):
-            raise InvalidSubmission(f"{path}: the field {field!r} is empty; the server refuses the file without it")
+        value = content.get(field)
+        if not isinstance(value, str | list) or not value:
+            raise InvalidSubmission(f"{path}: the field {field!r} is empty or no text; the server wants it")
     version = next((v for v, keys in PREDICTIONS.items() if keys[0] in content), None)
     if version is None:
-        raise InvalidSubmission(f"{path} has keys {sorted(content)}: neither v1.1 nor v2.2 predictions are among them")
+        keys = sorted(map(str, content))
+        raise InvalidSubmission(f"{path} has keys {keys!r:.200}: neither v1.1 nor v2.2 predictions are among them")
     first = content[PREDICTIONS[version][0]]
     if not isinstance(first, list) or len(first) != 1 or not isinstance(first[0], dict):
         raise InvalidSubmission(f"{path}: {PREDICTIONS[version][0]} must be a list of one dict of token to Trajectory")
+    strange = next((token for token in first[0] if not isinstance(token, str)), None)
+    if strange is not None:
+        raise InvalidSubmission(f"{path}: the token {strange!r:.60} is no text")
     poses = {token: _checked_poses(path, token, trajectory) for token, trajectory in first[0].items()}
     if not poses:
         raise InvalidSubmission(f"{path} predicts 0 tokens")
+    counts = {len(found): token for token, found in poses.items()}
+    if len(counts) > 1:
+        raise InvalidSubmission(f"{path} mixes samplings: tokens with {counts} poses; give every token the same")
     if expected_tokens is not None:
         missing, extra = sorted(set(expected_tokens) - poses.keys()), sorted(poses.keys() - set(expected_tokens))
         if missing or extra:
@@ -156,13 +164,18 @@ def check_submission(
 
 
 def _checked_poses(path: str | os.PathLike[str], token: str, trajectory: object) -> NDArray[np.float32]:
-    if not isinstance(trajectory, Trajectory):
+    if not isinstance(trajectory, restricted_pickle.Holder) or trajectory.kind != "Trajectory":
         raise InvalidSubmission(f"{path}: token {token} has a {type(trajectory).__name__}; a Trajectory was expected")
-    poses, sampling = np.asarray(trajectory.poses), trajectory.trajectory_sampling
-    if poses.shape != (sampling.num_poses, 3) or sampling.interval_length * sampling.num_poses != sampling.time_horizon:
+    poses, sampling = trajectory.poses, trajectory.trajectory_sampling
+    if not isinstance(sampling, restricted_pickle.Holder) or sampling.kind != "TrajectorySampling":
+        raise InvalidSubmission(f"{path}: token {token} has the sampling {type(sampling).__name__}")
+    count, interval, horizon = (sampling.num_poses, sampling.interval_length, sampling.time_horizon)
+    if not isinstance(poses, np.ndarray) or poses.dtype.kind not in "fiu" or poses.ndim != 2 or poses.shape[1] != 3:
+        raise InvalidSubmission(f"{path}: token {token} has poses that are no [n,3] array of numbers")
+    known = all(isinstance(value, int | float) and np.isfinite(value) for value in (count, interval, horizon))
+    if not known or len(poses) != count or abs(interval * count - horizon) > 1e-6:
         raise InvalidSubmission(
-            f"{path}: token {token} has poses {poses.shape} for {sampling.num_poses} poses every "
-            f"{sampling.interval_length} s over {sampling.time_horizon} s"
+            f"{path}: token {token} has poses {poses.shape} for {count} poses every {interval} s over {horizon} s"
         )
     if not np.isfinite(poses).all():
         raise InvalidSubmission(f"{path}: token {token} has a pose that is not finite")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import pickle
 from collections import OrderedDict
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from navsim_ext.errors import MissingError
-from navsim_ext.readers import restricted_pickle
+from navsim_ext.errors import DataError, MissingError
+from navsim_ext.readers import pickle_machine, restricted_pickle
+from navsim_ext.readers.pickle_machine import MAX_DEPTH
 from navsim_ext.readers.restricted_pickle import DamagedPickle, RefusedObject
 
 CONTENT = {
@@ -111,3 +113,80 @@ def test_truncation_anywhere_is_one_named_error(tmp_path_factory, cut, protocol)
     path.write_bytes(data[: int(cut * len(data))])
     with pytest.raises(DamagedPickle, match=r"cut\.pkl is truncated or damaged.*byte"):
         restricted_pickle.load(path)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 300), max_size=4), min_size=1, max_size=6),
+    code=st.sampled_from(["f8", "f4", "i8", "u1", "b1", "U3", "S2", ">f8"]),
+    protocol=st.sampled_from([0, 2, 4, 5]),
+    fortran=st.booleans(),
+)
+def test_arrays_read_whole_equal_arrays_read_opcode_by_opcode(shapes, code, protocol, fortran):
+    """The usual twenty opcodes of an array are taken at once; that must change nothing."""
+    arrays = [np.zeros([min(length, 300 if len(shape) < 3 else 6) for length in shape], code) for shape in shapes]
+    for number, array in enumerate(arrays):
+        array.reshape(-1)[...] = (np.arange(array.size) * (number + 1) % 2).astype(code)
+    arrays = [np.asfortranarray(array) if fortran else array for array in arrays]
+    data = pickle.dumps([*arrays, arrays, (arrays[0].shape, b"b", 0)], protocol=protocol)
+    whole = restricted_pickle.loads(data, "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pickle_machine.Machine, "_whole_array", lambda self, position, memo: None)
+        single = restricted_pickle.loads(data, "single")
+    for mine, other, array in zip(whole, single, arrays):
+        native = array.astype(array.dtype.newbyteorder("="))
+        assert same(mine, native)
+        assert same(other, native)
+    assert all(a is b for a, b in zip(whole[len(arrays)], whole)), "shared arrays stay shared"
+    assert whole[-1] == single[-1] == (arrays[0].shape, b"b", 0)
+
+
+class Kept:
+    """A class that the reader does not have."""
+
+    def __init__(self) -> None:
+        self._x, self.kind, self.args = 1.5, "other", [2]
+
+
+def test_holders_take_the_place_of_named_classes(tmp_path):
+    """Fields are data: none of them reaches what the holder itself is made of."""
+    path = tmp_path / "kept.pkl"
+    both = Kept()
+    path.write_bytes(pickle.dumps({"a": both, "b": both, "c": PurePosixPath("x/y")}))
+    names = {(__name__, "Kept"), ("pathlib", "PurePosixPath")}
+    loaded = restricted_pickle.load(path, also_allowed=restricted_pickle.holders(names))
+    assert loaded["a"] is loaded["b"]
+    assert (loaded["a"].x, loaded["a"].kind, loaded["a"].fields["args"]) == (1.5, "Kept", [2])
+    assert loaded["c"].args == ("x", "y")
+    with pytest.raises(DataError, match=r"Kept has no field 'y'.*'x'"):
+        _ = loaded["a"].y
+    with pytest.raises(RefusedObject, match="Kept"):
+        restricted_pickle.load(path)
+
+
+def test_what_is_shared_may_not_be_larger_written_out_than_the_file_could_hold():
+    line = list(range(1000))
+    content = [[line] * 20] * 20  # 400,000 elements in 2 kB
+    assert restricted_pickle.loads(pickle.dumps(content), "x") == content
+    with pytest.raises(DamagedPickle, match="shared parts that would be"):
+        restricted_pickle.loads(pickle.dumps([[[line] * 20] * 20] * 20), "x")
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH - 1, MAX_DEPTH + 1])
+def test_depth(depth):
+    content: list = []
+    for _ in range(depth):
+        content = [content]
+    if depth < MAX_DEPTH:
+        assert restricted_pickle.loads(pickle.dumps(content), "x") == content
+    else:
+        with pytest.raises(DamagedPickle, match="nested more than"):
+            restricted_pickle.loads(pickle.dumps(content), "x")
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**63 - 1, -(2**63), 2**64 - 1])
+def test_integers_of_64_bits_are_read_larger_ones_refused(number):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert restricted_pickle.loads(pickle.dumps(number, protocol), "x") == number
+        with pytest.raises(DamagedPickle, match="64 bits"):
+            restricted_pickle.loads(pickle.dumps(2**64 + abs(number), protocol), "x")

@@ -1,0 +1,73 @@
+"""Pickles made to do harm, given to every reader of pickles: each ends in a named error (or is read, where it is
+harmless), within seconds, in little memory, without a crash, and no code runs.
+
+Every reader is a process of its own under a memory limit: ``python -m pytest tests/hard/test_attacks.py -m slow``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import attacked
+import pickle_attacks
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 5.0
+SMALL = 20_000  # bytes
+# Pickles of plain values in odd clothes, and names that lie inert in a list: there is no harm in reading them.
+HARMLESS = {"forged_flag_array", "huge_memo_key", "huge_memo_key_text", "type_as_value", "function_as_value"}
+HARMLESS |= {"announced_frame"}
+
+
+def attack(reader: str, names: dict[str, bytes], folder: Path) -> dict[str, dict]:
+    """How the reading of each file ended; a name without an outcome ended the process."""
+    logs = folder / "navsim_logs" / "mini"
+    logs.mkdir(parents=True)
+    for name, content in names.items():
+        (logs / f"{name}.pkl").write_bytes(content)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, attacked.__file__, reader, str(logs)]
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert ended.returncode == 0, f"{lines[-1:]} ended the process with {ended.returncode}\n{ended.stderr[-2000:]}"
+    assert sorted(path.name for path in folder.iterdir()) == ["navsim_logs"], "code ran"
+    return {line["name"]: line for line in lines if "outcome" in line}
+
+
+def check(found: dict[str, dict], names: dict[str, bytes], harmless: set[str]) -> None:
+    assert found.keys() == names.keys()
+    raw = {name: line for name, line in found.items() if line["outcome"].startswith("raw")}
+    assert not raw
+    read = {name for name, line in found.items() if line["outcome"] == "read"}
+    assert read <= harmless
+    slow = {name: line["seconds"] for name, line in found.items() if line["seconds"] > SECONDS}
+    assert not slow
+
+
+def test_small_attacks_on_the_unpickler(tmp_path):
+    names = {name: made for name, made in pickle_attacks.ATTACKS.items() if isinstance(made, bytes)}
+    names = {name: content for name, content in names.items() if len(content) < SMALL}
+    assert len(names) > 50
+    check(attack("load", names, tmp_path), names, HARMLESS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["load", "submission", "navsim", "scenarionet"])
+def test_every_attack(reader, tmp_path):
+    names = {name: pickle_attacks.content_of(name) for name in pickle_attacks.ATTACKS}
+    check(attack(reader, names, tmp_path), names, HARMLESS if reader == "load" else set())
+
+
+@pytest.mark.slow
+def test_every_attack_packed_as_a_metric_cache(tmp_path):
+    names = {name: pickle_attacks.content_of(name) for name in pickle_attacks.ATTACKS}
+    names |= pickle_attacks.GEOMETRY_ATTACKS
+    packed = {name: pickle_attacks.packed(content) for name, content in names.items()}
+    packed |= {"not_packed": b"N.", "zeros_packed": pickle_attacks.packed_zeros()}
+    packed |= {"huge_dictionary": pickle_attacks.packed_with_huge_dictionary()}
+    check(attack("metric_cache", packed, tmp_path), packed, set())
