@@ -430,9 +430,10 @@ class Machine:
         content = self._data[start:end]
         self._charge((content,))
         array = build_array(_shape(shape), named.dtype, content, "C")
-        # What the opcodes between would have put into the memo; only the array is ever asked for again.
+        # What the opcodes between would have put into the memo. Only the array is ever asked for again, and bytes of
+        # length 0 and 1, of which Python has one object each.
         kept = (_NOT_KEPT, b"b") if code[:1] == b"C" else (_NOT_KEPT,)
-        for value in (*kept, _NOT_KEPT, array, _NOT_KEPT, _NOT_KEPT, _NOT_KEPT):
+        for value in (*kept, _NOT_KEPT, array, _NOT_KEPT, content if len(content) < 2 else _NOT_KEPT, _NOT_KEPT):
             memo[len(memo)] = value
         return array, end + 4
 
