@@ -9,7 +9,6 @@ read from the logs themselves, one scene at a time, as a loader without an index
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import shutil
 import sys
@@ -27,6 +26,7 @@ from benchmarks.environment import report, row
 from navsim_ext.datamodule import SceneDataModule
 from navsim_ext.dataset import SceneDataset, build_index
 from navsim_ext.readers import NavsimLogs
+from navsim_ext.runtime.checksums import file_checksums, read_checked_json, write_checked_json
 from navsim_ext.scene import CAMERAS
 from navsim_ext.scene_index import ARRAYS
 
@@ -112,8 +112,8 @@ def grow(small: Path, large: Path, samples: int) -> None:
     grown["camera_text"] = np.concatenate(text)
     for name, values in grown.items():
         np.save(large / f"{name}.npy", values)
-    content = json.loads((large / "index.json").read_text()) | {"num_samples": samples}
-    (large / "index.json").write_text(json.dumps(content))
+    content = read_checked_json(large / "index.json", "build it again") | {"num_samples": samples}
+    write_checked_json(large / "index.json", content | {"files": file_checksums(large, content["files"])})
 
 
 def write_logs(root: Path, logs: int, frames: int, objects: int) -> None:

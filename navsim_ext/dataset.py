@@ -73,7 +73,7 @@ class SceneDataset(Dataset[SceneBatch]):
         self._positions = None if tokens is None else self._find(tokens)
 
     def _find(self, tokens: Sequence[str]) -> np.ndarray:
-        stored = self.index.arrays["tokens"]
+        stored = self.index.arrays["tokens"][:]
         order = np.argsort(stored)
         wanted = np.array([token.encode() for token in tokens], dtype=np.bytes_)
         places = order[np.minimum(np.searchsorted(stored, wanted, sorter=order), len(stored) - 1)]
@@ -91,7 +91,7 @@ class SceneDataset(Dataset[SceneBatch]):
     @property
     def tokens(self) -> list[str]:
         """Tokens of all samples, in order."""
-        stored = self.index.arrays["tokens"]
+        stored = self.index.arrays["tokens"][:]
         chosen = stored if self._positions is None else stored[self._positions]
         return [token.decode() for token in chosen.tolist()]
 

@@ -2,7 +2,8 @@
 
 Legend: S samples, H history poses, F future poses, C cameras, U bytes of text. Files of an index folder:
 
-    index.json        counts, cameras, logs, sensor root; written last: a folder without it is unfinished
+    index.json        counts, cameras, logs, sensor root, checksums of the other files and of itself; written last: a
+                      folder without it is unfinished
     fingerprint.json  what it was made from
     tokens.npy        [S] bytes; log.npy [S] int32 position in index.json's "logs"; timestamp_us.npy [S] int64
     history.npy       [S,H,3] float32 poses in the ego frame of now, oldest first (metres, radians)
@@ -20,6 +21,7 @@ import logging
 import math
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +30,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_ext.errors import DataError, MissingError
-from navsim_ext.files import atomic_stream, disk_errors, remove_temporaries, write_json_atomic
-from navsim_ext.fingerprint import Fingerprint, digest_json, digest_tokens
+from navsim_ext.errors import CorruptFile, DataError, MissingError
+from navsim_ext.files import atomic_stream, disk_errors, read_json, remove_temporaries, write_json_atomic
+from navsim_ext.fingerprint import FILE_NAME, Fingerprint, digest_json, digest_tokens
 from navsim_ext.readers import SceneSource
 from navsim_ext.readers.log_files import LogFiles
+from navsim_ext.runtime.checksums import (
+    CheckedArray,
+    CheckedFiles,
+    file_checksums,
+    read_checked_json,
+    write_checked_json,
+)
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import Estimate, measure_slice, preflight
 from navsim_ext.runtime.processes import process_pool
@@ -40,9 +49,10 @@ from navsim_ext.scene import CAMERAS, Scene
 
 log = logging.getLogger(__name__)
 
-FORMAT = "trivium-scene-index-2"  # raised with every change of the files; 1 did not say where it lies from its data
+FORMAT = "trivium-scene-index-3"  # raised with every change of the files; 2 had no checksums
+REMEDY = "delete the folder and build the index again with python -m navsim_ext.dataset"
 KEYS = (
-    "num_samples", "num_history", "num_future", "cameras", "sensor_root", "sensor_root_from_here", "logs",
+    "num_samples", "num_history", "num_future", "cameras", "sensor_root", "sensor_root_from_here", "logs", "files",
 )  # fmt: skip
 ARRAYS = ("tokens", "log", "timestamp_us", "history", "status", "target", "camera_text", "camera_offsets")
 MEASURED_S = 2.0  # of reading logs for the estimate
@@ -54,10 +64,10 @@ _PART_ARRAYS = ("tokens", "timestamp_us", "history", "status", "target", "paths"
 
 @dataclass(frozen=True)
 class SceneIndex:
-    """An opened index: arrays are memory-mapped, nothing is read until it is asked for."""
+    """An opened index: arrays are memory-mapped, nothing is read, or compared with its checksum, until it is used."""
 
     folder: Path
-    arrays: Mapping[str, NDArray]
+    arrays: Mapping[str, CheckedArray]
     logs: tuple[str, ...]
     cameras: tuple[str, ...]
     sensor_root: Path
@@ -65,27 +75,15 @@ class SceneIndex:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> SceneIndex:
-        """Raises MissingError for an unfinished folder, DataError for one of another format or of unequal lengths."""
+        """Raises MissingError for an unfinished folder, DataError for one of another format, CorruptFile for damage."""
         folder = Path(folder)
         path = folder / "index.json"
         if not path.is_file():
             raise MissingError(f"{folder} is not a finished scene index: build it with python -m navsim_ext.dataset")
-        content = json.loads(path.read_text())
-        if content.get("format") != FORMAT:
-            raise DataError(
-                f"{path} has format {content.get('format')!r}, this version reads {FORMAT!r}: delete {folder} and "
-                "build it again with python -m navsim_ext.dataset"
-            )
-        lacking = [key for key in KEYS if key not in content]
-        if lacking:
-            raise DataError(f"{path} lacks {', '.join(lacking)}: it was edited or damaged; build it again")
-        arrays = {}
-        for name in ARRAYS:
-            try:
-                mapped = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise DataError(f"{folder / name}.npy is absent or damaged ({error}): build the index again") from error
-            arrays[name] = mapped.view(np.ndarray)
+        content = _read_content(path)
+        files = CheckedFiles(folder, content["files"], REMEDY)
+        files.check(FILE_NAME)
+        arrays = {name: files.array(f"{name}.npy") for name in ARRAYS}
         count = content["num_samples"]
         wanted = {name: count for name in ("tokens", "log", "timestamp_us", "history", "status", "target")}
         wanted["camera_offsets"] = count * len(content["cameras"]) + 1
@@ -111,6 +109,22 @@ class SceneIndex:
         offsets = self.arrays["camera_offsets"]
         row = sample * len(self.cameras) + camera
         return self.arrays["camera_text"][offsets[row] : offsets[row + 1]].tobytes().decode()
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    """What ``index.json`` says, after the format: one of another version is told from a damaged one."""
+    try:
+        content = read_checked_json(path, REMEDY)
+    except CorruptFile:
+        found = read_json(path, REMEDY)
+        stored = found.get("format") if isinstance(found, dict) else None
+        if stored == FORMAT:
+            raise
+        raise DataError(f"{path} has format {stored!r}, this version reads {FORMAT!r}: {REMEDY}") from None
+    lacking = [key for key in KEYS if key not in content]
+    if content.get("format") != FORMAT or lacking:
+        raise DataError(f"{path} has format {content.get('format')!r} and lacks {lacking}: {REMEDY}")
+    return content
 
 
 def _sensor_root(folder: Path, content: Mapping[str, Any]) -> Path:
@@ -213,7 +227,7 @@ def _plan(source: SceneSource, cameras: Sequence[str]) -> Fingerprint:
 def _require_same_plan(folder: Path, plan: Fingerprint) -> None:
     path = folder / "plan.json"
     if path.is_file():
-        stored = Fingerprint.from_json(json.loads(path.read_text()))
+        stored = Fingerprint.read(path)
         remedy = "choose another output_dir, or delete this one to build it anew"
         plan.require_equal(stored, mine="the index asked for", theirs=str(folder), remedy=remedy)
     else:
@@ -234,16 +248,20 @@ def _build_parts(source: SceneSource, parts: Path, cameras: tuple[str, ...], wor
             for finished in track(jobs, "logs", total=len(names), done=done):
                 finished.result()
         return
-    found = sum(_part_length(parts / f"{name}.npz") for name in names if name not in set(todo))
+    found = sum(len(_read_part(parts / f"{name}.npz")["tokens"]) for name in names if name not in set(todo))
     for name in track(todo, "logs", total=len(names), done=done):
         if limit is not None and found >= limit:
             break
         found += _build_part(source, name, parts, cameras)
 
 
-def _part_length(path: Path) -> int:
-    with np.load(path, allow_pickle=False) as archive:
-        return len(archive["tokens"])
+def _read_part(path: Path) -> dict[str, NDArray]:
+    """The arrays of one log's part; its zip format compares their checksums. Raises CorruptFile."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in (*_PART_ARRAYS, "skipped")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise CorruptFile(f"{path} is damaged ({error}): delete it and run the same command again") from error
 
 
 def _build_part(source: SceneSource, name: str, parts: Path, cameras: tuple[str, ...]) -> int:
@@ -323,13 +341,13 @@ def _merge(source: SceneSource, folder: Path, parts: Path, cameras: tuple[str, .
         "sensor_root": str(Path(source.sensor_root).absolute()),
         "sensor_root_from_here": os.path.relpath(source.sensor_root, folder),
         "logs": logs,
+        "files": file_checksums(folder, [FILE_NAME, *(f"{name}.npy" for name in ARRAYS)]),
     }
-    write_json_atomic(folder / "index.json", content)
+    write_checked_json(folder / "index.json", content)
 
 
 def _parts_in_order(source: SceneSource, parts: Path) -> Iterator[tuple[str, dict[str, NDArray]]]:
     for name in source.log_names:
         path = parts / f"{name}.npz"
         if path.is_file():  # absent only where max_scenes ended the reading
-            with np.load(path, allow_pickle=False) as archive:
-                yield name, {key: archive[key] for key in (*_PART_ARRAYS, "skipped")}
+            yield name, _read_part(path)

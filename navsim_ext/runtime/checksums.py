@@ -138,7 +138,8 @@ class CheckedFiles:
 class CheckedArray:
     """A read-only ``.npy`` array [N,...] in mapped memory; what a read touches is compared first, once per process.
 
-    ``array[i]``, ``array[a:b]`` compare the blocks of those rows; any other index, and ``np.asarray``, compare all.
+    ``array[i]``, ``array[a:b]`` and ``array[a:b, ...]`` compare the blocks of those rows; any other index, and
+    ``np.asarray``, compare all.
     """
 
     def __init__(self, files: CheckedFiles, path: Path, size: int, digests: str) -> None:
@@ -156,16 +157,21 @@ class CheckedArray:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        return self._array.nbytes
+
     def __getitem__(self, key: Any) -> NDArray:
         if self._left:
-            if isinstance(key, slice) and key.step in (None, 1):
-                start, stop, _ = key.indices(len(self))
-                self._check_rows(start, stop)
-            elif isinstance(key, int | np.integer):
-                row = int(key) % len(self) if -len(self) <= key < len(self) else 0
-                self._check_rows(row, row + 1)
+            rows = key[0] if isinstance(key, tuple) and key else key
+            if isinstance(rows, slice) and rows.step in (None, 1):
+                start, stop, _ = rows.indices(len(self))
+            elif isinstance(rows, int | np.integer) and -len(self) <= rows < len(self):
+                start = int(rows) % len(self)
+                stop = start + 1
             else:
-                self._check_rows(0, len(self))
+                start, stop = 0, len(self)
+            self._check_rows(start, stop)
         return self._array[key]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from damage import judge_damage
 from omegaconf import OmegaConf
 from scene_worlds import make_frame, token, write_log
 
@@ -23,6 +25,7 @@ from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.files import CannotWrite
 from navsim_ext.fingerprint import FingerprintMismatch
 from navsim_ext.readers import NavsimLogs, NothingSelected, SceneFilter
+from navsim_ext.runtime.checksums import write_checked_json
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.preflight import PreflightError
 from navsim_ext.runtime.sampler import PositionSampler, ResumableLoader
@@ -277,7 +280,7 @@ def test_damaged_index_is_refused(world, tmp_path, damage):
         path.unlink()
     else:
         np.save(path, np.load(path)[:-1])
-    with pytest.raises(DataError, match=r"target\.npy.*build"):
+    with pytest.raises(TriviumError, match=r"target\.npy.*build"):
         SceneDataset(folder)
 
 
@@ -285,14 +288,33 @@ def test_an_index_of_an_earlier_format_is_refused_by_name(world, tmp_path):
     build_index(NavsimLogs(world, "mini"), tmp_path)
     path = tmp_path / "index.json"
     content = json.loads(path.read_text())
-    del content["sensor_root_from_here"]  # as the first format was
-    path.write_text(json.dumps(content | {"format": "trivium-scene-index-1"}))
-    with pytest.raises(DataError, match=r"scene-index-1'.*scene-index-2'.*python -m navsim_ext\.dataset"):
+    del content["checksum"], content["files"]  # as the second format was
+    path.write_text(json.dumps(content | {"format": "trivium-scene-index-2"}))
+    with pytest.raises(DataError, match=r"scene-index-2'.*scene-index-3'.*python -m navsim_ext\.dataset"):
         SceneDataset(tmp_path)
-    content["format"] = FORMAT
-    path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"index\.json.*sensor_root_from_here.*build it again"):
+    write_checked_json(path, content | {"format": FORMAT})
+    with pytest.raises(DataError, match=r"index\.json.*files.*build the index again"):
         SceneDataset(tmp_path)
+
+
+def read_all(folder) -> list:
+    """Everything that the samples of an index say."""
+    dataset = SceneDataset(folder, cameras=VIEWS)
+    samples = [dataset[i] for i in range(len(dataset))]
+    return [dataset.tokens, dataset.fingerprint.digest] + [
+        (s.token, s.log_name, s.cameras, *(a.numpy().tobytes() for a in (s.history, s.status, s.target)))
+        for s in samples
+    ]
+
+
+def test_no_damage_of_an_index_changes_a_sample_in_silence(index, tmp_path):
+    """Each file of an index: a flipped bit or a cut is named, or changes nothing that is read."""
+    folder = tmp_path / "index"
+    shutil.copytree(index, folder)
+    verdicts = judge_damage(folder, lambda: read_all(folder), np.random.default_rng(0))
+    named = {name for name, verdict in verdicts.items() if verdict["named"]}
+    read = {"index.json", "fingerprint.json", *(f"{array}.npy" for array in scene_index.ARRAYS)}
+    assert named >= read - {"timestamp_us.npy"}  # no sample has its time
 
 
 def test_cost_and_missing_files_are_told_from_the_first_logs(world, tmp_path):
