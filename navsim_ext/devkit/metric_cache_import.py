@@ -117,7 +117,7 @@ def import_log(
             cached.append(token)
         except (DataError, UnscorableScene) as error:
             invalid.append(Invalid(token, type(error).__name__, str(error)))
-    return LogResult(log, tuple(cached), tuple(invalid))
+    return LogResult(log, tuple(cached), tuple(invalid), (name,))
 
 
 def read_versions(token: str, files: Mapping[str, Mapping[str, Path]]) -> dict[str, CacheContent]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from navsim_ext.files import write_atomic, write_json_atomic
+from navsim_ext.files import write_atomic
+from navsim_ext.metric_cache.schema import map_folder
+from navsim_ext.pdm.polygon_table import PolygonTable
+from navsim_ext.runtime.checksums import checked_line, checked_lines, write_checked_json
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_FOLDER = "progress"
 FINISHED_FILE = "logs.jsonl"
@@ -27,20 +33,21 @@ class Invalid:
 
 @dataclass(frozen=True)
 class LogResult:
-    """The outcome of one log."""
+    """The outcome of one log; ``maps`` are the names of the polygon tables that its records refer to."""
 
     log_name: str
     cached: tuple[str, ...]
     invalid: tuple[Invalid, ...] = field(default=())
+    maps: tuple[str, ...] = field(default=())
 
     def to_line(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True) + "\n"
+        return checked_line(asdict(self))
 
     @classmethod
-    def from_line(cls, line: str) -> LogResult:
-        content = json.loads(line)
+    def from_json(cls, content: dict[str, Any]) -> LogResult:
+        """From a line of the journal; raises KeyError or TypeError for what an earlier version wrote."""
         invalid = tuple(Invalid(**entry) for entry in content["invalid"])
-        return cls(content["log_name"], tuple(content["cached"]), invalid)
+        return cls(content["log_name"], tuple(content["cached"]), invalid, tuple(content["maps"]))
 
 
 def append(cache: Path, writer: str, result: LogResult) -> None:
@@ -56,18 +63,26 @@ def append(cache: Path, writer: str, result: LogResult) -> None:
 
 
 def finished_logs(cache: Path, stored: set[str]) -> dict[str, LogResult]:
-    """Logs that an earlier run finished, by name. A torn last line and a log whose records are not all ``stored``
-    count as not finished."""
-    files = [cache / FINISHED_FILE, *sorted((cache / PROGRESS_FOLDER).glob("*.jsonl"))]
+    """Logs that an earlier run finished, by name.
+
+    A log counts as not finished, and is looked at again, when its line is damaged or cut short, when its records are
+    not all ``stored``, or when a map that they refer to is missing or damaged.
+    """
     results: dict[str, LogResult] = {}
-    for file in files:
+    intact: dict[str, bool] = {}
+    for file in (cache / FINISHED_FILE, *sorted((cache / PROGRESS_FOLDER).glob("*.jsonl"))):
         if not file.is_file():
             continue
-        for line in file.read_text().splitlines(keepends=True):
-            if not line.endswith("\n"):
+        for number, content in checked_lines(file.read_bytes()):
+            try:
+                result = LogResult.from_json(content or {})
+            except (KeyError, TypeError):
+                logger.warning("%s, line %d is damaged or of an earlier version: its log is done again", file, number)
                 continue
-            result = LogResult.from_line(line)
-            if stored.issuperset(result.cached):
+            for name in result.maps:
+                if name not in intact:
+                    intact[name] = PolygonTable.is_intact(map_folder(cache, name))
+            if stored.issuperset(result.cached) and all(intact[name] for name in result.maps):
                 results[result.log_name] = result
     return results
 
@@ -86,7 +101,7 @@ def write_report(cache: Path, results: Iterable[LogResult]) -> dict[str, object]
         "counts": dict(sorted(Counter(str(entry["kind"]) for entry in entries).items())),
         "entries": entries,
     }
-    write_json_atomic(cache / REPORT_FILE, content)
+    write_checked_json(cache / REPORT_FILE, content)
     write_atomic(cache / FINISHED_FILE, "".join(result.to_line() for result in ordered))
     for file in (cache / PROGRESS_FOLDER).glob("*.jsonl"):
         file.unlink()

@@ -7,15 +7,13 @@ a row number depends on the map alone, not on which scenes were cached, by how m
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from navsim_ext.errors import DataError
 from navsim_ext.maps.drivable import MapKind, layer_of
 from navsim_ext.maps.vector_map import VectorMap
-from navsim_ext.metric_cache.schema import map_folder
+from navsim_ext.metric_cache.schema import MetricCacheMismatch, map_folder
 from navsim_ext.pdm.polygon_table import ARRAYS, PolygonTable
 
 ROW_ORDER = (
@@ -51,23 +49,20 @@ def table_rows(vector_map: VectorMap, kinds: ArrayLike, positions: ArrayLike) ->
 
 
 def store_map_table(cache: str | os.PathLike[str], name: str, vector_map: VectorMap) -> PolygonTable:
-    """Writes the table of a map into a cache folder, once; several processes may do it at the same time.
+    """Writes the table of a map into a cache folder, once, or again over a damaged one.
 
-    Raises DataError when the folder has a table of that name with other polygons: two maps of one name.
+    Several processes may do it at the same time. Raises MetricCacheMismatch when the folder has a table of that name
+    with other polygons: two maps of one name.
     """
     table = map_table(vector_map)
     folder = map_folder(cache, name)
-    if _is_complete(folder):
-        stored = PolygonTable.load(folder)
-        if not (np.array_equal(stored.xy, table.xy) and np.array_equal(stored.ids, table.ids)):
-            raise DataError(
-                f"{folder} holds another map of the name {name!r} ({len(stored)} polygons, this one has "
-                f"{len(table)}): caches of different maps must not share a folder"
-            )
-        return stored
-    table.save(folder)
-    return table
-
-
-def _is_complete(folder: Path) -> bool:
-    return all((folder / f"{name}.npy").is_file() for name in ARRAYS)
+    if not PolygonTable.is_intact(folder):
+        table.save(folder)
+        return table
+    stored = PolygonTable.load(folder)
+    if not all(np.array_equal(getattr(stored, array), getattr(table, array)) for array in ARRAYS):
+        raise MetricCacheMismatch(
+            f"{folder} holds another map of the name {name!r} ({len(stored)} polygons, this one has "
+            f"{len(table)}): caches of different maps must not share a folder"
+        )
+    return stored

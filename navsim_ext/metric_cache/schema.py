@@ -7,7 +7,6 @@ Records (:class:`navsim_ext.pdm.record.SceneMetricCache`) lie in shards; the pol
 from __future__ import annotations
 
 import functools
-import json
 import os
 import threading
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from navsim_ext.pdm.polygon_table import PolygonTable
 from navsim_ext.pdm.record import SceneMetricCache
 from navsim_ext.pdm.resident import ResidentScenes
 from navsim_ext.pdm.version import scorer_fields
+from navsim_ext.runtime.checksums import read_checked_json
 from navsim_ext.shards import ShardStore
 
 KIND = "metric_cache"  # Fingerprint.kind of a metric cache
@@ -30,7 +30,7 @@ MAPS_FOLDER = "maps"  # inside the cache folder: one PolygonTable per map locati
 
 
 class MetricCacheMismatch(TriviumError):
-    """The cache was made by another schema or scorer version than this program's."""
+    """The cache was made by another schema or scorer version than this program's, or from other maps."""
 
 
 def cache_fields() -> dict[str, Any]:
@@ -95,7 +95,8 @@ class MetricCache:
         path = self.folder / REPORT_FILE
         if not path.is_file():
             return {}
-        entries = json.loads(path.read_text())["entries"]
+        remedy = "run the command that built the metric cache again: it keeps the records and writes the report anew"
+        entries = read_checked_json(path, remedy)["entries"]
         return {entry["token"]: f"{entry['kind']}: {entry['reason']}" for entry in entries if entry["token"]}
 
 

@@ -34,12 +34,13 @@ class LogWorker:
         """
         cached: list[str] = []
         invalid: list[Invalid] = []
+        maps: set[str] = set()
         source = self.settings.open_logs(log_name)
         try:
             for _, scenes in source.logs():
                 for scene in scenes:
                     try:
-                        self._cache(source, scene)
+                        maps.add(self._cache(source, scene))
                         cached.append(scene.token)
                     except DataError as error:
                         invalid.append(Invalid(scene.token, type(error).__name__, str(error)))
@@ -50,17 +51,19 @@ class LogWorker:
         for entry in source.report.entries:
             token = entry["token"]
             invalid.append(Invalid(None if token is None else str(token), str(entry["kind"]), str(entry["error"])))
-        result = LogResult(log_name, tuple(cached), tuple(invalid))
+        result = LogResult(log_name, tuple(cached), tuple(invalid), tuple(sorted(maps)))
         journal.append(Path(self.settings.output_dir), self.writer.writer, result)
         return result
 
     def close(self) -> None:
         self.writer.close()
 
-    def _cache(self, source: SceneSource, scene: Scene) -> None:
+    def _cache(self, source: SceneSource, scene: Scene) -> str:
+        """Stores a scene that is not stored yet, and the polygons of its map, whose name it returns."""
+        context = self._context(source, scene)
         if scene.token not in self.writer.done:
-            record = build_scene(scene, self._context(source, scene))
-            self.writer.put(scene.token, record.to_arrays())
+            self.writer.put(scene.token, build_scene(scene, context).to_arrays())
+        return context.name
 
     def _context(self, source: SceneSource, scene: Scene) -> MapContext:
         """The map of a scene with its polygon table, kept between logs.

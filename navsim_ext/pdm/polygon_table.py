@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_ext.errors import DataError, MissingError
+from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.files import atomic_stream
+from navsim_ext.runtime.checksums import CheckedFiles, seal_folder
 
 # NAVSIM's SemanticMapLayer numbers
 LANE, INTERSECTION, LANE_CONNECTOR, CARPARK_AREA, ROADBLOCK = 0, 1, 11, 15, 17
@@ -70,23 +71,36 @@ class PolygonTable:
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes one .npy per array, each atomically; the same table always gives the same bytes."""
+        """Writes one .npy per array, each atomically, then their checksums; the same table gives the same bytes."""
         folder = Path(folder)
         for name in ARRAYS:
             with atomic_stream(folder / f"{name}.npy") as stream:
                 np.save(stream, getattr(self, name), allow_pickle=False)
+        seal_folder(folder, FILES)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> PolygonTable:
-        """Opens a table as memory maps; raises MissingError naming the file that is not there."""
-        folder = Path(folder)
-        arrays = {}
-        for name in ARRAYS:
-            path = folder / f"{name}.npy"
-            if not path.is_file():
-                raise MissingError(f"{path} is missing: the metric cache is not complete; build it again")
-            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return cls(**arrays)
+        """Opens a table as memory maps, after comparing every byte; raises CorruptFile or MissingError.
+
+        The kernels follow the offsets of a table without looking, so nothing unchecked may come this far.
+        """
+        files = CheckedFiles.sealed(folder, REMEDY)
+        paths = {name: files.check(f"{name}.npy") for name in ARRAYS}
+        return cls(**{name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in paths.items()})
+
+    @classmethod
+    def is_intact(cls, folder: str | os.PathLike[str]) -> bool:
+        """Whether a finished, undamaged table is there."""
+        try:
+            CheckedFiles.sealed(folder, REMEDY).check_all()
+        except TriviumError:
+            return False
+        return True
 
 
 ARRAYS = ("xy", "ring_offsets", "polygon_rings", "types", "ids")
+FILES = tuple(f"{name}.npy" for name in ARRAYS)
+REMEDY = (
+    "run the command that built the metric cache again: it keeps the records and writes the maps that are missing or "
+    "damaged"
+)

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import damages, judge_damage
 from golden_scenes import unpack_small
 
-from navsim_ext.errors import DataError, MissingError
+from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import FingerprintMismatch
 from navsim_ext.metric_cache import build as build_module
 from navsim_ext.metric_cache import journal, worker
 from navsim_ext.metric_cache.build import NothingCached, build, settings_from
 from navsim_ext.metric_cache.map_table import store_map_table
-from navsim_ext.metric_cache.schema import MetricCache
+from navsim_ext.metric_cache.schema import MetricCache, MetricCacheMismatch
 from navsim_ext.metric_cache.settings import BuildSettings, read_tokens
 from navsim_ext.pdm import score
 from navsim_ext.runtime.config import compose
@@ -157,9 +158,77 @@ def test_a_torn_journal_line_counts_as_not_finished(tmp_path):
     done = journal.LogResult("a", ("1", "2"), (journal.Invalid("3", "RouteError", "no route"),))
     journal.append(tmp_path, "0", done)
     with open(tmp_path / "progress" / "0.jsonl", "a") as stream:
-        stream.write(done.to_line()[:-9].replace('"a"', '"b"'))
+        stream.write(journal.LogResult("b", ()).to_line()[:-9])
     assert journal.finished_logs(tmp_path, {"1", "2"}) == {"a": done}
     assert journal.finished_logs(tmp_path, {"1"}) == {}
+
+
+def read_everything(folder: Path) -> list:
+    """All that scoring gets from a cache."""
+    cache = MetricCache(folder)
+    trajectories = np.zeros((len(TOKENS), 8, 3))
+    trajectories[..., 0] = np.arange(1, 9)
+    result = score(list(TOKENS), trajectories, cache)
+    return [result.values.tobytes(), result.valid.tolist(), result.reason.tolist(), cache.why_missing("f" * 16)]
+
+
+def test_no_damage_of_a_cache_changes_a_score_in_silence(built, tmp_path):
+    """Every file of a finished cache, the maps that kernels follow blindly among them."""
+    folder = tmp_path / "cache"
+    shutil.copytree(built, folder)
+    verdicts = judge_damage(folder, lambda: read_everything(folder), np.random.default_rng(0))
+    named = {name for name, verdict in verdicts.items() if verdict["named"]}
+    assert {
+        f"maps/us-ma-boston/{name}.npy" for name in ("xy", "ring_offsets", "polygon_rings", "types", "ids")
+    } <= named
+    assert {"store.json", "fingerprint.json", "report.json", "maps/us-ma-boston/checksums.json"} <= named
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["maps/us-ma-boston/ring_offsets.npy", "maps/us-ma-boston/checksums.json", "logs.jsonl", "report.json"],
+)
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_the_build_command_mends_what_is_damaged(dataset, built, tmp_path, part, damage):
+    """The remedy that the messages name."""
+    folder = tmp_path / "cache"
+    shutil.copytree(built, folder)
+    content = bytearray((folder / part).read_bytes())
+    content[len(content) // 2] ^= 4
+    if damage == "remove":
+        (folder / part).unlink()
+    else:
+        (folder / part).write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    build(settings_for(dataset, folder))
+    assert contents(folder) == contents(built)
+
+
+def test_a_damaged_map_or_journal_of_a_killed_build_drops_no_scene(dataset, built, tmp_path, monkeypatch):
+    """All files that a build leaves when it is killed before the end, each damaged: the rest of the build mends it, or
+    names it; no scene becomes invalid, none is stored with other values."""
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    killed = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "merge", die)
+        with pytest.raises(KeyboardInterrupt):
+            build(settings_for(dataset, killed))
+    rng = np.random.default_rng(1)
+    for path in sorted(path for path in killed.rglob("*") if path.is_file() and path.stat().st_size):
+        name = path.relative_to(killed)
+        for number, damaged in enumerate(damages(path.read_bytes(), rng, 4)):
+            folder = tmp_path / f"{number}"
+            shutil.copytree(killed, folder)
+            (folder / name).write_bytes(damaged)
+            try:
+                build(settings_for(dataset, folder))
+            except TriviumError as error:
+                assert path.name in str(error) or str(folder) in str(error)  # noqa: PT017
+            else:
+                assert contents(folder) == contents(built), name
+            shutil.rmtree(folder)
 
 
 def test_invalid_scenes_are_listed_and_the_rest_is_cached(dataset, tmp_path):
@@ -277,7 +346,7 @@ def test_two_maps_of_one_name_are_refused(built, dataset):
 
     vector_map = load_map(dataset / "maps", "us-ma-boston", built.parent / "maps")
     moved = replace(vector_map, roadblocks=replace(vector_map.roadblocks, xy=vector_map.roadblocks.xy + 1.0))
-    with pytest.raises(DataError, match="another map of the name"):
+    with pytest.raises(MetricCacheMismatch, match="another map of the name"):
         store_map_table(built, "us-ma-boston", moved)
 
 
