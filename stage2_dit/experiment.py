@@ -27,7 +27,7 @@ from navsim_ext.bootstrap import Estimate
 from navsim_ext.dataset import SceneDataset, part_indices
 from navsim_ext.errors import DataError
 from navsim_ext.evaluation.compare import compare
-from navsim_ext.evaluation.planning import plan_scenes, write_parquet_atomic
+from navsim_ext.evaluation.planning import plan_scenes
 from navsim_ext.evaluation.table import summarise
 from navsim_ext.files import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates
@@ -35,6 +35,7 @@ from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import score
 from navsim_ext.planners import Planner, baseline
 from navsim_ext.runtime.config import compose, job
+from navsim_ext.runtime.parquet import write_table
 from navsim_ext.runtime.processes import map_in_processes
 from navsim_ext.runtime.run import run
 from stage2_dit.inference import load_trajectory_planner
@@ -112,7 +113,7 @@ def scored(
     trajectories = np.stack(planned["poses"].tolist()).reshape(len(planned), -1, 3)
     scores = score(planned["token"].tolist(), trajectories, cache).to_frame().drop(columns="token")
     table = pd.concat([planned, scores], axis=1)
-    write_parquet_atomic(table, folder / "scores.parquet")
+    write_table(folder / "scores.parquet", table)
     return table
 
 

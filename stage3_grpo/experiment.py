@@ -29,13 +29,14 @@ from rich.table import Table
 from navsim_ext.bootstrap import Estimate, bootstrap_mean
 from navsim_ext.dataset import SceneDataset, part_indices
 from navsim_ext.errors import DataError
-from navsim_ext.evaluation.planning import plan_scenes, write_parquet_atomic
+from navsim_ext.evaluation.planning import plan_scenes
 from navsim_ext.evaluation.scoring import score_table
 from navsim_ext.files import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.planners import Planner
 from navsim_ext.runtime.config import compose, job
+from navsim_ext.runtime.parquet import write_table
 from navsim_ext.runtime.processes import map_in_processes
 from navsim_ext.runtime.run import run
 from stage2_dit.inference import load_trajectory_planner
@@ -153,7 +154,7 @@ def scored(
     trajectories = np.stack([poses[token] for token in table["token"]])
     table["reverse_tail"] = reverses(trajectories, last=TAIL_INTERVALS).astype(float)
     table["standing"] = stands(trajectories).astype(float)
-    write_parquet_atomic(table, folder / "scores.parquet")
+    write_table(folder / "scores.parquet", table)
     return table
 
 

@@ -33,6 +33,7 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S
 from navsim_ext.readers import restricted_pickle
 from navsim_ext.runtime.config import job
+from navsim_ext.runtime.parquet import read_table
 
 TEAM_FIELDS = {"team_name": "name", "authors": "authors", "email": "email", "institution": "institution",
                "country / region": "country"}  # fmt: skip
@@ -213,7 +214,8 @@ def main(cfg: DictConfig) -> None:
     else:
         if not Path(cfg.trajectories).is_file():
             raise MissingError(f"trajectories={cfg.trajectories} does not exist: give what the scoring command wrote")
-        table = pd.read_parquet(cfg.trajectories)
+        remedy = "write it again with python -m navsim_ext.evaluation.score"
+        table = read_table(cfg.trajectories, remedy, required=False).to_pandas()
         names = table["name"].unique().tolist()
         if len(names) != 1:
             raise DataError(f"{cfg.trajectories} holds planners {names}; a submission is of one planner")

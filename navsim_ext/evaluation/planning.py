@@ -7,6 +7,7 @@ is refused.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +18,20 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from navsim_ext.dataset import JoinHidden, SceneDataset
-from navsim_ext.errors import DataError
-from navsim_ext.files import atomic_file
+from navsim_ext.errors import CorruptFile, DataError, MissingError
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint
 from navsim_ext.frames import NUM_FUTURE_POSES
 from navsim_ext.hidden_cache.source import HiddenStateSource
 from navsim_ext.planners import Planner
+from navsim_ext.runtime.checksums import check_stamp
+from navsim_ext.runtime.parquet import read_frame, write_table
 from navsim_ext.runtime.progress import track
+
+log = logging.getLogger(__name__)
 
 PART_BATCHES = 16
 PLANNED_FOLDER = "planned"
+REMEDY = "run the same command again: it plans only what is missing or damaged"
 
 
 def planner_fingerprint(planner: Planner) -> Fingerprint:
@@ -67,12 +72,12 @@ def plan_scenes(
         made.save(folder)
     part_size = PART_BATCHES * batch_size
     starts = range(0, len(dataset), part_size)
-    missing = [start for start in starts if not _part(folder, start).is_file()]
+    missing = [start for start in starts if not _is_intact(_part(folder, start))]
     done = len(dataset) - sum(min(part_size, len(dataset) - start) for start in missing)
     samples = _plan_parts(planner, dataset, hidden, missing, part_size, batch_size, num_workers, device, folder)
     for _ in track(samples, f"planning ({planner.name})", total=len(dataset), done=done):
         pass
-    return pd.concat([pd.read_parquet(_part(folder, start)) for start in starts], ignore_index=True), made
+    return pd.concat([read_frame(_part(folder, start), REMEDY) for start in starts], ignore_index=True), made
 
 
 def _plan_parts(
@@ -114,16 +119,22 @@ def _plan_parts(
                 )
             )
             if sum(map(len, rows)) == min(part_size, len(dataset) - remaining[0]):
-                write_parquet_atomic(pd.concat(rows, ignore_index=True), _part(folder, remaining.pop(0)))
+                write_table(_part(folder, remaining.pop(0)), pd.concat(rows, ignore_index=True))
                 rows = []
             yield from range(len(batch))
 
 
+def _is_intact(part: Path) -> bool:
+    """Whether a part is there; a damaged one, or one of an earlier version, is planned again."""
+    try:
+        check_stamp(part, REMEDY)
+    except MissingError:
+        return False
+    except CorruptFile as error:
+        log.warning("%s", error)
+        return False
+    return True
+
+
 def _part(folder: Path, start: int) -> Path:
     return folder / f"part-{start:09d}.parquet"
-
-
-def write_parquet_atomic(table: pd.DataFrame, path: Path) -> None:
-    """A reader sees the old file or the whole new one."""
-    with atomic_file(path) as temporary:
-        table.to_parquet(temporary, index=False)

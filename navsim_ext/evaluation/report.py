@@ -27,6 +27,7 @@ from navsim_ext.evaluation.drawing import scene_figure
 from navsim_ext.evaluation.report_figures import curves_plot, jpeg_uri, score_plot, svg_uri, waterfall_plot
 from navsim_ext.evaluation.table import (
     HEADLINE,
+    REMEDY,
     TITLES,
     V1_COLUMNS,
     V2_COLUMNS,
@@ -39,6 +40,7 @@ from navsim_ext.files import write_atomic
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.readers import SceneSource, open_source
 from navsim_ext.runtime.config import job
+from navsim_ext.runtime.parquet import read_frame
 
 TRAJECTORIES_FILE = "trajectories.parquet"
 REPORT_FILE = "report.html"
@@ -68,7 +70,7 @@ def load_folders(folders: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, di
             remedy="A table may hold one scorer only: score again.",
         )
         tables.append(scores)
-        paths.append(pd.read_parquet(Path(folder) / TRAJECTORIES_FILE))
+        paths.append(read_frame(Path(folder) / TRAJECTORIES_FILE, REMEDY))
     return pd.concat(tables, ignore_index=True), pd.concat(paths, ignore_index=True), made
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.errors import DataError, TriviumError
-from navsim_ext.evaluation.planning import plan_scenes, write_parquet_atomic
+from navsim_ext.evaluation.planning import plan_scenes
 from navsim_ext.evaluation.scoring import score_table
 from navsim_ext.evaluation.table import SCORES_FILE, identity, identity_line, print_table, summarise
 from navsim_ext.files import atomic_file, write_json_atomic
@@ -28,6 +28,7 @@ from navsim_ext.pdm import RewardWeights, arithmetic, scorer_fingerprint
 from navsim_ext.planners import Planner
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
+from navsim_ext.runtime.parquet import write_table
 from navsim_ext.runtime.preflight import preflight
 
 TRAJECTORIES_FILE = "trajectories.parquet"
@@ -67,7 +68,7 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
     )
     if cfg.name:
         planned["name"] = cfg.name
-    write_parquet_atomic(planned[["token", "name", "poses"]], output / TRAJECTORIES_FILE)
+    write_table(output / TRAJECTORIES_FILE, planned[["token", "name", "poses"]])
     scores = score_table(
         planned,
         cfg.metric_cache,
@@ -89,7 +90,7 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
         {"scorer": scorer_fingerprint(), "planned": made, "metric_cache": cache.fingerprint},
         {"doctor": verdict, "versions": package_versions("numpy", "scipy", "numba", "torch")},
     )
-    write_parquet_atomic(scores, output / SCORES_FILE)
+    write_table(output / SCORES_FILE, scores)
     with atomic_file(output / "scores.csv") as temporary:
         scores.to_csv(temporary, index=False)
     summary = summarise(scores)

@@ -23,20 +23,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.files import atomic_file
 from navsim_ext.fingerprint import Fingerprint, digest_file
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import PdmResult, arithmetic, score_pairs, scorer_fingerprint
 from navsim_ext.pdm.columns import SCORE_COLUMNS
 from navsim_ext.pdm.ego import NUM_POSES
 from navsim_ext.runtime.config import job
+from navsim_ext.runtime.parquet import read_table, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +57,12 @@ class TrajectoryFile:
 
 
 def read_trajectories(path: str | os.PathLike[str]) -> TrajectoryFile:
-    """Reads and checks IN. Raises MissingError for no file, DataError for a missing column, a null token or name, a
-    column of another type, or no rows."""
+    """Reads and checks IN. Raises MissingError for no file, CorruptFile for a damaged one, DataError for a missing
+    column, a null token or name, a column of another type, or no rows."""
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"trajectories={path} does not exist")
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is no readable parquet file: {error}") from error
+    table = read_table(path, "write the trajectories again", required=False)
     missing = [name for name in ("token", "name", "poses") if name not in table.column_names]
     if missing:
         raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.column_names) or 'none'}")
@@ -174,7 +170,6 @@ def write_scores(
     summary: dict[str, Any],
 ) -> None:
     """Writes OUT atomically: a reader sees the whole file or none."""
-    path = Path(path)
     columns: dict[str, pa.Array] = {
         "token": pa.array(content.tokens, pa.string()),
         "name": pa.array(content.names, pa.string()),
@@ -183,11 +178,8 @@ def write_scores(
     }
     for name in SCORE_COLUMNS:
         columns[name] = pa.array(result[name], pa.float64(), from_pandas=True)
-    table = pa.table(columns).replace_schema_metadata(
-        {FINGERPRINT_KEY: json.dumps(fingerprint.to_json()), SUMMARY_KEY: json.dumps(summary)}
-    )
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary)
+    metadata = {FINGERPRINT_KEY: json.dumps(fingerprint.to_json()), SUMMARY_KEY: json.dumps(summary)}
+    write_table(path, pa.table(columns), metadata)
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:

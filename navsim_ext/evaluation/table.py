@@ -18,6 +18,7 @@ from rich.table import Table
 from navsim_ext.bootstrap import REPLICATES, Estimate, bootstrap_mean
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, digest_tokens
+from navsim_ext.runtime.parquet import read_frame
 
 V1_COLUMNS = ("pdms_v1", "v1_nc", "v1_dac", "v1_ttc", "v1_ep", "v1_comfort", "v1_ddc")
 V2_COLUMNS = (
@@ -37,6 +38,7 @@ TITLES = {
 SHORT_TITLES = {"epdms_v2_nofilter": "EPDMS no filter"}  # where 80 columns are all there is
 
 SCORES_FILE = "scores.parquet"
+REMEDY = "score again with python -m navsim_ext.evaluation.score"
 NAVTRAIN_SIZES = {85_109: "the 85k part of navtrain", 103_288: "the full 103k navtrain"}
 
 
@@ -123,7 +125,7 @@ def read_scores(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, Fingerpri
         raise MissingError(
             f"{path} is missing: run `python -m navsim_ext.evaluation.score output_dir={folder} ...` first"
         )
-    scores = pd.read_parquet(path)
+    scores = read_frame(path, REMEDY)
     missing = sorted({"token", "name", "log_name", "valid"} - set(scores.columns))
     if missing:
         raise DataError(f"{path} has no column {', '.join(missing)}: it is not a score table; score again")

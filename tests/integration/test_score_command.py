@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from commands import run_module
+from damage import damages
 from rich.console import Console
 
 from navsim_ext.dataset import SceneDataset
@@ -92,6 +93,13 @@ def test_planning_goes_on_where_it_stopped(world, tmp_path):
     resumed, _ = plan_scenes(rest, dataset, None, tmp_path / "cut", batch_size=1)
     assert rest.calls == 36 - 16
     pd.testing.assert_frame_equal(resumed, whole)
+    part = next(iter(sorted((tmp_path / "cut" / "planned").glob("part-*"))))
+    for damaged in damages(part.read_bytes(), np.random.default_rng(0), 8):
+        part.write_bytes(damaged)
+        again = Counting()
+        mended, _ = plan_scenes(again, dataset, None, tmp_path / "cut", batch_size=1)
+        assert again.calls == 16
+        pd.testing.assert_frame_equal(mended, whole)
 
 
 def test_another_planner_may_not_go_on_in_the_folder(world, tmp_path):

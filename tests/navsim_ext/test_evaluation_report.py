@@ -7,6 +7,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+from damage import judge_damage
 
 from navsim_ext.errors import DataError
 from navsim_ext.evaluation.attribution import EPDMS_V2_NOFILTER, PDMS_V1
@@ -15,6 +16,7 @@ from navsim_ext.evaluation.report import build_report, load_folders
 from navsim_ext.evaluation.table import identity, identity_line, print_table, summarise
 from navsim_ext.fingerprint import Fingerprint, FingerprintMismatch
 from navsim_ext.runtime.config import compose
+from navsim_ext.runtime.parquet import write_table
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -38,11 +40,10 @@ def make_scores(name: str, quality: float, seed: int = 0, logs: int = 6) -> pd.D
 
 def save(folder, table: pd.DataFrame, scorer_version: str = "1") -> str:
     folder.mkdir()
-    table.to_parquet(folder / "scores.parquet")
+    write_table(folder / "scores.parquet", table)
     poses = [np.column_stack([np.arange(1, 9) * 2.0, np.zeros(8), np.zeros(8)]).ravel()] * len(table)
-    pd.DataFrame({"token": table["token"], "name": table["name"], "poses": poses}).to_parquet(
-        folder / "trajectories.parquet"
-    )
+    rows = pd.DataFrame({"token": table["token"], "name": table["name"], "poses": poses})
+    write_table(folder / "trajectories.parquet", rows)
     scorer = Fingerprint("scorer", {"version": scorer_version})
     Fingerprint("scores", {"planner": table["name"][0]}, {"scorer": scorer}).save(folder)
     return str(folder)
@@ -91,6 +92,19 @@ def test_two_scorers_are_not_put_in_one_table(tmp_path):
     folders = [save(tmp_path / "a", make_scores("a", 0.5)), save(tmp_path / "b", make_scores("b", 0.5), "2")]
     with pytest.raises(FingerprintMismatch, match=r"version: '1' \| '2'"):
         load_folders(folders)
+
+
+def test_no_damage_of_a_score_folder_changes_a_table_in_silence(tmp_path):
+    folder = tmp_path / "a"
+    save(folder, make_scores("a", 0.5))
+
+    def read():
+        scores, trajectories, made = load_folders([str(folder)])
+        values = [table.drop(columns="poses", errors="ignore").to_json() for table in (scores, trajectories)]
+        return [*values, np.stack(trajectories["poses"].tolist()).tobytes(), made["a"].digest]
+
+    verdicts = judge_damage(folder, read, np.random.default_rng(0), 40)
+    assert verdicts["scores.parquet"] == verdicts["trajectories.parquet"] == {"named": 40, "without effect": 0}
 
 
 @pytest.fixture(scope="module")

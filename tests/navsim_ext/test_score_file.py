@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from navsim_ext.errors import DataError, MissingError
+from navsim_ext.errors import CorruptFile, DataError, MissingError
 from navsim_ext.evaluation import score_file as job
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.metric_cache.schema import KIND, MetricCache, cache_fields, map_folder
@@ -132,7 +132,7 @@ def test_bad_files_are_named(tmp_path, frame, cache_folder):
     with pytest.raises(MissingError, match=r"none\.parquet"):
         job.read_trajectories(tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("token,name\n")
-    with pytest.raises(DataError, match="no readable parquet"):
+    with pytest.raises(CorruptFile, match=r"text\.parquet is no readable Parquet"):
         job.read_trajectories(tmp_path / "text.parquet")
     with pytest.raises(DataError, match="no column poses"):
         job.read_trajectories(write(tmp_path / "a.parquet", frame[["token", "name"]]))
