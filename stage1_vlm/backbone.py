@@ -8,7 +8,6 @@ transformers' native classes or refused.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +16,15 @@ from typing import Any, ClassVar
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from navsim_ext.errors import MissingError, TriviumError
+from navsim_ext.errors import MissingError
 from navsim_ext.fingerprint import digest_file, digest_json
 from stage1_vlm.collate import VisionLanguageBatch, pad
+from stage1_vlm.folder import CheckpointError, guarded, load_config, read_settings
 from stage1_vlm.processor import ChatProcessor, Example
 
 OFFICIAL_ARCHITECTURE = "InternVLChatModel"  # OpenGVLab's own classes, which need remote code
-
-
-class CheckpointError(TriviumError):
-    """A checkpoint folder that does not hold the model it says, whole and in the native form."""
 
 
 class VisionLanguageBackbone(ABC):
@@ -147,25 +143,27 @@ def families() -> dict[str, type[VisionLanguageBackbone]]:
 
 def read_config(folder: str | Path) -> tuple[type[VisionLanguageBackbone], Any]:
     """The family and config of a checkpoint folder; raises MissingError or CheckpointError naming the remedy."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise MissingError(f"{path} is missing: {folder} is not a checkpoint folder")
-    content = json.loads(path.read_text())
-    if OFFICIAL_ARCHITECTURE in content.get("architectures", []):
+    content = read_settings(folder)
+    if OFFICIAL_ARCHITECTURE in (content.get("architectures") or ()):
         raise CheckpointError(
             f"{folder} holds OpenGVLab's own format, which needs remote code; convert it once with "
             f"`python -m stage1_vlm.convert source={folder} output_dir={folder}-hf`"
         )
     known = families()
     if content.get("model_type") not in known:
-        raise CheckpointError(f"{path}: model_type {content.get('model_type')!r} is not one of {sorted(known)}")
-    return known[content["model_type"]], AutoConfig.from_pretrained(str(folder))
+        raise CheckpointError(
+            f"{folder}/config.json: model_type {content.get('model_type')!r:.60} is not one of {sorted(known)}"
+        )
+    config = load_config(folder)
+    if type(config) is not known[content["model_type"]].model_class.config_class:
+        raise CheckpointError(f"{folder}/config.json was read as {type(config).__name__}, which is of another model")
+    return known[content["model_type"]], config
 
 
 def load_processor(folder: str | Path, *, max_image_tokens: int | None = None, exact: bool = False) -> ChatProcessor:
     """The processor alone: what data loaders need."""
     family, config = read_config(folder)
-    return family.make_processor(folder, config, max_image_tokens, exact)
+    return guarded(folder, lambda: family.make_processor(folder, config, max_image_tokens, exact))
 
 
 def load_backbone(
@@ -199,10 +197,16 @@ def load_backbone(
         raise CheckpointError(
             f"{folder}: its weights (*.safetensors) are missing or damaged ({error}): copy or convert it again"
         ) from error
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder}: its config.json makes no {family.model_class.__name__} ({type(error).__name__}: "
+            f"{error!s:.300}): copy or convert it again"
+        ) from error
     problems = {key: sorted(map(str, values)) for key, values in report.items() if values}
     if problems:
         raise CheckpointError(f"{folder} does not fit {family.model_class.__name__}: {problems}")
-    return family(model, family.make_processor(folder, config, max_image_tokens, exact))
+    processor = guarded(folder, lambda: family.make_processor(folder, config, max_image_tokens, exact))
+    return family(model, processor)
 
 
 def weights_digest(folder: str | Path) -> str:
@@ -210,6 +214,6 @@ def weights_digest(folder: str | Path) -> str:
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise MissingError(f"{folder} holds no *.safetensors")
-    config = json.loads((Path(folder) / "config.json").read_text())
+    config = read_settings(folder)
     config.pop("transformers_version", None)
     return digest_json({"config": config, "files": {file.name: digest_file(file) for file in files}})

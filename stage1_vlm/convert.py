@@ -9,7 +9,6 @@ has: nothing may be missing or left over.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -24,7 +23,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     GotOcr2ImageProcessorPil,
     InternVLConfig,
     InternVLForConditionalGeneration,
@@ -37,6 +35,7 @@ from navsim_ext.files import write_json_atomic
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.progress import track
 from stage1_vlm.backbone import OFFICIAL_ARCHITECTURE, CheckpointError
+from stage1_vlm.folder import guarded, load_config, load_tokenizer, read_settings
 from stage1_vlm.internvl import IMAGENET_MEAN, IMAGENET_STD
 from stage1_vlm.tiny import INTERNVL_ROLES
 
@@ -211,15 +210,19 @@ def convert(source: str | Path, output_dir: str | Path, *, shard_bytes: int = 4_
     Raises MissingError, CheckpointError; a folder that is left by an error has no config.json and is no checkpoint.
     """
     source, target = Path(source), Path(output_dir)
-    if not (source / "config.json").is_file():
-        raise MissingError(f"{source / 'config.json'} is missing: {source} is not a checkpoint folder")
-    content = json.loads((source / "config.json").read_text())
-    official = OFFICIAL_ARCHITECTURE in content.get("architectures", [])
+    content = read_settings(source)
+    official = OFFICIAL_ARCHITECTURE in (content.get("architectures") or ())
+    if not official and content.get("model_type") != "internvl":
+        raise CheckpointError(
+            f"{source}/config.json: model_type {content.get('model_type')!r:.60} and architectures "
+            f"{content.get('architectures')!r:.100} are neither OpenGVLab's InternVL nor the native form of it"
+        )
     target.mkdir(parents=True, exist_ok=True)
     (target / "config.json").unlink(missing_ok=True)
     if official:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), extra_special_tokens=INTERNVL_ROLES)
-        config = native_config(content, tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
+        tokenizer = load_tokenizer(source, extra_special_tokens=INTERNVL_ROLES)
+        image_token = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+        config = guarded(source, lambda: native_config(content, image_token))
         expected = native_names(config)
         write_shards(native_weights(read_weights(source)), target, shard_bytes, expected)
         tokenizer.save_pretrained(str(target))
@@ -233,7 +236,7 @@ def convert(source: str | Path, output_dir: str | Path, *, shard_bytes: int = 4_
         config.architectures = ["InternVLForConditionalGeneration"]
         config.save_pretrained(str(target))
         return "native"
-    config = InternVLConfig.from_pretrained(str(source))
+    config = load_config(source)
     expected = {name for name, _ in official_weights((name, torch.zeros(1)) for name in native_names(config))}
     write_shards(official_weights(read_weights(source)), target, shard_bytes, expected)
     for path in source.iterdir():

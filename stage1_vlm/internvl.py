@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GotOcr2ImageProcessorPil, InternVLForConditionalGeneration
+from transformers import GotOcr2ImageProcessorPil, InternVLForConditionalGeneration
 
 from stage1_vlm.backbone import VisionLanguageBackbone
 from stage1_vlm.collate import VisionLanguageBatch
+from stage1_vlm.folder import load_pictures, load_tokenizer
 from stage1_vlm.processor import ChatProcessor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -49,13 +50,10 @@ class InternVLProcessor(ChatProcessor):
         """
         size = {"height": tile, "width": tile}
         pictures = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, "size": size, "crop_to_patches": True}
-        if (Path(folder) / "preprocessor_config.json").is_file():
-            image_processor = GotOcr2ImageProcessorPil.from_pretrained(str(folder), **pictures)
-        else:
-            image_processor = GotOcr2ImageProcessorPil(**pictures)
+        image_processor = load_pictures(GotOcr2ImageProcessorPil, folder, **pictures)
         if max_tiles is not None:
             image_processor.max_patches = max_tiles if exact else min(max_tiles, image_processor.max_patches)
-        return cls(AutoTokenizer.from_pretrained(str(folder)), image_processor, tokens_per_tile)
+        return cls(load_tokenizer(folder), image_processor, tokens_per_tile)
 
     def tiling(self, pictures: int) -> dict[str, Any]:
         """Tiling options of each of ``pictures`` pictures in one conversation."""

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 from stage1_vlm.backbone import VisionLanguageBackbone
 from stage1_vlm.collate import VisionLanguageBatch
+from stage1_vlm.folder import load_pictures, load_tokenizer
 from stage1_vlm.processor import ChatProcessor
 
 
@@ -37,16 +38,13 @@ class QwenProcessor(ChatProcessor):
         exact: bool = False,
     ) -> QwenProcessor:
         pictures: dict[str, Any] = {"patch_size": patch_size, "merge_size": merge_size}
-        if (Path(folder) / "preprocessor_config.json").is_file():
-            image_processor = Qwen2VLImageProcessorPil.from_pretrained(str(folder), **pictures)
-        else:
-            image_processor = Qwen2VLImageProcessorPil(**pictures)
+        image_processor = load_pictures(Qwen2VLImageProcessorPil, folder, **pictures)
         if max_image_tokens is not None:
             longest = max_image_tokens * (patch_size * merge_size) ** 2
             longest = longest if exact else min(longest, image_processor.size["longest_edge"])
             shortest = min(image_processor.size["shortest_edge"], longest)
             image_processor.size = {"shortest_edge": shortest, "longest_edge": longest}
-        return cls(AutoTokenizer.from_pretrained(str(folder)), image_processor)
+        return cls(load_tokenizer(folder), image_processor)
 
     def budget(self, pictures: int) -> dict[str, int]:
         """Least and most pixels of each of ``pictures`` pictures (the names are the image processor's)."""
