@@ -1,0 +1,1 @@
+"""The moving world: batched scenes, policies, a planner in the ego's seat."""
