@@ -24,6 +24,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from navsim_ext.runtime.checksums import (
 )
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import Estimate, measure_slice, preflight
-from navsim_ext.runtime.processes import process_pool
+from navsim_ext.runtime.workers import map_items
 from navsim_ext.scene import CAMERAS, Scene
 
 log = logging.getLogger(__name__)
@@ -243,10 +244,9 @@ def _build_parts(source: SceneSource, parts: Path, cameras: tuple[str, ...], wor
     limit = source.scene_filter.max_scenes
     log.info("scene index: %d logs, %d of them done, %d processes", len(names), done, workers)
     if workers > 1 and limit is None and len(todo) > 1:
-        with process_pool(workers) as pool:
-            jobs = [pool.submit(_build_part, source, name, parts, cameras) for name in todo]
-            for finished in track(jobs, "logs", total=len(names), done=done):
-                finished.result()
+        build = partial(_build_part, source, parts=parts, cameras=cameras)
+        for _ in track(map_items(build, todo, num_workers=workers), "logs", total=len(names), done=done):
+            pass
         return
     found = sum(len(_read_part(parts / f"{name}.npz")["tokens"]) for name in names if name not in set(todo))
     for name in track(todo, "logs", total=len(names), done=done):

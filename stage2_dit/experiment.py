@@ -36,8 +36,8 @@ from navsim_ext.pdm import score
 from navsim_ext.planners import Planner, baseline
 from navsim_ext.runtime.config import compose, job
 from navsim_ext.runtime.parquet import write_table
-from navsim_ext.runtime.processes import map_in_processes
 from navsim_ext.runtime.run import run
+from navsim_ext.runtime.workers import map_items
 from stage2_dit.inference import load_trajectory_planner
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def train(cfg: DictConfig, folders: Mapping[str, Path], name: str) -> Path:
 def train_all(cfg: DictConfig, folders: Mapping[str, Path]) -> dict[str, Path]:
     """Both checkpoints by name; the trainings run ``cfg.workers`` at a time, each in a process of its own from 2 on."""
     names = (SEEING, BLIND)
-    return dict(zip(names, map_in_processes(partial(train, cfg, folders), names, cfg.workers), strict=True))
+    return dict(zip(names, map_items(partial(train, cfg, folders), names, num_workers=cfg.workers), strict=True))
 
 
 def scored(

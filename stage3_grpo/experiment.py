@@ -37,8 +37,8 @@ from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.planners import Planner
 from navsim_ext.runtime.config import compose, job
 from navsim_ext.runtime.parquet import write_table
-from navsim_ext.runtime.processes import map_in_processes
 from navsim_ext.runtime.run import run
+from navsim_ext.runtime.workers import map_items
 from stage2_dit.inference import load_trajectory_planner
 from stage3_grpo.rewards.kinematics import reverses, stands
 from stage3_grpo.rewards.reward import TAIL_INTERVALS
@@ -198,7 +198,7 @@ def main(cfg: DictConfig) -> None:
     hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)
     cache = MetricCache(cfg.data.metric_cache_test or cfg.data.metric_cache)
     names = [f"diffgrpo_seed{seed}" for seed in cfg.seeds]
-    best = map_in_processes(partial(train, cfg, folders), cfg.seeds, cfg.workers)
+    best = map_items(partial(train, cfg, folders), cfg.seeds, num_workers=cfg.workers)
     checkpoints = dict(zip(names, best, strict=True))
     tables = {}
     for name, path in {IMITATION: Path(cfg.init), **checkpoints}.items():

@@ -6,38 +6,45 @@ Rows are split by log, because two-frame comfort pairs scenes of one log; the re
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import as_completed
-from typing import Literal
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from navsim_ext.errors import DataError, MissingError
+from navsim_ext.errors import DataError
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import score, score_pairs
 from navsim_ext.pdm.columns import RewardWeights
-from navsim_ext.runtime.processes import process_pool
 from navsim_ext.runtime.progress import track
+from navsim_ext.runtime.workers import spread
 
-Workers = Literal["sequential", "processes", "ray"]
 ROWS_PER_PART = 2048
 
 
-def score_part(
-    table: pd.DataFrame, metric_cache: str | MetricCache, two_frame: bool, reward: RewardWeights | None, threads: int
-) -> pd.DataFrame:
-    """Score rows of one part, in its order: the columns of ``table`` but ``poses``, then validity and scores."""
-    cache = MetricCache(metric_cache) if isinstance(metric_cache, str) else metric_cache
-    tokens = table["token"].tolist()
-    poses = np.stack([np.asarray(row, dtype=np.float64).reshape(-1, 3) for row in table["poses"]])
-    if two_frame:
-        names = table["name"].tolist()
-        result = score_pairs(tokens, poses, cache, names=names, reward=reward, threads=threads or None)
-    else:
-        result = score(tokens, poses, cache, reward=reward, threads=threads or None)
-    scores = result.to_frame().drop(columns="token")
-    return pd.concat([table.drop(columns="poses").reset_index(drop=True), scores], axis=1)
+class PartWorker:
+    """Scores one part after another; the metric cache is opened once. ``threads`` 0: as many as there are cores."""
+
+    def __init__(
+        self, metric_cache: str, two_frame: bool, reward: RewardWeights | None, threads: int, name: str
+    ) -> None:
+        self.cache = MetricCache(metric_cache)
+        self.two_frame, self.reward, self.threads = two_frame, reward, threads or None
+
+    def process(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Score rows of one part, in its order: the columns of ``table`` but ``poses``, then validity and scores."""
+        tokens = table["token"].tolist()
+        poses = np.stack([np.asarray(row, dtype=np.float64).reshape(-1, 3) for row in table["poses"]])
+        if self.two_frame:
+            names = table["name"].tolist()
+            result = score_pairs(tokens, poses, self.cache, names=names, reward=self.reward, threads=self.threads)
+        else:
+            result = score(tokens, poses, self.cache, reward=self.reward, threads=self.threads)
+        scores = result.to_frame().drop(columns="token")
+        return pd.concat([table.drop(columns="poses").reset_index(drop=True), scores], axis=1)
+
+    def close(self) -> None:
+        """Nothing is left open."""
 
 
 def score_table(
@@ -46,7 +53,7 @@ def score_table(
     *,
     two_frame: bool = True,
     reward: RewardWeights | None = None,
-    workers: Workers = "sequential",
+    workers: str = "sequential",
     num_workers: int = 1,
     ray_address: str | None = None,
 ) -> pd.DataFrame:
@@ -58,21 +65,12 @@ def score_table(
     """
     if table.empty:
         raise DataError("there are 0 trajectories to score: check the split and the planner")
-    folder = os.fspath(metric_cache)
     parts = list(_parts(table))
-    if workers == "sequential":
-        cache = MetricCache(folder)
-        scored = [
-            (part.index[0], score_part(part, cache, two_frame, reward, 0)) for part in track(parts, "scoring (parts)")
-        ]
-    elif workers == "processes":
-        scored = list(track(_in_processes(parts, folder, two_frame, reward, num_workers), "scoring", total=len(parts)))
-    elif workers == "ray":
-        arguments = (parts, folder, two_frame, reward, num_workers, ray_address)
-        scored = list(track(_in_ray(*arguments), "scoring (parts)", total=len(parts)))
-    else:
-        raise DataError(f"workers={workers!r}: there are sequential, processes and ray")
-    joined = pd.concat([rows.set_index(part.index) for part, rows in _matched(parts, scored)])
+    threads = 0 if workers == "sequential" else 1
+    make = partial(PartWorker, os.fspath(metric_cache), two_frame, reward, threads)
+    scored = spread(make, parts, kind=workers, num_workers=num_workers, ray_address=ray_address)
+    rows = [part.set_index(parts[number].index) for number, part in track(scored, "scoring (parts)", total=len(parts))]
+    joined = pd.concat(rows)
     return joined.loc[table.index].reset_index(drop=True)
 
 
@@ -86,47 +84,3 @@ def _parts(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
             waiting = []
     if waiting:
         yield pd.concat(waiting)
-
-
-def _matched(
-    parts: Sequence[pd.DataFrame], scored: Sequence[tuple[int, pd.DataFrame]]
-) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
-    by_first = dict(scored)
-    for part in parts:
-        yield part, by_first[part.index[0]]
-
-
-def _in_processes(
-    parts: Sequence[pd.DataFrame], folder: str, two_frame: bool, reward: RewardWeights | None, num_workers: int
-) -> Iterator[tuple[int, pd.DataFrame]]:
-    with process_pool(num_workers) as pool:
-        running = {pool.submit(score_part, part, folder, two_frame, reward, 1): part.index[0] for part in parts}
-        for future in as_completed(running):
-            yield running[future], future.result()
-
-
-def _in_ray(
-    parts: Sequence[pd.DataFrame],
-    folder: str,
-    two_frame: bool,
-    reward: RewardWeights | None,
-    num_workers: int,
-    address: str | None,
-) -> Iterator[tuple[int, pd.DataFrame]]:
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise MissingError("workers=ray needs the package ray: pip install 'trivium[ray]'") from error
-    started = not ray.is_initialized()
-    if started:
-        local = {"num_cpus": num_workers, "include_dashboard": False} if address is None else {"address": address}
-        ray.init(log_to_driver=False, configure_logging=False, **local)
-    try:
-        task = ray.remote(num_cpus=1)(score_part)
-        running = {task.remote(part, folder, two_frame, reward, 1): part.index[0] for part in parts}
-        while running:
-            (ready,), _ = ray.wait(list(running))
-            yield running.pop(ready), ray.get(ready)
-    finally:
-        if started:
-            ray.shutdown()

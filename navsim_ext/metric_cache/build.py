@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,19 @@ from omegaconf import DictConfig
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.files import remove_temporaries
 from navsim_ext.fingerprint import Fingerprint
-from navsim_ext.metric_cache import engines, journal
+from navsim_ext.metric_cache import journal
 from navsim_ext.metric_cache.journal import Invalid, LogResult
 from navsim_ext.metric_cache.schema import KIND, MAPS_FOLDER, cache_fields
 from navsim_ext.metric_cache.settings import BuildSettings, read_tokens
+from navsim_ext.metric_cache.worker import LogWorker
 from navsim_ext.readers import NothingSelected
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
+from navsim_ext.runtime.workers import KINDS, spread
 from navsim_ext.shards import ShardWriter, merge
 
 logger = logging.getLogger(__name__)
 
-WORKERS = ("sequential", "processes", "ray")
 SCENES_PER_SECOND = 10.0  # per core, of both versions; only for the estimate that is told beforehand
 RECORD_BYTES = 60_000
 
@@ -52,8 +54,8 @@ def build(
     Raises NothingCached, MissingError for absent data, FingerprintMismatch when the folder holds another cache,
     FolderBusy when another build is at work in it, WorkerDied when a worker was killed.
     """
-    if workers not in WORKERS:
-        raise DataError(f"workers={workers}: one of {', '.join(WORKERS)} was expected")
+    if workers not in KINDS:
+        raise DataError(f"workers={workers}: one of {', '.join(KINDS)} was expected")
     count = num_workers if num_workers is not None else os.cpu_count() or 1
     if count < 1:
         raise DataError(f"num_workers={num_workers}: at least 1 is needed")
@@ -67,9 +69,12 @@ def build(
         remaining = [name for name in log_names if name not in finished]
         tell_cost(settings, remaining, len(finished), len(stored), count if workers != "sequential" else 1)
         results = [finished[name] for name in log_names if name in finished]
-        results += _progress(
-            _run(settings, fingerprint, remaining, workers, count, ray_address), len(finished), log_names
+        make = partial(LogWorker, settings, fingerprint)
+        workers = workers if remaining else "sequential"
+        made = spread(
+            make, remaining, kind=workers, num_workers=min(count, len(remaining) or 1), ray_address=ray_address
         )
+        results += _progress((result for _, result in made), len(finished), log_names)
         results += _absent_tokens(settings, results)
         merge(cache)
         sweep(cache)
@@ -118,24 +123,6 @@ def tell_cost(settings: BuildSettings, remaining: Sequence[str], finished: int, 
         logger.warning(
             "the disk of %s may be too small: about %.2f GB are needed", settings.output_dir, 2 * needed / 1e9
         )
-
-
-def _run(
-    settings: BuildSettings,
-    fingerprint: Fingerprint,
-    logs: Sequence[str],
-    workers: str,
-    num_workers: int,
-    ray_address: str | None,
-) -> Iterator[LogResult]:
-    if not logs:
-        return iter(())
-    if workers == "sequential":
-        return engines.sequential(settings, fingerprint, logs)
-    num_workers = min(num_workers, len(logs))
-    if workers == "processes":
-        return engines.processes(settings, fingerprint, logs, num_workers)
-    return engines.ray_cluster(settings, fingerprint, logs, num_workers, ray_address)
 
 
 def _progress(results: Iterator[LogResult], done: int, log_names: Sequence[str]) -> Iterator[LogResult]:

@@ -1,19 +1,28 @@
-"""One run per folder: an advisory lock that the operating system drops when its holder dies, kill -9 included."""
+"""The one lock of a folder: advisory, and dropped by the operating system when its holder dies, kill -9 included.
+
+    with FolderLock(folder): ...                       # one run per folder; raises FolderBusy naming who has it
+    lock = FolderLock(folder, "locks/merge")           # any number of named locks in a folder
+    lock.try_acquire(shared=True)                      # with other sharers
+
+The lock is flock(2), which Linux maps to a byte-range lock of the server on NFS; elsewhere it is as good as the file
+system's lock service. What a lock file says of its last holder only serves the message: a file that a killed process
+left is free.
+"""
 
 from __future__ import annotations
 
+import datetime
+import fcntl
 import json
 import os
 import socket
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from navsim_ext.errors import TriviumError
+from navsim_ext.files import cannot_write
 
 LOCK_NAME = ".lock"
-HOLDER_NAME = ".lock.json"
 
 
 class FolderBusy(TriviumError):
@@ -21,31 +30,70 @@ class FolderBusy(TriviumError):
 
 
 class FolderLock(AbstractContextManager["FolderLock"]):
-    """``with FolderLock(folder):`` creates the folder and holds it; raises FolderBusy naming who has it.
+    """The lock file ``<folder>/<name>``, held from ``acquire`` (or ``with``) to ``release`` or the end of the process.
 
-    The lock is flock(2): on network file systems it is as good as their lock service.
+    ``with`` creates the folder and takes the lock alone unless it is held already, and releases it.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], name: str = LOCK_NAME) -> None:
         self.folder = Path(folder)
+        self.path = self.folder / name
+        self._descriptor: int | None = None
+
+    def try_acquire(self, *, shared: bool = False, wait: bool = False) -> bool:
+        """Takes the lock, shared with other sharers or alone; False when somebody else holds it (and not ``wait``).
+
+        Raises CannotWrite when the folder takes no file.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise cannot_write(error, self.folder) from error
+        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(descriptor, mode if wait else mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        if not shared:
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        self._descriptor = descriptor
+        return True
+
+    def acquire(self) -> None:
+        """Takes the lock alone; raises FolderBusy naming who has it, CannotWrite when the folder takes no file."""
+        if not self.try_acquire():
+            raise FolderBusy(
+                f"{self.folder} is in use by another run ({self.holder()}): wait for it, stop it, or choose another "
+                "output_dir"
+            )
+
+    def holder(self) -> str:
+        """Who took the lock alone last, in words."""
+        try:
+            told = json.loads(self.path.read_text())
+            return f"process {told['pid']} on {told['host']} holds it since {told['since']}"
+        except (OSError, ValueError, LookupError, TypeError):
+            return "another process holds it"
+
+    @property
+    def released(self) -> bool:
+        return self._descriptor is None
+
+    def release(self) -> None:
+        """Gives the lock back; releasing twice is harmless."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def __enter__(self) -> FolderLock:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / LOCK_NAME, timeout=0)
-            self._lock.acquire()
-        except Timeout:
-            holder = self.folder / HOLDER_NAME
-            who = holder.read_text().strip() if holder.is_file() else "unknown"
-            raise FolderBusy(
-                f"{self.folder} is in use by another run ({who}): wait for it, stop it, or choose another output_dir"
-            ) from None
-        except OSError as error:
-            raise TriviumError(
-                f"cannot write to {self.folder} ({error.strerror}): choose another output_dir"
-            ) from error
-        (self.folder / HOLDER_NAME).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        if self.released:
+            self.acquire()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.release()
+        self.release()

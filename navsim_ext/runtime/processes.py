@@ -5,12 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import BaseContext
-from typing import Any, TypeVar
-
-Item, Result = TypeVar("Item"), TypeVar("Result")
+from typing import Any
 
 
 def process_pool(
@@ -27,14 +25,6 @@ def process_pool(
     """
     spawned = context or multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, spawned, _start, (initializer, initargs))
-
-
-def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:
-    """``function`` of each item, ``workers`` at a time; with 1 in this process, in which a debugger can follow it."""
-    if workers == 1:
-        return [function(item) for item in items]
-    with process_pool(workers) as processes:
-        return list(processes.map(function, items))
 
 
 def _start(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from navsim_ext.errors import MissingError
-from navsim_ext.files import atomic_stream
+from navsim_ext.files import atomic_stream, remove_temporaries
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.shards import journal
 from navsim_ext.shards.container import HEADER_BYTES, IndexBuilder, pack, read_index
 from navsim_ext.shards.errors import CorruptShard, StorageFull
 from navsim_ext.shards.identity import STORE_FILE, claim_folder, read_identity, write_identity
-from navsim_ext.shards.locks import FolderLock
+from navsim_ext.shards.locks import store_lock, take
 from navsim_ext.shards.names import finished_shards, missing_shards, part_name
 from navsim_ext.shards.records import Record
 from navsim_ext.shards.shard import Shard, require_identical
@@ -76,8 +76,7 @@ def merge(
     with ExitStack() as stack:
         shards: list[Shard] = []
         for source in dict.fromkeys([folder, *map(Path, sources)]):
-            lock = stack.enter_context(FolderLock(source, "folder"))
-            lock.acquire("merging while writers are at work")
+            stack.enter_context(take(store_lock(source, "folder"), "merging while writers are at work"))
             own, parts = read_identity(source)
             fingerprint.require_equal(
                 own, mine=f"the store in {folder}", theirs=f"that in {source}", remedy="merge only stores of one make"
@@ -96,8 +95,9 @@ def merge(
         old = [path for path in finished_shards(folder) if path.name not in kept]
         journal.sync_folder(folder)
         # the last of each writer first: what is left never has a gap in its numbers, which would look like a loss
-        for path in [*reversed(old), *folder.glob("shard-*.journal"), *folder.glob(".part-*.tmp")]:
+        for path in [*reversed(old), *folder.glob("shard-*.journal")]:
             path.unlink()
+        remove_temporaries(folder)
         journal.sync_folder(folder)
     total = sum(part.num_bytes for part in plan)
     return MergeReport(len(places), total, duplicates, len(plan), len(absent), len(old))

@@ -17,7 +17,7 @@ from navsim_ext.shards import journal, records
 from navsim_ext.shards.container import HEADER_BYTES, IndexBuilder, read_index
 from navsim_ext.shards.errors import DuplicateToken, ShardError, StorageFull
 from navsim_ext.shards.identity import claim_folder
-from navsim_ext.shards.locks import FolderLock
+from navsim_ext.shards.locks import store_lock, take
 from navsim_ext.shards.names import OpenShard, check_writer, finished_shards, free_number, open_shards
 
 SHARD_BYTES = 1 << 30  # a shard is finished at the first record that reaches this
@@ -54,13 +54,13 @@ class ShardWriter:
         self._journal_bytes = 0
         self._digest = fingerprint.digest
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._sharing = FolderLock(self.folder, "folder")
-        self._own = FolderLock(self.folder, f"writer-{writer}")
-        start = FolderLock(self.folder, "start")
+        self._sharing = store_lock(self.folder, "folder")
+        self._own = store_lock(self.folder, f"writer-{writer}")
+        start = store_lock(self.folder, "start")
         start.try_acquire(wait=True)
         try:
-            self._sharing.acquire("writing while the folder is merged", shared=True)
-            self._own.acquire(f"a second process under writer id {writer!r} (give each process its own)")
+            take(self._sharing, "writing while the folder is merged", shared=True)
+            take(self._own, f"a second process under writer id {writer!r} (give each process its own)")
             claim_folder(self.folder, fingerprint)
             finish_abandoned(self.folder, self._digest, except_writer=self.writer)
             self._resume()
@@ -188,7 +188,7 @@ def finish_abandoned(folder: Path, fingerprint_digest: str, *, except_writer: st
     """Finishes the open shards of writers that have ended, however they ended; returns the new finished shards."""
     finished = []
     for shard in open_shards(folder):
-        lock = FolderLock(folder, f"writer-{shard.writer}")
+        lock = store_lock(folder, f"writer-{shard.writer}")
         if shard.writer == except_writer or not lock.try_acquire():
             continue
         with lock:

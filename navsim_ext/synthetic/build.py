@@ -17,27 +17,23 @@ from __future__ import annotations
 
 import itertools
 import logging
-import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
-from navsim_ext.errors import TriviumError
 from navsim_ext.files import cannot_write
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint, package_versions
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import preflight
-from navsim_ext.runtime.processes import process_pool
+from navsim_ext.runtime.workers import FunctionWorker, spread
 from navsim_ext.synthetic.gpkg_writer import write_maps
 from navsim_ext.synthetic.manifest import Manifest, Record
 from navsim_ext.synthetic.produce import WORK_FOLDER, produce
@@ -51,7 +47,6 @@ KIND = "synthetic-world"
 VERSION = 1  # raised whenever the same recipe gives other logs
 MAP_BYTES = 4_000_000
 WORKER_BYTES = 300_000_000
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @job("synthetic")
@@ -160,31 +155,12 @@ def _first(recipe: Recipe, folder: Path, manifest: Manifest, todo: list[int], wo
 
 
 def _produce_all(recipe: Recipe, folder: Path, todo: list[int], workers: int) -> Iterator[Record]:
-    """Records as logs are finished; at most a few logs per worker are under way, whatever their number."""
-    if workers <= 1 or len(todo) < 2:
-        for index in todo:
-            yield produce(recipe, folder, index)
-        return
-    waiting = iter(todo)
-    for variable in THREAD_VARIABLES:  # workers leave the processors to each other
-        os.environ.setdefault(variable, "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["navsim_ext.synthetic.produce"])  # workers share what it loads
-    with process_pool(workers, context=context) as pool:
-        running: set[Future] = {pool.submit(produce, recipe, folder, i) for i in itertools.islice(waiting, 4 * workers)}
-        try:
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-                    running |= {pool.submit(produce, recipe, folder, i) for i in itertools.islice(waiting, 1)}
-        except BrokenProcessPool as error:
-            raise TriviumError(
-                "a worker process was killed (out of memory?): run the same command to go on, with fewer workers"
-            ) from error
-        finally:
-            for future in running:
-                future.cancel()
+    """Records as logs are finished."""
+    kind = "sequential" if workers <= 1 or len(todo) < 2 else "processes"
+    make = partial(FunctionWorker, partial(produce, recipe, folder))
+    # workers share what produce loads
+    made = spread(make, todo, kind=kind, num_workers=max(workers, 1), preload=["navsim_ext.synthetic.produce"])
+    return (record for _, record in made)
 
 
 if __name__ == "__main__":

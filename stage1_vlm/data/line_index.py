@@ -10,7 +10,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +23,8 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.files import atomic_stream, write_json_atomic
 from navsim_ext.fingerprint import digest_json
 from navsim_ext.prompts import IMAGE_PLACEHOLDER
-from navsim_ext.runtime.processes import process_pool
 from navsim_ext.runtime.progress import track
+from navsim_ext.runtime.workers import map_items
 from stage1_vlm.data.mixture import DatasetEntry
 from stage1_vlm.processor import ChatProcessor, turns_from_conversation
 
@@ -240,13 +239,13 @@ def _scan(entry: DatasetEntry, processor: ChatProcessor, rules: LineRules, worke
     skipped: list[SkippedLine] = []
     num_lines = 0
     task = partial(_examine_chunk, name=entry.name, root=entry.root, processor=processor, rules=rules)
-    with process_pool(workers) if workers else nullcontext() as pool:
-        results = pool.map(task, _chunks(entry.annotation)) if workers else map(task, _chunks(entry.annotation))
-        for some_offsets, some_lengths, some_skipped, used in track(results, f"index {entry.name}"):
-            offsets.extend(some_offsets)
-            lengths.extend(some_lengths)
-            skipped.extend(some_skipped)
-            num_lines += used
+    kind = "processes" if workers else "sequential"
+    results = map_items(task, _chunks(entry.annotation), kind=kind, num_workers=max(workers, 1))
+    for some_offsets, some_lengths, some_skipped, used in track(results, f"index {entry.name}"):
+        offsets.extend(some_offsets)
+        lengths.extend(some_lengths)
+        skipped.extend(some_skipped)
+        num_lines += used
     arrays = np.asarray(offsets, dtype=np.int64), np.asarray(lengths, dtype=np.int32)
     return LineIndex(entry, *arrays, num_lines, tuple(skipped))
 

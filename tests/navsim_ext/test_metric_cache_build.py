@@ -26,11 +26,12 @@ from navsim_ext.metric_cache.map_table import store_map_table
 from navsim_ext.metric_cache.schema import MetricCache, MetricCacheMismatch
 from navsim_ext.metric_cache.settings import BuildSettings, read_tokens
 from navsim_ext.pdm import score
+from navsim_ext.runtime import workers
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.lock import FolderBusy, FolderLock
 
 TOKENS = ("2c0600315ee8ac41", "d7bcf217173232fe", "f3430b5b6f820060", "0e4a8e4b508d537c")
-SCRATCH = {"locks", ".lock", ".lock.json", "hydra", "build.log"}
+SCRATCH = {"locks", ".lock", "hydra", "build.log"}
 
 
 @pytest.fixture(scope="module")
@@ -392,10 +393,8 @@ def test_the_configuration_reads_navsims_environment(monkeypatch, tmp_path):
 def test_a_dead_worker_process_is_named_and_the_next_run_goes_on(dataset, built, tmp_path, monkeypatch):
     """One pool process kills itself in the middle of a log; records so far are kept."""
     monkeypatch.setenv("TRIVIUM_TEST_DIE", "1")
-    from navsim_ext.metric_cache import engines
-
-    monkeypatch.setattr(engines, "_process_log", kill_yourself)
-    with pytest.raises(engines.WorkerDied, match="run the same command again"):
+    monkeypatch.setattr(workers, "_process", kill_yourself)
+    with pytest.raises(workers.WorkerDied, match="run the same command again"):
         build(settings_for(dataset, tmp_path), workers="processes", num_workers=1)
     monkeypatch.undo()
     build(settings_for(dataset, tmp_path))

@@ -251,7 +251,7 @@ def test_weights_come_with_or_without_the_average(whole):
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):
-    with FolderLock(tmp_path), pytest.raises(FolderBusy, match=f'"pid": {os.getpid()}'):
+    with FolderLock(tmp_path), pytest.raises(FolderBusy, match=f"process {os.getpid()} on"):
         run(config(tmp_path, []))
 
 
