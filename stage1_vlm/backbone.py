@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from navsim_ext.errors import MissingError
 from navsim_ext.fingerprint import digest_file, digest_json
 from stage1_vlm.collate import VisionLanguageBatch, pad
 from stage1_vlm.folder import CheckpointError, guarded, load_config, read_settings
 from stage1_vlm.processor import ChatProcessor, Example
+from stage1_vlm.weights import WEIGHTS_FILE, WEIGHTS_INDEX, check_model_folder, finish_model_folder, shard_files
 
 OFFICIAL_ARCHITECTURE = "InternVLChatModel"  # OpenGVLab's own classes, which need remote code
 
@@ -131,6 +131,7 @@ class VisionLanguageBackbone(ABC):
         """Weights (safetensors), config, tokeniser and picture settings, readable by transformers and load_backbone."""
         self.model.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
+        finish_model_folder(folder)
 
 
 def families() -> dict[str, type[VisionLanguageBackbone]]:
@@ -144,6 +145,7 @@ def families() -> dict[str, type[VisionLanguageBackbone]]:
 def read_config(folder: str | Path) -> tuple[type[VisionLanguageBackbone], Any]:
     """The family and config of a checkpoint folder; raises MissingError or CheckpointError naming the remedy."""
     content = read_settings(folder)
+    check_model_folder(folder, weights=False)
     if OFFICIAL_ARCHITECTURE in (content.get("architectures") or ()):
         raise CheckpointError(
             f"{folder} holds OpenGVLab's own format, which needs remote code; convert it once with "
@@ -183,6 +185,13 @@ def load_backbone(
     """
     family, config = read_config(folder)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    shard_files(folder)  # says what is there instead, where they are missing
+    if (Path(folder) / WEIGHTS_INDEX).is_file() and (Path(folder) / WEIGHTS_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} holds weights twice, {WEIGHTS_FILE} and the shards of {WEIGHTS_INDEX}: remove those that are "
+            "not this model's"
+        )
+    check_model_folder(folder)
     try:
         model, report = family.model_class.from_pretrained(
             str(folder),
@@ -211,9 +220,7 @@ def load_backbone(
 
 def weights_digest(folder: str | Path) -> str:
     """SHA-256 hex over the safetensors files and the config of a checkpoint folder."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise MissingError(f"{folder} holds no *.safetensors")
+    files = shard_files(folder)
     config = read_settings(folder)
     config.pop("transformers_version", None)
     return digest_json({"config": config, "files": {file.name: digest_file(file) for file in files}})

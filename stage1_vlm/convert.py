@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from omegaconf import DictConfig
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -30,14 +30,14 @@ from transformers import (
     Qwen2Config,
 )
 
-from navsim_ext.errors import MissingError
-from navsim_ext.files import write_json_atomic
+from navsim_ext.files import read_json, write_json_atomic
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.progress import track
-from stage1_vlm.backbone import OFFICIAL_ARCHITECTURE, CheckpointError
-from stage1_vlm.folder import guarded, load_config, load_tokenizer, read_settings
+from stage1_vlm.backbone import OFFICIAL_ARCHITECTURE
+from stage1_vlm.folder import REMEDY, CheckpointError, guarded, load_config, load_tokenizer, read_settings
 from stage1_vlm.internvl import IMAGENET_MEAN, IMAGENET_STD
 from stage1_vlm.tiny import INTERNVL_ROLES
+from stage1_vlm.weights import WEIGHTS_INDEX, check_model_folder, finish_model_folder, shard_files, with_rope_keys
 
 _log = logging.getLogger(__name__)
 
@@ -173,8 +173,8 @@ def native_config(official: Mapping[str, Any], image_token_id: int) -> InternVLC
 def official_config(native: InternVLConfig) -> dict[str, Any]:
     """config.json of the official form, with what the native config knows."""
     vision, text = native.vision_config, native.text_config
-    llm = {key: value for key, value in text.to_diff_dict().items() if value is not None and key != "dtype"}
-    return {
+    llm = {key: value for key, value in text.to_dict().items() if value is not None and key != "dtype"}
+    return with_rope_keys({
         "architectures": [OFFICIAL_ARCHITECTURE],
         "model_type": "internvl_chat",
         "template": "internvl2_5",
@@ -201,7 +201,7 @@ def official_config(native: InternVLConfig) -> dict[str, Any]:
             "image_size": vision.image_size[0],
             "patch_size": vision.patch_size[0],
         },
-    }
+    })  # fmt: skip
 
 
 def convert(source: str | Path, output_dir: str | Path, *, shard_bytes: int = 4_000_000_000) -> str:
@@ -211,12 +211,15 @@ def convert(source: str | Path, output_dir: str | Path, *, shard_bytes: int = 4_
     """
     source, target = Path(source), Path(output_dir)
     content = read_settings(source)
+    check_model_folder(source)
     official = OFFICIAL_ARCHITECTURE in (content.get("architectures") or ())
     if not official and content.get("model_type") != "internvl":
         raise CheckpointError(
             f"{source}/config.json: model_type {content.get('model_type')!r:.60} and architectures "
             f"{content.get('architectures')!r:.100} are neither OpenGVLab's InternVL nor the native form of it"
         )
+    if target.resolve() == source.resolve():
+        raise CheckpointError(f"output_dir={target} is the source itself: choose another folder")
     target.mkdir(parents=True, exist_ok=True)
     (target / "config.json").unlink(missing_ok=True)
     if official:
@@ -235,6 +238,7 @@ def convert(source: str | Path, output_dir: str | Path, *, shard_bytes: int = 4_
         ).save_pretrained(str(target))
         config.architectures = ["InternVLForConditionalGeneration"]
         config.save_pretrained(str(target))
+        finish_model_folder(target)
         return "native"
     config = load_config(source)
     expected = {name for name, _ in official_weights((name, torch.zeros(1)) for name in native_names(config))}
@@ -243,6 +247,7 @@ def convert(source: str | Path, output_dir: str | Path, *, shard_bytes: int = 4_
         if path.suffix in (".json", ".txt", ".jinja") and not path.name.startswith(("config", "model", "preprocessor")):
             shutil.copyfile(path, target / path.name)
     write_json_atomic(target / "config.json", official_config(config))
+    finish_model_folder(target)
     return "official"
 
 
@@ -254,14 +259,26 @@ def native_names(config: InternVLConfig) -> set[str]:
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a folder's safetensors files, one at a time."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise MissingError(f"{folder} holds no *.safetensors; pickled weights are not read: save them as safetensors")
-    for file in track(files, f"converting {folder.name}"):
-        with safe_open(file, framework="pt") as stream:
-            for name in stream.keys():
-                yield file_name(name), stream.get_tensor(name)
+    """All tensors of a model's shards (:func:`stage1_vlm.model_folder.shard_files`), one at a time.
+
+    Raises CheckpointError for a damaged shard, or one that holds other tensors than the index says.
+    """
+    index = folder / WEIGHTS_INDEX
+    names = read_json(index, REMEDY)["weight_map"] if index.is_file() else None
+    for file in track(shard_files(folder), f"converting {folder.name}"):
+        try:
+            with safe_open(file, framework="pt") as stream:
+                held = list(stream.keys())
+                wanted = held if names is None else [name for name, shard in names.items() if shard == file.name]
+                if differing := sorted(set(wanted) ^ set(held)):
+                    raise CheckpointError(
+                        f"{file} and {WEIGHTS_INDEX} disagree on {differing[:4]}: the shard is of another download; "
+                        f"{REMEDY}"
+                    )
+                for name in wanted:
+                    yield file_name(name), stream.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged or half copied ({error}): {REMEDY}") from error
 
 
 def write_shards(weights: Iterator[tuple[str, Tensor]], folder: Path, shard_bytes: int, expected: set[str]) -> None:
@@ -291,6 +308,8 @@ def write_shards(weights: Iterator[tuple[str, Tensor]], folder: Path, shard_byte
             f"missing {sorted(expected - written)[:6]}, left over {sorted(written - expected)[:6]}: the weights do not "
             "fit their config.json"
         )
+    for stale in (*folder.glob("model*.safetensors"), folder / WEIGHTS_INDEX):
+        stale.unlink(missing_ok=True)  # of another model that was written here before
     names = {}
     for number, shard in enumerate(shards):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
@@ -299,7 +318,7 @@ def write_shards(weights: Iterator[tuple[str, Tensor]], folder: Path, shard_byte
     if len(shards) > 1:
         total = sum(size for shard in shards for size in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": names}
-        write_json_atomic(folder / "model.safetensors.index.json", index)
+        write_json_atomic(folder / WEIGHTS_INDEX, index)
 
 
 @job("vlm_convert")

@@ -17,6 +17,7 @@ from navsim_ext.files import read_json
 
 Loaded = TypeVar("Loaded")
 REMEDY = "copy or download the folder again"
+ADAPTER_CONFIG = "adapter_config.json"  # of peft
 
 
 class CheckpointError(TriviumError):
@@ -27,11 +28,24 @@ def read_settings(folder: str | Path, name: str = "config.json") -> dict[str, An
     """A JSON mapping of the folder; raises MissingError, CorruptFile or CheckpointError naming the remedy."""
     path = Path(folder) / name
     if not path.is_file():
+        if (Path(folder) / ADAPTER_CONFIG).is_file():
+            raise unmerged(Path(folder))
         raise MissingError(f"{path} is missing: {folder} is not a checkpoint folder")
     content = read_json(path, REMEDY)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; a mapping was expected: {REMEDY}")
     return content
+
+
+def unmerged(folder: Path) -> CheckpointError:
+    """The error for a folder of LoRA adapters without their model."""
+    content = read_json(folder / ADAPTER_CONFIG, REMEDY)
+    base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    return CheckpointError(
+        f"{folder} holds LoRA adapters alone, of the model {base!r:.200}: merge them first, with peft's "
+        "PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(merged), and give that folder "
+        "(runs of stage 1 write merged models: give the folder above adapter/)"
+    )
 
 
 def load_config(folder: str | Path) -> Any:

@@ -1,6 +1,7 @@
 """What a fine-tuning run leaves: folders that transformers and Trivium load, beside the checkpoints it resumes from.
 
-    <output_dir>/checkpoint-N/       weights (safetensors), config, tokeniser, picture settings, trainer_state.json;
+    <output_dir>/checkpoint-N/       weights (safetensors), config, tokeniser, picture settings, checksums.json of all
+                                     that, trainer_state.json;
                                      state.ckpt links to the checkpoint of the same step (optimizer, data order)
     <output_dir>/                    the same of the last step, metrics.json, skipped.jsonl, training_log.txt,
                                      tensorboard/ with scalars.json
@@ -30,8 +31,9 @@ from navsim_ext.files import write_json_atomic
 from navsim_ext.runtime.checkpoints import Checkpoints, step_of
 from navsim_ext.runtime.csv_log import CsvLog
 from stage1_vlm.adapters import has_adapters, merged_state_dict
-from stage1_vlm.backbone import CheckpointError
+from stage1_vlm.folder import CheckpointError
 from stage1_vlm.module import InstructionTuning, total_steps
+from stage1_vlm.weights import finish_model_folder
 
 STATE_LINK = "state.ckpt"
 
@@ -84,6 +86,7 @@ def save_plain_model(module: InstructionTuning, weights: Mapping[str, Tensor], f
         own = get_peft_model_state_dict(backbone.adapter, state_dict=named)
         save_file({name: value.contiguous() for name, value in own.items()}, adapter / "adapter_model.safetensors")
         backbone.adapter.peft_config["default"].save_pretrained(str(adapter))
+    finish_model_folder(folder)
 
 
 def trainer_state(run_dir: Path, *, step: int, epoch: float, max_steps: int) -> dict[str, Any]:

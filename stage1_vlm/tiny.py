@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from stage1_vlm.internvl import IMAGENET_MEAN, IMAGENET_STD, InternVLProcessor
+from stage1_vlm.weights import finish_model_folder
 
 # The special tokens of InternVL3's tokeniser (Qwen2.5's own, then the ones for pictures and grounding).
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -197,4 +198,5 @@ def _write(folder: str | Path, model, tokenizer: PreTrainedTokenizerFast, image_
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     image_processor.save_pretrained(str(folder))
+    finish_model_folder(folder)
     return folder

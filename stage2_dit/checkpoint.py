@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,12 +26,16 @@ from navsim_ext.files import atomic_file
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import require_states
 from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint
+from navsim_ext.runtime.checksums import PLACE, check_stamp, stamp
 from stage2_dit.planner import DiffusionPlanner, PlannerConfig
-from stage2_dit.published import CheckpointMismatch, differences
+from stage2_dit.published import CheckpointMismatch, differences, without_wrappers
 
 PREFIX = "planner."  # of the planner's weights in a training checkpoint
 RECORD = "planner"  # key of the record there
 METADATA_KEY = "trivium_planner"  # of the record in a safetensors file
+CHECKSUM_KEY = "trivium_checksum"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ def load_planner(path: str | os.PathLike[str], *, ema: bool | None = None) -> Lo
                                      "asked for")  # fmt: skip
     else:
         record, weights, averaged = _read_training(path, ema)
+    if not isinstance(record, Mapping) or not isinstance(record.get("config"), Mapping):
+        raise CheckpointMismatch(f"{path}: its planner record has no configuration: save it again")
     config = PlannerConfig.from_json(record["config"])
     with torch.device("meta"):
         wanted = DiffusionPlanner(config).state_dict()
@@ -95,7 +102,8 @@ def save_planner(
     record = planner_record(planner, hidden) | {"averaged": averaged}
     weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in planner.state_dict().items()}
     with atomic_file(path) as temporary:
-        save_file(weights, temporary, metadata={METADATA_KEY: json.dumps(record)})
+        save_file(weights, temporary, metadata={METADATA_KEY: json.dumps(record), CHECKSUM_KEY: PLACE})
+        stamp(temporary)
     return path
 
 
@@ -118,6 +126,7 @@ def weights_digest(planner: DiffusionPlanner) -> str:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    check_stamp(path, "copy it again, or save it again with the program that made it", required=False)
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         if METADATA_KEY not in metadata:
@@ -125,6 +134,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f"{path} has no planner record in its metadata: convert a published file with "
                 "`python -m stage2_dit.convert` first"
             )
+        if CHECKSUM_KEY not in metadata:
+            log.warning("%s carries no checksum (an earlier version wrote it): its weights are taken as they are", path)
         return json.loads(metadata[METADATA_KEY]), {name: file.get_tensor(name) for name in file.keys()}
 
 
@@ -136,15 +147,17 @@ def _read_training(path: Path, ema: bool | None) -> tuple[dict[str, Any], dict[s
             f"{path} has no planner record under {RECORD!r}; its keys are {sorted(checkpoint)[:8]}: convert a "
             "published file with `python -m stage2_dit.convert` first"
         )
-    weights = {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(PREFIX)
-    }
+    weights = _planner_weights(checkpoint["state_dict"])
     average = ema_weights(checkpoint)
     if ema is True and average is None:
         raise CheckpointMismatch(f"{path} holds no EMA weights: use ema=false, or train with callbacks.ema")
     use = average is not None and ema is not False
     if use:
-        weights |= {name.removeprefix(PREFIX): tensor for name, tensor in average.items() if name.startswith(PREFIX)}
+        weights |= _planner_weights(average)
     return dict(record), weights, use
+
+
+def _planner_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The planner's part of a state dict, under its own names."""
+    plain = without_wrappers(state)
+    return {name.removeprefix(PREFIX): tensor for name, tensor in plain.items() if name.startswith(PREFIX)}

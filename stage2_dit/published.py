@@ -26,7 +26,8 @@ PREFIXES = ("agent.action_head.", "action_head.", "")
 STRAY_PREFIXES = ("old_policy.", "ref_policy.")
 ETA = "eta.eta_logit"
 ROTARY = "model.rotary_embedder.inv_freq"
-TABLE_TOLERANCE = 1e-6  # relative; published tables agree to the last bit, half-precision exports do not
+TABLE_TOLERANCE = 1e-6  # relative; published tables agree to the last bit, those of bf16 files once both are rounded
+WRAPPERS = ("module", "_orig_mod", "_forward_module")  # of DDP, torch.compile and DeepSpeed, anywhere in a name
 
 
 class CheckpointMismatch(TriviumError):
@@ -59,6 +60,7 @@ def from_published(state: Mapping[str, Tensor], **changes: Any) -> tuple[Diffusi
     ``changes`` override the inferred configuration (``process`` is needed for files without DDIM buffers;
     ``normaliser`` and ``padding`` are not in a file: published waypoint bounds and unmasked context are assumed).
     """
+    state = without_wrappers(state)
     prefix = find_prefix(state)
     report = ConversionReport(prefix)
     tensors: dict[str, Tensor] = {}
@@ -78,7 +80,9 @@ def from_published(state: Mapping[str, Tensor], **changes: Any) -> tuple[Diffusi
         found = tensors.pop(name)
         if found.shape != tables[name].shape:
             wrong.append(f"{prefix}{name}: file {tuple(found.shape)} | schedule {tuple(tables[name].shape)}")
-        elif not torch.allclose(found.double(), tables[name].double(), rtol=TABLE_TOLERANCE, atol=1e-12):
+        elif not torch.allclose(
+            found.double(), tables[name].to(found.dtype).double(), rtol=TABLE_TOLERANCE, atol=1e-12
+        ):
             wrong.append(f"{prefix}{name}: the values differ from the schedule that this planner computes")
         report.recomputed.append(name)
     wrong += differences(tensors, planner.state_dict(), prefix)
@@ -155,6 +159,20 @@ def frozen_tensors(config: PlannerConfig) -> dict[str, Tensor]:
     tensors[ETA] = torch.full((1,), torch.inf)  # atanh(1) of a fixed eta 1
     steps = (config.num_steps or 5) if config.process == "ddim" else None
     return tensors | published_tables(steps)
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names that the bare module has: what training wrappers put into them is taken out.
+
+    Raises CheckpointMismatch when two names become one.
+    """
+    plain: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        bare = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if bare in plain:
+            raise CheckpointMismatch(f"{name}: the file holds {bare} twice, with and without {', '.join(WRAPPERS)}")
+        plain[bare] = tensor
+    return plain
 
 
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], prefix: str = "") -> list[str]:

@@ -1,16 +1,27 @@
 """Official checkpoints to the native form and back: same bits, same function, nothing missing or left over."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
+from damage import judge_damage
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
 from navsim_ext.errors import MissingError
 from stage1_vlm.backbone import CheckpointError, load_backbone
+from stage1_vlm.collate import pad
 from stage1_vlm.convert import convert, to_native_name, to_official_name
+from stage1_vlm.processor import Turn
+
+
+def foreign(folder, copy):
+    """A copy of a model's folder as somebody else would have written it: without checksums."""
+    shutil.copytree(folder, copy)
+    (copy / "checksums.json").unlink()
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +116,7 @@ def test_official_names_are_those_of_the_published_checkpoints(official):
 @pytest.mark.parametrize("change", ["missing", "extra", "part"])
 def test_weights_that_do_not_fit_are_named(tiny_internvl, official, tmp_path, change):
     source = tmp_path / "source"
-    source.mkdir()
-    parent = tiny_internvl if change == "part" else official
-    for path in parent.iterdir():
-        (source / path.name).write_bytes(path.read_bytes())
+    foreign(tiny_internvl if change == "part" else official, source)
     weights = load_file(source / "model.safetensors")
     if change == "missing":
         del weights["vision_model.encoder.layers.1.attn.qkv.bias"]
@@ -132,3 +140,105 @@ def test_shards_are_indexed(tiny_internvl, official, tmp_path):
     for (name, mine), (_, theirs) in zip(sharded.state_dict().items(), whole.state_dict().items()):
         assert torch.equal(mine, theirs), name
     assert isinstance(sharded.lm_head, nn.Linear)
+
+
+def sharded(folder, target, names):
+    """``folder`` in shards of the given names, with an index, as downloads of large models come."""
+    foreign(folder, target)
+    weights = load_file(target / "model.safetensors")
+    (target / "model.safetensors").unlink()
+    parts = {name: sorted(weights)[number :: len(names)] for number, name in enumerate(names)}
+    for name, part in parts.items():
+        save_file({key: weights[key] for key in part}, target / name, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: name for name, part in parts.items() for key in part}}
+    (target / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_only_the_shards_that_the_index_names_are_read(tiny_internvl, official, tmp_path):
+    """Left-over shards of another download, under names that come first and last, and a whole file."""
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    sharded(official, tmp_path / "source", names)
+    stale = {name: torch.full_like(value, 7.0) for name, value in load_file(official / "model.safetensors").items()}
+    for name in ("a.safetensors", "model-00001-of-00003.safetensors", "model.safetensors", "z.safetensors"):
+        save_file(stale, tmp_path / "source" / name, metadata={"format": "pt"})
+    assert convert(tmp_path / "source", tmp_path / "target") == "native"
+    mine, theirs = load_file(tmp_path / "target" / "model.safetensors"), load_file(tiny_internvl / "model.safetensors")
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    save_file(stale, tmp_path / "source" / names[0], metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"00001-of-00002.*index\.json disagree"):
+        convert(tmp_path / "source", tmp_path / "other")
+
+
+def test_a_converted_model_replaces_another_one_whole(official, tmp_path):
+    convert(official, tmp_path, shard_bytes=40_000)
+    convert(official, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+    load_backbone(tmp_path)
+    convert(official, tmp_path, shard_bytes=40_000)
+    assert not (tmp_path / "model.safetensors").exists()
+    load_backbone(tmp_path)
+
+
+def test_what_a_folder_lacks_is_told_apart(tiny_internvl, official, tmp_path):
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    sharded(tiny_internvl, tmp_path / "shards", names)
+    load_backbone(tmp_path / "shards")
+    (tmp_path / "shards" / names[1]).unlink()
+    with pytest.raises(MissingError, match=r"1 of the 2 shards .* are missing \(model-00002-of-00002"):
+        load_backbone(tmp_path / "shards")
+    (tmp_path / "shards" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}')
+    with pytest.raises(CheckpointError, match=r"index\.json has no weight_map"):
+        load_backbone(tmp_path / "shards")
+    (tmp_path / "shards" / "model.safetensors.index.json").unlink()
+    with pytest.raises(MissingError, match="copy the shards' index"):
+        load_backbone(tmp_path / "shards")
+    foreign(tiny_internvl, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pickled weights \(pytorch_model\.bin\)"):
+        load_backbone(tmp_path / "pickled")
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "adapter_config.json").write_text('{"base_model_name_or_path": "OpenGVLab/InternVL3-2B"}')
+    save_file({"base_model.x": torch.zeros(2)}, tmp_path / "adapters" / "adapter_model.safetensors")
+    for read in (load_backbone, lambda folder: convert(folder, tmp_path / "target")):
+        with pytest.raises(CheckpointError, match=r"LoRA adapters alone, of the model 'OpenGVLab/InternVL3-2B'.*merge"):
+            read(tmp_path / "adapters")
+    sharded(tiny_internvl, tmp_path / "twice", names)
+    shutil.copy(tiny_internvl / "model.safetensors", tmp_path / "twice")
+    with pytest.raises(CheckpointError, match="weights twice"):
+        load_backbone(tmp_path / "twice")
+
+
+@pytest.mark.parametrize("scaling", [None, {"rope_type": "dynamic", "factor": 2.0}])
+def test_both_generations_of_readers_find_the_base_of_the_rotary_positions(official, tmp_path, scaling):
+    """Transformers 4 looks for rope_theta and rope_scaling, transformers 5 for rope_parameters."""
+    foreign(official, tmp_path / "source")
+    content = json.loads((tmp_path / "source" / "config.json").read_text())
+    text = content["llm_config"]
+    text.pop("rope_parameters")
+    text |= {"rope_theta": 1_000_000.0, "rope_scaling": scaling}  # as the published configurations are
+    (tmp_path / "source" / "config.json").write_text(json.dumps(content))
+    convert(tmp_path / "source", tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "official")
+    wanted = {"rope_theta": 1_000_000.0, **(scaling or {"rope_type": "default"})}
+    for folder, key in (("native", "text_config"), ("official", "llm_config")):
+        text = json.loads((tmp_path / folder / "config.json").read_text())[key]
+        assert text["rope_theta"] == 1_000_000.0
+        assert text["rope_scaling"] == scaling
+        assert text["rope_parameters"] == wanted
+    assert load_backbone(tmp_path / "native").model.config.text_config.rope_parameters == wanted
+
+
+def test_no_damage_of_a_folder_that_we_wrote_changes_a_state_in_silence(tiny_internvl, make_picture, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_internvl, folder)
+
+    @torch.no_grad()
+    def states():
+        backbone = load_backbone(folder, max_image_tokens=16)
+        turns = [Turn("user", "<image>\nWhat is ahead?"), Turn("assistant", "A car.")]
+        example = backbone.processor.encode(turns, [make_picture(0)])
+        return backbone.last_hidden_states(pad([example], backbone.processor.pad_token_id)).numpy().tobytes()
+
+    verdicts = judge_damage(folder, states, np.random.default_rng(0), 8)
+    assert {"model.safetensors", "config.json", "tokenizer.json", "checksums.json"} <= set(verdicts)
+    assert all(verdict == {"named": 8, "without effect": 0} for verdict in verdicts.values()), verdicts

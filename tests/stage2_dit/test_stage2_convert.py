@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from damage import judge_damage
 from safetensors.torch import load_file, save_file
 
 from navsim_ext.errors import MissingError
 from stage2_dit import CheckpointMismatch, load_planner
+from stage2_dit.checkpoint import planner_record
 from stage2_dit.convert import read_published, to_ours, to_theirs
-from stage2_dit.published import PREFIXES, from_published
+from stage2_dit.published import PREFIXES, WRAPPERS, from_published
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "planner"
 CASES = ("attention_ego", "large_scaled")
@@ -109,3 +112,51 @@ def test_bad_files(tmp_path, published):
     save_file(published, tmp_path / "raw.safetensors")
     with pytest.raises(CheckpointMismatch, match=r"stage2_dit\.convert"):
         load_planner(tmp_path / "raw.safetensors")
+
+
+def half(state):
+    return {name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in state.items()}
+
+
+def wrapped(state, wrapper: str):
+    """The names that DDP (in front) or torch.compile and DeepSpeed (around a part) would give."""
+    return {f"{wrapper}.{name}".replace(".model.", f".model.{wrapper}."): value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_names_of_wrappers_and_bf16_are_understood(published, tmp_path, wrapper, dtype):
+    state = half(published) if dtype == torch.bfloat16 else published
+    torch.save({"state_dict": wrapped(state, wrapper)}, tmp_path / "published.ckpt")
+    ours, report = to_ours(tmp_path / "published.ckpt", tmp_path / "ours.safetensors", normaliser="waypoint")
+    planner = load_planner(ours).planner
+    assert report.recomputed
+    for name in report.parameters:
+        assert torch.equal(planner.state_dict()[name], state[report.prefix + name].float()), name
+    record = {"planner": planner_record(planner, None), "callbacks": {}}
+    live = {f"planner.{name}": value.to(dtype) for name, value in planner.state_dict().items()}
+    torch.save(record | {"state_dict": wrapped(live, wrapper)}, tmp_path / "run.ckpt")
+    again = load_planner(tmp_path / "run.ckpt").planner
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in planner.state_dict().items())
+    assert all(value.dtype == torch.float32 for value in again.parameters())
+
+
+def test_a_table_of_another_schedule_is_refused_in_bf16_too(published):
+    state = half(published)
+    name = next(name for name in from_published(state)[1].recomputed if state[PREFIXES[0] + name].is_floating_point())
+    with pytest.raises(CheckpointMismatch, match="differ from the schedule"):
+        from_published(state | {PREFIXES[0] + name: state[PREFIXES[0] + name] * 1.02})
+
+
+def test_one_weight_under_two_names_is_refused(published):
+    name = next(iter(published))
+    with pytest.raises(CheckpointMismatch, match="twice"):
+        from_published({**published, f"module.{name}": published[name]})
+
+
+def test_no_damage_of_a_planner_changes_it_in_silence(published, tmp_path):
+    torch.save({"state_dict": published}, tmp_path / "published.ckpt")
+    folder = tmp_path / "planner"
+    ours, _ = to_ours(tmp_path / "published.ckpt", folder / "ours.safetensors", normaliser="waypoint")
+    verdicts = judge_damage(folder, lambda: load_planner(ours).fingerprint.digest, np.random.default_rng(0), 60)
+    assert verdicts == {"ours.safetensors": {"named": 60, "without effect": 0}}
