@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
-from navsim_ext.frames import to_local
+from navsim_ext.frames import POSE_INTERVAL_S, to_local
 
 if TYPE_CHECKING:  # imported where it is used: commands that only make or read Scenes save its 130 MB per process
     import torch
     from torch import Tensor
 
+MAX_JITTER_S = 0.25  # a frame further from its place is another frame; nuPlan drops single sweeps of 0.05 s
+MAX_SPEED = 100.0  # m/s; beyond it two drives meet
 CAMERAS = ("CAM_F0", "CAM_L0", "CAM_L1", "CAM_L2", "CAM_R0", "CAM_R1", "CAM_R2", "CAM_B0")
 COMMANDS = ("left", "straight", "right", "unknown")  # order of the driving_command one-hot
 OBJECT_TYPES = (
@@ -120,8 +122,7 @@ class Scene:
             if not np.isfinite(values).all():
                 frame = int(np.argwhere(~np.isfinite(values))[0, 0])
                 raise DataError(f"{self._where()}: {name} of frame {frame} is {values[frame]}; finite was expected")
-        if not (np.diff(self.timestamps_us) > 0).all():
-            raise DataError(f"{self._where()}: time stamps do not increase: {self.timestamps_us.tolist()}")
+        self._require_continuity()
         for frame, objects in enumerate(self.annotations):
             count = len(objects.names)
             lengths = (len(objects.boxes), len(objects.velocities), count, len(objects.track_tokens))
@@ -133,6 +134,29 @@ class Scene:
             if count and not (np.isfinite(objects.boxes).all() and np.isfinite(objects.velocities).all()):
                 raise DataError(f"{self._where()}: frame {frame} has a box or velocity that is not finite")
         return self
+
+    def _require_continuity(self) -> None:
+        """Frames of one drive, 0.5 s apart: whoever reads them takes frame k to be at k / 2 s."""
+        steps = np.diff(self.timestamps_us) * 1e-6
+        if not (steps > 0).all():
+            raise DataError(f"{self._where()}: time stamps do not increase: {self.timestamps_us.tolist()}")
+        apart = np.flatnonzero(np.abs(steps - POSE_INTERVAL_S) > MAX_JITTER_S)
+        if len(apart):
+            k = int(apart[0])
+            raise DataError(
+                f"{self._where()}: {steps[k]:.3f} s lie between its frames {k} and {k + 1}; {POSE_INTERVAL_S} s within "
+                f"{MAX_JITTER_S} s were expected: frames are missing, or two drives meet in this log (skip_bad=true "
+                "leaves such windows out)"
+            )
+        moved = np.hypot(*np.diff(self.ego_global[:, :2], axis=0).T)
+        jumps = np.flatnonzero(moved > MAX_SPEED * steps)
+        if len(jumps):
+            k = int(jumps[0])
+            raise DataError(
+                f"{self._where()}: the ego car moves {moved[k]:.1f} m in the {steps[k]:.3f} s between its frames {k}"
+                f" and {k + 1}; at most {MAX_SPEED:g} m/s were expected: two drives meet in this log (skip_bad=true "
+                "leaves such windows out)"
+            )
 
     def _where(self) -> str:
         return f"log {self.log_name}, scene {self.token}"

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 MAPS_INDEX = "nuplan-maps-v1.0.json"
 CACHE_VARIABLE = "TRIVIUM_MAP_CACHE"
+MAX_UNREADABLE_SHARE = 0.1  # of the features of a layer; a map that lacks more is another map
 
 
 def map_file(maps_root: str | os.PathLike[str], location: str) -> Path:
@@ -75,7 +76,8 @@ def load_map(
 
 def read_gpkg(path: Path, location: str, digest: str = "") -> VectorMap:
     """Reads every layer of one GeoPackage. Features that lack a polygon, a baseline or a partner are dropped with
-    a warning that names them: the devkit fails only when such a feature is touched."""
+    a warning that names them: the devkit fails only when such a feature is touched. Raises DataError for a map without
+    lanes, and where more than a tenth of a layer would be dropped: on what is left a planner scores too high."""
     present = {str(name) for name, _ in pyogrio.list_layers(path)}
     crs = _projection(path)
 
@@ -87,18 +89,21 @@ def read_gpkg(path: Path, location: str, digest: str = "") -> VectorMap:
         return frame
 
     def areas(layer: str) -> PolygonLayer:
-        frame = _with_polygon(read(layer), layer)
+        frame = _with_polygon(path, read(layer), layer)
         return PolygonLayer.from_shapely(frame.index, frame.geometry.array)
 
     boundaries = read("boundaries")
     boundary_layer = LineLayer.from_lines(boundaries.index, [shapely.get_coordinates(g) for g in boundaries.geometry])
     roadblocks, connectors_of_blocks = areas("lane_groups_polygons"), read("lane_group_connectors")
-    connectors_of_blocks = _with_polygon(connectors_of_blocks, "lane_group_connectors")
+    connectors_of_blocks = _with_polygon(path, connectors_of_blocks, "lane_group_connectors")
     block_connectors = PolygonLayer.from_shapely(connectors_of_blocks.index, connectors_of_blocks.geometry.array)
 
     baselines = read("baseline_paths")
-    lane_frame = _with_polygon(read("lanes_polygons"), "lanes_polygons")
+    lane_frame = _with_polygon(path, read("lanes_polygons"), "lanes_polygons")
+    if lane_frame.empty:
+        raise DataError(f"{path}: layer lanes_polygons holds no lane: the map is empty or damaged, download it again")
     lanes = _lane_layer(
+        path,
         lane_frame,
         lane_frame.geometry.array,
         _by_fid(baselines, "lane_fid"),
@@ -112,10 +117,11 @@ def read_gpkg(path: Path, location: str, digest: str = "") -> VectorMap:
     shape_rows = {fid: row for row, fid in reversed(list(enumerate(_fids(shapes["lane_connector_fid"]))))}
     missing = [fid for fid in connector_frame.index if fid not in shape_rows]
     if missing:
-        logger.warning("%s: %d lane connectors without polygon dropped: %s", location, len(missing), missing[:5])
+        _tell_dropped(path, "lane_connectors", "polygon", missing, len(connector_frame))
         connector_frame = connector_frame.drop(index=missing)
     shapes = shapes.iloc[[shape_rows[fid] for fid in connector_frame.index]]
     lane_connectors = _lane_layer(
+        path,
         connector_frame,
         shapes.geometry.array,
         _by_fid(baselines, "lane_connector_fid"),
@@ -124,7 +130,7 @@ def read_gpkg(path: Path, location: str, digest: str = "") -> VectorMap:
         shapes,
         "lane_connectors",
     )
-    stops = _with_polygon(read("stop_polygons"), "stop_polygons")
+    stops = _with_polygon(path, read("stop_polygons"), "stop_polygons")
     return VectorMap(
         location=location,
         label="nuplan",
@@ -163,12 +169,21 @@ def _projection(path: Path) -> str:
     return str(rows.iloc[0])
 
 
-def _with_polygon(frame: geopandas.GeoDataFrame, layer: str) -> geopandas.GeoDataFrame:
+def _with_polygon(path: Path, frame: geopandas.GeoDataFrame, layer: str) -> geopandas.GeoDataFrame:
     usable = frame.geometry.notna() & ~frame.geometry.is_empty
     if not usable.all():
-        logger.warning("layer %s: %d features without geometry dropped: %s", layer, (~usable).sum(),
-                       frame.index[~usable][:5].tolist())  # fmt: skip
+        _tell_dropped(path, layer, "geometry", frame.index[~usable].tolist(), len(frame))
     return frame[usable]
+
+
+def _tell_dropped(path: Path, layer: str, lacking: str, dropped: Sequence[str], count: int) -> None:
+    """Warns of features that cannot be used; raises DataError where they are too many for the map to be itself."""
+    if len(dropped) > MAX_UNREADABLE_SHARE * count:
+        raise DataError(
+            f"{path}: {len(dropped)} of {count} features of layer {layer} have no {lacking} (first: {dropped[0]}), "
+            f"at most {MAX_UNREADABLE_SHARE:.0%} may be left out: the map is damaged, download it again"
+        )
+    logger.warning("%s, layer %s: %d features without %s dropped: %s", path, layer, len(dropped), lacking, dropped[:5])
 
 
 def _fids(column) -> list[str]:
@@ -193,13 +208,20 @@ def _by_fid(baselines: geopandas.GeoDataFrame, column: str) -> dict[str, NDArray
 
 
 def _lane_layer(
-    frame, polygons: Sequence, lines: dict, roadblock: NDArray[np.int64], boundaries: LineLayer, sides, layer: str
+    path: Path,
+    frame,
+    polygons: Sequence,
+    lines: dict,
+    roadblock: NDArray[np.int64],
+    boundaries: LineLayer,
+    sides,
+    layer: str,
 ) -> LaneLayer:
     fids = frame.index.tolist()
     has_line = np.array([fid in lines for fid in fids], dtype=bool)
     if not has_line.all():
         dropped = [fid for fid, has in zip(fids, has_line) if not has]
-        logger.warning("layer %s: %d features without baseline dropped: %s", layer, len(dropped), dropped[:5])
+        _tell_dropped(path, layer, "baseline", dropped, len(fids))
     keep = np.flatnonzero(has_line)
     boundary = {
         side: np.array([boundaries.index.get(fid, NONE) for fid in _fids(sides[f"{side}_fid"])], dtype=np.int64)

@@ -21,7 +21,7 @@ from navsim_ext.errors import DataError
 from navsim_ext.files import atomic_stream
 from navsim_ext.maps.layers import LaneLayer, LineLayer, PolygonLayer
 
-FORMAT = "trivium-vector-map-1"
+FORMAT = "trivium-vector-map-2"  # 1 may hold maps that lack most of a layer
 LABELS = ("nuplan", "approx")
 STOP_TRAFFIC_LIGHT = 2  # nuPlan's stop_polygon_type_fid of a stop line that belongs to a traffic light
 

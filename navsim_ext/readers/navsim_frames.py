@@ -35,6 +35,7 @@ class Frame:
     """One frame of a log; see :class:`navsim_ext.scene.Scene` for units and frames."""
 
     token: str
+    log_name: str  # as the frame states it; empty where it does not
     timestamp_us: int
     map_location: str
     roadblock_ids: tuple[str, ...]
@@ -102,6 +103,7 @@ def parse_frame(content: Mapping[str, Any], path: Path, index: int) -> Frame:
         raise fields.fail("driving_command", command.tolist(), f"a one-hot of {COMMANDS}")
     return Frame(
         token=token,
+        log_name=str(content.get("log_name") or ""),
         timestamp_us=int(timestamp),
         map_location=location,
         roadblock_ids=tuple(str(block) for block in fields.get("roadblock_ids")),
@@ -189,8 +191,14 @@ def cameras_of(content: Mapping[str, Any], path: Path, index: int) -> dict[str, 
 def join_frames(
     frames: Sequence[Frame], num_history: int, log_name: str, split: str, cameras: Mapping[str, Camera]
 ) -> Scene:
-    """The Scene of a window of frames, validated."""
+    """The Scene of a window of frames, validated. Raises DataError for frames of several drives or maps."""
     now = frames[num_history - 1]
+    for name in ("log_name", "map_location"):
+        if len(found := {getattr(frame, name) for frame in frames}) > 1:
+            raise DataError(
+                f"log {log_name}, scene {now.token}: its frames are of {name} {sorted(found)}; one was expected: split "
+                "the file into its drives (skip_bad=true leaves such windows out)"
+            )
     return Scene(
         token=now.token,
         log_name=log_name,

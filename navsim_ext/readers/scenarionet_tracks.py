@@ -100,6 +100,13 @@ def read_drive(scenario: Mapping[str, Any], where: str) -> Drive:
     if step < 1 or abs(step * interval - POSE_INTERVAL_S) > 0.02:
         raise DataError(f"{where}: samples are {interval:.3f} s apart; a divisor of {POSE_INTERVAL_S} s was expected")
     count -= round(DROPPED_S.get(dataset, 0.0) / interval)
+    apart = np.flatnonzero(np.abs(np.diff(times[:count]) - interval) > interval / 2)
+    if len(apart):
+        k = int(apart[0])
+        raise DataError(
+            f"{where}: metadata.ts has {times[k + 1] - times[k]:.3f} s between samples {k} and {k + 1}, elsewhere "
+            f"{interval:.3f} s: samples are missing or not in order"
+        )
     if not ego.valid[:count].all():
         missing = int(np.flatnonzero(~ego.valid[:count])[0])
         raise DataError(f"{where}: the ego car is not valid at sample {missing} of {count}")

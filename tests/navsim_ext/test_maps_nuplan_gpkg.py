@@ -17,6 +17,8 @@ from navsim_ext.maps import nuplan_gpkg
 from navsim_ext.maps.drivable import MapKind, layer_of
 from navsim_ext.maps.nuplan_gpkg import load_map, read_gpkg
 
+SHAPES = "gen_lane_connectors_scaled_width_polygons"
+
 
 @pytest.mark.parametrize("name", SETS)
 def test_vertices_equal_those_of_the_reference_caches(name, reference, tmp_path):
@@ -93,8 +95,30 @@ def test_a_lane_without_baseline_is_dropped_with_a_warning(maps_root, tmp_path, 
     pyogrio.write_dataframe(frame[frame["lane_fid"] != gone], file, layer="baseline_paths", append=False)
     read = read_gpkg(file, "us-ma-boston")
     assert str(gone) not in read.lanes.index
-    assert f"1 features without baseline dropped: ['{gone}']" in caplog.text
+    assert f"layer lanes_polygons: 1 features without baseline dropped: ['{gone}']" in caplog.text
     assert len(read.lane_edges) < len(load_map(maps_root, "us-ma-boston", tmp_path).lane_edges)
+
+
+@pytest.mark.parametrize(
+    ("layer", "column", "share", "message"),
+    [
+        ("baseline_paths", "lane_fid", 1.0, "of layer lanes_polygons have no baseline"),
+        ("baseline_paths", "lane_fid", 0.3, "of layer lanes_polygons have no baseline"),
+        ("baseline_paths", "lane_connector_fid", 1.0, "of layer lane_connectors have no baseline"),
+        (SHAPES, "lane_connector_fid", 1.0, "of layer lane_connectors have no polygon"),
+        ("lanes_polygons", None, 1.0, "layer lanes_polygons holds no lane"),
+    ],
+)
+def test_a_map_that_lacks_its_lanes_is_refused(maps_root, tmp_path, layer, column, share, message):
+    """What is left of it would score planners higher than the map does."""
+    file = tmp_path / "map.gpkg"
+    shutil.copy(nuplan_gpkg.map_file(maps_root, "us-ma-boston"), file)
+    frame = pyogrio.read_dataframe(file, layer=layer, fid_as_index=True)
+    rows = frame.index if column is None else frame.index[frame[column].notna()]
+    gone = rows[: round(share * len(rows))]
+    pyogrio.write_dataframe(frame.drop(index=gone), file, layer=layer, append=False)
+    with pytest.raises(DataError, match=message):
+        read_gpkg(file, "us-ma-boston")
 
 
 def test_what_is_missing_is_named(maps_root, tmp_path):

@@ -201,3 +201,67 @@ def test_unwritable_report_folder(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(DataError, match=r"report .*cannot be written"):
         len(NavsimLogs(tmp_path, "mini", skip_bad=True, report_path=tmp_path / "file" / "skipped.json"))
+
+
+def two_drives(frames):
+    """The rest of the file is another drive, as when several logs are joined into one pickle."""
+    for frame in frames[10:]:
+        frame["log_name"] = "log-b"
+
+
+def gap(frames):
+    for frame in frames[10:]:
+        frame["timestamp"] += 60_000_000
+
+
+def one_frame_missing(frames):
+    del frames[10]
+
+
+def unordered(frames):
+    frames[9], frames[10] = frames[10], frames[9]
+
+
+def teleport(frames):
+    for frame in frames[10:]:
+        frame["ego2global_translation"] = frame["ego2global_translation"] + np.array([3_000.0, 0.0, 0.0])
+
+
+def another_map(frames):
+    for frame in frames[10:]:
+        frame["map_location"] = "sg-one-north"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (two_drives, r"frames are of log_name \['log-a', 'log-b'\]; one was expected"),
+        (gap, r"60\.500 s lie between its frames \d+ and \d+; 0\.5 s within 0\.25 s"),
+        (one_frame_missing, r"1\.000 s lie between its frames"),
+        (unordered, "time stamps do not increase"),
+        (teleport, r"moves 300\d\.\d m in the 0\.500 s between its frames"),
+        (another_map, "frames are of map_location"),
+    ],
+)
+def test_a_window_is_one_drive_at_2_hz(tmp_path, change, message):
+    """No window reaches over the break: refused by name, or left out and counted; the others are as before."""
+    frames = [make_frame(i) for i in range(24)]
+    write_log(tmp_path / "whole", frames)
+    whole = NavsimLogs(tmp_path / "whole", "mini", scene_filter=SceneFilter(num_history=2, num_future=4))
+    targets = {scene.token: scene.future_poses(4) for _, found in whole.logs() for scene in found}
+    change(frames)
+    write_log(tmp_path, frames)
+    with pytest.raises(DataError, match=message):
+        list(NavsimLogs(tmp_path, "mini").logs())
+    source = NavsimLogs(tmp_path, "mini", scene_filter=SceneFilter(num_history=2, num_future=4), skip_bad=True)
+    scenes = [scene for _, found in source.logs() for scene in found]
+    assert source.report.entries
+    assert len(scenes) + len(source.report.entries) == len(frames) - 5
+    for scene in scenes:
+        np.testing.assert_array_equal(scene.future_poses(4), targets[scene.token])
+
+
+def test_jitter_of_a_sweep_is_no_gap(tmp_path):
+    times = [1_600_000_000_000_000 + 500_000 * i + 50_000 * (i % 2) for i in range(14)]
+    write_log(tmp_path, [make_frame(i, timestamp=time) for i, time in enumerate(times)])
+    assert len(NavsimLogs(tmp_path, "mini")) == 1
