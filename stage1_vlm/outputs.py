@@ -28,7 +28,7 @@ from torch import Tensor
 
 from navsim_ext.errors import MissingError
 from navsim_ext.files import write_json_atomic
-from navsim_ext.runtime.checkpoints import Checkpoints, step_of
+from navsim_ext.runtime.checkpoints import Checkpoints, discard, numbered, remove_temporaries, step_of
 from navsim_ext.runtime.csv_log import CsvLog
 from stage1_vlm.adapters import has_adapters, merged_state_dict
 from stage1_vlm.folder import CheckpointError
@@ -36,6 +36,7 @@ from stage1_vlm.module import InstructionTuning, total_steps
 from stage1_vlm.weights import finish_model_folder
 
 STATE_LINK = "state.ckpt"
+METRICS_FILE = "metrics.json"
 
 
 def gather_weights(trainer: Trainer, module: InstructionTuning) -> dict[str, Tensor]:
@@ -117,8 +118,19 @@ class HuggingFaceCheckpoints(Checkpoints):
         super().__init__(dirpath, every_n_steps=every_n_steps, every_minutes=every_minutes, keep=keep)
         self.output_dir = Path(output_dir)
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        super()._save_checkpoint(trainer, filepath)
+    def begin(self, trainer: Trainer, resumed: Path | None) -> None:
+        super().begin(trainer, resumed)
+        if not trainer.is_global_zero:
+            return
+        remove_temporaries(self.output_dir)
+        kept = {step for _, step in numbered(self.dirpath)}
+        for folder in self.output_dir.glob("checkpoint-*"):
+            number = folder.name.removeprefix("checkpoint-")
+            if number.isdigit() and int(number) not in kept:
+                shutil.rmtree(folder)
+
+    def write(self, trainer: Trainer, path: Path) -> None:
+        super().write(trainer, path)
         module = trainer.lightning_module
         weights = gather_weights(trainer, module)
         if trainer.is_global_zero:
@@ -130,21 +142,32 @@ class HuggingFaceCheckpoints(Checkpoints):
             temporary.mkdir(parents=True)
             save_plain_model(module, weights, temporary)
             epoch = trainer.current_epoch + trainer.fit_loop.epoch_loop.batch_idx / max(1, trainer.num_training_batches)
-            state = trainer_state(Path(self.dirpath).parent, step=step, epoch=epoch, max_steps=total_steps(trainer))
+            state = trainer_state(self.dirpath.parent, step=step, epoch=epoch, max_steps=total_steps(trainer))
             write_json_atomic(temporary / "trainer_state.json", state)
-            (temporary / STATE_LINK).symlink_to(os.path.relpath(filepath, target))
+            (temporary / STATE_LINK).symlink_to(os.path.relpath(path, target))
             os.replace(temporary, target)
         trainer.strategy.barrier("checkpoint folder")
 
-    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        step = step_of(Path(filepath))
-        super()._remove_checkpoint(trainer, filepath)
-        if trainer.is_global_zero:
-            shutil.rmtree(self.output_dir / f"checkpoint-{step}", ignore_errors=True)
+    def remove(self, path: Path) -> None:
+        folder = self.output_dir / f"checkpoint-{step_of(path)}"
+        if folder.is_dir():
+            doomed = folder.with_name(f".{folder.name}.tmp")  # so that no half of one bears its name
+            discard(doomed)
+            os.replace(folder, doomed)
+            discard(doomed)
+        super().remove(path)
 
 
-def publish(output_dir: Path, run_dir: Path, step: int, metrics: Mapping[str, Any]) -> None:
-    """Puts the files of ``checkpoint-<step>`` and metrics.json into the output folder itself, weights first.
+def last_metrics(run_dir: Path) -> dict[str, float]:
+    """The last value of each column of the run's metrics.csv."""
+    table = CsvLog(run_dir / "metrics.csv")
+    rows = table.read() if table.path.is_file() else []
+    counters = ("step", "epoch")
+    return {name: float(value) for row in rows for name, value in row.items() if value and name not in counters}
+
+
+def publish(output_dir: Path, run_dir: Path, step: int) -> None:
+    """Puts the files of ``checkpoint-<step>`` into the output folder itself, weights first.
 
     Does nothing when they are there already, so a run that was killed here is finished by starting it again.
     """
@@ -168,4 +191,3 @@ def publish(output_dir: Path, run_dir: Path, step: int, metrics: Mapping[str, An
     saved = json.loads((source / "trainer_state.json").read_text())
     state = trainer_state(run_dir, step=step, epoch=saved["epoch"], max_steps=saved["max_steps"])
     write_json_atomic(output_dir / "trainer_state.json", state)
-    write_json_atomic(output_dir / "metrics.json", dict(metrics))

@@ -12,12 +12,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from navsim_ext.errors import DataError
-from navsim_ext.fingerprint import Fingerprint, digest_json, package_versions
+from navsim_ext.fingerprint import Fingerprint, digest_json, package_versions, write_json_atomic
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.run import global_rank, run
 from stage1_vlm.backbone import weights_digest
 from stage1_vlm.data.mixture import read_mixture
-from stage1_vlm.outputs import publish
+from stage1_vlm.outputs import METRICS_FILE, last_metrics, publish
 from stage1_vlm.tiny import build_tiny_internvl
 
 _log = logging.getLogger(__name__)
@@ -74,19 +74,19 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     result = run(with_accumulation(cfg))
     if global_rank() != 0:
         return result["metrics"]
-    output_dir = Path(cfg.output_dir)
-    previous = output_dir / "metrics.json"
+    output_dir, run_dir = Path(cfg.output_dir), Path(result["run_dir"])
+    previous = output_dir / METRICS_FILE  # written last: what it says is there
     if result["resumed_from"] and not result["metrics"] and previous.is_file():
         return json.loads(previous.read_text())  # nothing was left to do
     data = result["module"].trainer.datamodule.report
     metrics = {
-        **result["metrics"],
+        **last_metrics(run_dir),  # not those of this process: it may have come to an end that was reached before
         "global_step": result["global_step"],
         "epoch": result["epoch"],
         "seconds": time.perf_counter() - start,
         "data": data,
     }
-    publish(output_dir, Path(result["run_dir"]), result["global_step"], metrics)
+    publish(output_dir, run_dir, result["global_step"])
     fields = {
         "initial_weights": weights_digest(cfg.model_path),
         "weights": weights_digest(output_dir),
@@ -97,6 +97,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     }
     info = {"versions": package_versions("torch", "transformers", "lightning", "peft", "deepspeed")}
     Fingerprint("vlm", fields, info=info).save(output_dir)
+    write_json_atomic(previous, metrics)
     return metrics
 
 

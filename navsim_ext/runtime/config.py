@@ -29,6 +29,12 @@ from rich.console import Console
 from navsim_ext.errors import MissingError, TriviumError
 
 
+class Stopped(TriviumError):
+    """Somebody ended the command."""
+
+    exit_code = 130  # 128 + SIGINT
+
+
 def config_root() -> Path:
     """The ``configs`` folder: the checkout's own, or the copy inside an installed wheel."""
     here = Path(__file__).resolve()
@@ -76,6 +82,8 @@ def job(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], No
                 end(explain_key(name, error))
             except (TriviumError, OverrideParseException, MissingMandatoryValue, InterpolationToMissingValueError) as e:
                 end(e)
+            except KeyboardInterrupt:
+                end(Stopped("by Ctrl-C: what is finished is kept, and the same command goes on from there"))
 
         entry.job = name
         return entry

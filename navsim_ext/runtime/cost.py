@@ -38,7 +38,7 @@ class TellCost(Callback):
         ]
         learning = sum(size for size, learns in sizes if learns)
         frozen = sum(size for size, learns in sizes if not learns)
-        kept = max(sum(max(getattr(each, "save_top_k", 0), 0) for each in trainer.checkpoint_callbacks), 1)
+        kept = max(sum(getattr(each, "keep", 0) for each in trainer.checkpoint_callbacks), 1)
         batches = batches_to_go(trainer)
         log.info(
             "%.2f million weights learn, %.2f million are frozen; %s batches", learning / 1e6, frozen / 1e6, batches

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from navsim_ext.errors import MissingError
 from navsim_ext.files import write_json_atomic
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint, flatten_json
-from navsim_ext.runtime.checkpoints import is_complete, newest_complete, step_of
+from navsim_ext.runtime.checkpoints import is_complete, resume_point, step_of
 from navsim_ext.runtime.rng import ResumeMismatch
 
 IDENTITY_NAME = "identity.json"
@@ -41,9 +41,9 @@ class Plan:
 def plan_run(output_dir: Path, resume: str) -> Plan:
     """Decides from the files alone, changing none, so that every process of a run decides alike.
 
-    ``auto``: the newest version folder continues if it holds a complete checkpoint, and is begun again if it holds
-    none. ``never``: a new version folder. Anything else: the path of a checkpoint; one of this output_dir continues
-    in its own version folder, one from elsewhere starts a new one here.
+    ``auto``: the newest version folder continues from its ``last.ckpt``, and is begun again if it holds no complete
+    checkpoint. ``never``: a new version folder. Anything else: the path of a checkpoint; one of this output_dir
+    continues in its own version folder, one from elsewhere starts a new one here.
     """
     versions = sorted(
         (int(folder.name.removeprefix("version_")), folder)
@@ -57,7 +57,7 @@ def plan_run(output_dir: Path, resume: str) -> Plan:
         if not versions:
             return Plan(following, None)
         folder = versions[-1][1]
-        return Plan(folder, newest_complete(folder / "checkpoints"))
+        return Plan(folder, resume_point(folder / "checkpoints"))
     path = Path(resume)
     if not path.exists():
         raise MissingError(f"resume={path} does not exist: give a checkpoint's path, or auto or never")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,22 @@ import torch
 import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from navsim_ext.errors import TriviumError
-from navsim_ext.runtime.checkpoints import AtomicCheckpointIO, newest_complete, step_of
+from navsim_ext.runtime.checkpoints import (
+    AtomicCheckpointIO,
+    BestCheckpoints,
+    Checkpoints,
+    remove_temporaries,
+    resume_point,
+    step_of,
+)
 from navsim_ext.runtime.csv_log import CsvLog
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.resume import Plan, check_identity, identity, plan_run, save_identity
 from navsim_ext.runtime.rng_state import RngState
+from navsim_ext.runtime.signals import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -72,17 +80,24 @@ def _fit(cfg: DictConfig, plan: Plan, first: bool) -> dict[str, Any]:
             for table in plan.run_dir.glob("*.csv"):
                 CsvLog(table).truncate(step_of(plan.checkpoint))
     datamodule, module = make(cfg.datamodule), make(cfg.module)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=plan.checkpoint and str(plan.checkpoint), weights_only=True)
-    best = [each for each in trainer.checkpoint_callbacks if is_best(each) and each.best_model_path]
+    try:
+        trainer.fit(
+            module, datamodule=datamodule, ckpt_path=plan.checkpoint and str(plan.checkpoint), weights_only=True
+        )
+    except SystemExit as leave:  # Lightning's answer to Ctrl-C where SaveOnSignal does not listen
+        saved = resume_point(plan.run_dir / "checkpoints")
+        where = f"from step {step_of(saved)} ({saved})" if saved else "from the start, since nothing was saved yet"
+        raise Interrupted(f"stopped by Ctrl-C: the same command continues {where}", signal.SIGINT) from leave
+    best = [each for each in trainer.checkpoint_callbacks if isinstance(each, BestCheckpoints) and each.best]
     return {
         "output_dir": str(cfg.output_dir),
         "run_dir": str(plan.run_dir),
         "global_step": trainer.global_step,
         "epoch": trainer.current_epoch,
         "resumed_from": plan.checkpoint and str(plan.checkpoint),
-        "last": (newest := newest_complete(plan.run_dir / "checkpoints")) and str(newest),
-        "best": best[0].best_model_path if best else None,
-        "best_score": float(best[0].best_model_score) if best and best[0].best_model_score is not None else None,
+        "last": (newest := resume_point(plan.run_dir / "checkpoints")) and str(newest),
+        "best": str(best[0].best) if best else None,
+        "best_score": best[0].best_score if best else None,
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
         "module": module,
     }
@@ -127,9 +142,15 @@ class Bookkeeping(pl.Callback):
         theirs = trainer.strategy.broadcast(mine)
         if mine != theirs:
             raise TriviumError(f"process {trainer.global_rank} would use {mine}, process 0 {theirs}: start them again")
+        resumed = self.plan.checkpoint and self.plan.checkpoint.resolve()
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints | BestCheckpoints):
+                callback.begin(trainer, resumed)
         if not trainer.is_global_zero:
             return
         output_dir, run_dir = Path(self.cfg.output_dir), self.plan.run_dir
+        for folder in (output_dir, run_dir):
+            remove_temporaries(folder)
         save_identity(run_dir, identity(self.cfg, trainer.world_size))
         (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(self.cfg, resolve=True))
         nodes = {name: OmegaConf.to_container(self.cfg[name], resolve=True) for name in ("module", "datamodule")}
@@ -138,11 +159,6 @@ class Bookkeeping(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.plan.checkpoint is not None:
             log.info("continued at epoch %d, step %d", trainer.current_epoch, trainer.global_step)
-
-
-def is_best(callback: Any) -> bool:
-    """Whether a checkpoint callback keeps the best by a metric (the resume checkpoints go by step)."""
-    return isinstance(callback, ModelCheckpoint) and callback.monitor not in (None, "step", "epoch")
 
 
 def with_run_dir(cfg: DictConfig, run_dir: Path) -> DictConfig:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -174,6 +176,13 @@ def seed_cpu(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
+def start_worker(then: Callable[[int], None] | None, number: int) -> None:
+    """Ctrl-C reaches every process of a terminal: the training process answers it, its workers go on until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if then is not None:
+        then(number)
+
+
 class ResumableLoader:
     """A DataLoader over a PositionSampler whose place Lightning stores in the checkpoint and restores.
 
@@ -203,7 +212,7 @@ class ResumableLoader:
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor if num_workers else None,
             persistent_workers=num_workers > 0,
-            worker_init_fn=worker_init_fn,
+            worker_init_fn=partial(start_worker, worker_init_fn),
             generator=torch.Generator(),  # its own: creating an iterator must not draw from the global stream
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -19,6 +20,11 @@ class TensorBoardScalars(TensorBoardLogger):
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         super().__init__(save_dir=str(run_dir), name="", version="tensorboard", default_hp_metric=False)
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """What was logged up to a checkpoint is on disk before the run would continue from it."""
+        self.experiment.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

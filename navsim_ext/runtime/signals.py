@@ -1,4 +1,4 @@
-"""SIGTERM (a scheduler's notice) becomes a checkpoint at the present step and a clean end.
+"""SIGTERM (a scheduler's notice) and Ctrl-C become a checkpoint at the present step and a clean end.
 
 Lightning alone stops without saving, and answers the signal with a collective call from inside the handler. Here the
 handler only sets a flag; the processes agree on it after each optimizer step, save, and stop together.
@@ -6,6 +6,7 @@ handler only sets a flag; the processes agree on it after each optimizer step, s
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -20,7 +21,9 @@ from navsim_ext.runtime.checkpoints import Checkpoints, resumable_after
 class Interrupted(TriviumError):
     """The run was asked to stop and has saved its state; the same command continues it."""
 
-    exit_code = 143  # 128 + SIGTERM, so that a pipeline does not go on with half a model
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number  # so that a pipeline does not go on with half a model
 
 
 class SaveOnSignal(Checkpoint):  # a Checkpoint, so that Lightning calls it after every other callback
@@ -29,7 +32,7 @@ class SaveOnSignal(Checkpoint):  # a Checkpoint, so that Lightning calls it afte
     A signal during validation is answered after it; a second one ends the process at once.
     """
 
-    def __init__(self, signals: tuple[str, ...] = ("SIGTERM", "SIGUSR1")) -> None:
+    def __init__(self, signals: tuple[str, ...] = ("SIGTERM", "SIGUSR1", "SIGINT")) -> None:
         self.signals = tuple(signal.Signals[name] for name in signals)
         self._received: signal.Signals | None = None
         self._stopping = False
@@ -44,6 +47,8 @@ class SaveOnSignal(Checkpoint):  # a Checkpoint, so that Lightning calls it afte
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self._received = signal.Signals(number)
+        if number == signal.SIGINT:  # somebody sits there and waits
+            os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -53,10 +58,17 @@ class SaveOnSignal(Checkpoint):  # a Checkpoint, so that Lightning calls it afte
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_if_asked(trainer)
-        self._stop(trainer)
+
+    # only at these moments has the step that was saved been logged
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._stop(trainer)  # only now has the step that was saved been logged
+        self._stop(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop(trainer)
 
     def _save_if_asked(self, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
@@ -68,7 +80,8 @@ class SaveOnSignal(Checkpoint):  # a Checkpoint, so that Lightning calls it afte
             name = self._received.name if self._received else "a signal on another process"
             raise Interrupted(
                 f"stopped by {name} after step {trainer.global_step}; saved in {self._saver(trainer).dirpath}: the "
-                "same command continues from there"
+                "same command continues from there",
+                self._received or signal.SIGTERM,
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

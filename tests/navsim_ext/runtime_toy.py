@@ -60,9 +60,13 @@ class Toy(pl.LightningModule):
         self.weight_decay, self.betas, self.epsilon = 0.01, (0.9, 0.999), 1e-8  # of AdamW, as ZeRO is told them
         self.register_buffer("seen", torch.zeros(()))
 
+    def setup(self, stage: str) -> None:
+        if TROUBLE.get("setup"):
+            os.kill(os.getpid(), getattr(signal, TROUBLE["signal"]))
+
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         if self.trainer.current_epoch == TROUBLE.get("epoch") and batch_idx == TROUBLE.get("batch"):
-            os.kill(os.getpid(), getattr(signal, TROUBLE["signal"]))
+            os.kill(0 if TROUBLE.get("group") else os.getpid(), getattr(signal, TROUBLE["signal"]))
         self.seen += batch.double().sum().float()
         loss = (self.net(batch) - batch.prod(dim=1, keepdim=True)).square().mean()
         self.log("loss", loss)

@@ -38,7 +38,8 @@ def spawn(output: Path, trouble: dict, *overrides: str, rank: int | None = None,
         environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                         "MASTER_PORT": str(port)}  # fmt: skip
     command = [sys.executable, str(PROGRAM), str(output), *overrides]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                            start_new_session=trouble.get("group", False))  # fmt: skip
 
 
 DDP = "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: gloo}"
@@ -109,6 +110,25 @@ def test_sigterm_saves_the_step_and_ends(whole, tmp_path):
     assert (tmp_path / CHECKPOINTS / "last.ckpt").resolve().name == "epoch=1-step=15.ckpt"
     run(config(tmp_path, []))
     assert_same_training(whole, tmp_path)
+
+
+def test_ctrl_c_saves_the_step_and_says_how_to_go_on(whole, tmp_path):
+    """Sent as a terminal does, to the whole group of processes, a worker of the loader included."""
+    stopped = spawn(tmp_path, {"epoch": 1, "batch": 4, "signal": "SIGINT", "group": True}, "datamodule.num_workers=1")
+    _, errors = stopped.communicate()
+    assert stopped.returncode == 130, errors
+    assert "press Ctrl-C again to stop at once" in errors
+    assert "stopped by SIGINT after step 15" in errors
+    assert "the same command continues from there" in errors
+    run(config(tmp_path, []))
+    assert_same_training(whole, tmp_path)
+
+
+def test_ctrl_c_before_the_first_step_says_where_the_run_will_go_on(tmp_path):
+    stopped = spawn(tmp_path, {"setup": True, "signal": "SIGINT"})
+    _, errors = stopped.communicate()
+    assert stopped.returncode == 130, errors
+    assert "continues from the start, since nothing was saved yet" in errors
 
 
 def test_sigterm_in_the_last_batch_of_an_epoch(whole, tmp_path):
