@@ -132,7 +132,7 @@ def read_json(path: str | os.PathLike[str], remedy: str = "restore it or make it
 def remove_temporaries(folder: str | os.PathLike[str]) -> None:
     """Removes what killed writers left in a folder; only for whoever knows that nobody is writing there."""
     for path in Path(folder).glob(".*.tmp"):
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _make_folder(folder: Path, target: Path) -> None:

@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from navsim_ext.errors import MissingError
-from navsim_ext.files import write_json_atomic
-from navsim_ext.runtime.checkpoints import Checkpoints, discard, numbered, remove_temporaries, step_of
+from navsim_ext.files import remove_temporaries, write_json_atomic
+from navsim_ext.runtime.checkpoints import Checkpoints, discard, numbered, step_of
 from navsim_ext.runtime.csv_log import CsvLog
 from stage1_vlm.adapters import has_adapters, merged_state_dict
 from stage1_vlm.folder import CheckpointError

@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from navsim_ext.errors import DataError
-from navsim_ext.fingerprint import Fingerprint, digest_json, package_versions, write_json_atomic
+from navsim_ext.files import write_json_atomic
+from navsim_ext.fingerprint import Fingerprint, digest_json, package_versions
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.run import global_rank, run
 from stage1_vlm.backbone import weights_digest

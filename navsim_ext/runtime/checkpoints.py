@@ -23,6 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from navsim_ext.errors import MissingError, TriviumError
+from navsim_ext.files import remove_temporaries
 
 log = logging.getLogger(__name__)
 
@@ -319,12 +320,6 @@ def relink(link: Path, target: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     os.replace(temporary, link)
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Removes ``.NAME.tmp`` files and folders that writers left there; only the holder of the folder's lock may."""
-    for path in folder.glob(".*.tmp"):
-        discard(path)
 
 
 def numbered(folder: Path) -> list[tuple[Path, int]]:

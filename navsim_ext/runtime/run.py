@@ -27,11 +27,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from navsim_ext.errors import TriviumError
+from navsim_ext.files import remove_temporaries
 from navsim_ext.runtime.checkpoints import (
     AtomicCheckpointIO,
     BestCheckpoints,
     Checkpoints,
-    remove_temporaries,
     resume_point,
     step_of,
 )
