@@ -48,7 +48,7 @@ from navsim_ext.synthetic.traffic import STEP_S, is_green, pack, pack_crossings
 from navsim_ext.traffic.codes import AgentKind, LightState, Role
 from navsim_ext.traffic.scene import TrafficScene
 from navsim_ext.traffic.source import Reading
-from navsim_ext.traffic.vector_pieces import vector_pieces
+from navsim_ext.traffic.vector_pieces import connector_rows, route_rows, vector_pieces
 
 VERSION = 1  # raised whenever the same settings give other scenes
 MAPS_FOLDER = "maps"
@@ -63,7 +63,7 @@ class SyntheticTraffic:
     """``scenes`` drives of ``history_s`` before and ``horizon_s`` after the present step.
 
     ``part`` is train, val, test (the unseen town) or all; ``maps_root`` holds the towns' maps (the build command writes
-    them into its output folder). ``root`` is not read: the world is generated.
+    them into its output folder).
     """
 
     scenes: int
@@ -78,7 +78,6 @@ class SyntheticTraffic:
     test_share: float = 0.2
     test_location: str = "us-pa-pittsburgh-hazelwood"
     mix: dict[str, float] = field(default_factory=dict)
-    root: str | None = None
 
     def __post_init__(self) -> None:
         if self.part not in (*PARTS, "all"):
@@ -98,7 +97,7 @@ class SyntheticTraffic:
 
     def identity(self) -> dict[str, Any]:
         settings = asdict(self)
-        del settings["root"], settings["maps_root"]
+        del settings["maps_root"]
         return {"source": "synthetic", "version": VERSION, **settings, "image_size": list(self.image_size)}
 
     def units(self) -> list[str]:
@@ -156,7 +155,8 @@ def scene_of(source: SyntheticTraffic, index: int, drive: Run) -> TrafficScene:
     vector_map = _town_map(source.maps_root, town.location, source.seed)
     pieces, rows = vector_pieces(vector_map, axle + town.origin, source.reach_m, origin)
     fids = Fids(town)
-    connector_piece = np.array([rows.get(str(fids.connector(c.index)), -1) for c in town.connectors], np.int64)
+    ways = connector_rows(vector_map, rows)
+    connector_piece = np.array([ways.get(str(fids.connector(c.index)), -1) for c in town.connectors], np.int64)
     signalled = [c for c in town.connectors if c.phase >= 0 and connector_piece[c.index] >= 0]
     path = cast.paths[0]
     s = drive.motion.s[first:, 0]
@@ -186,7 +186,7 @@ def scene_of(source: SyntheticTraffic, index: int, drive: Run) -> TrafficScene:
         light_piece=connector_piece[[c.index for c in signalled]].astype(np.int32),
         light_stop=np.array([c.baseline[0] for c in signalled], np.float64).reshape(-1, 2),
         light_state=_lights(signalled, drive, len(s)),
-        route=_route(vector_map, rows, route_blocks(town, fids, path, float(s[0])), len(pieces.kinds)),
+        route=route_rows(vector_map, rows, route_blocks(town, fids, path, float(s[0])), len(pieces.kinds))[0],
         goal=np.array([[np.nan] * 2 if way is None else way.xy[-1] for way in cast.paths], np.float32),
         command=np.array([COMMANDS.index(command_at(town, path, float(at))) for at in s], np.uint8),
         ego_dynamics=dynamics.astype(np.float32),
@@ -228,16 +228,6 @@ def _lights(signalled: list, drive: Run, steps: int) -> NDArray[np.uint8]:
             if is_green((drive.first + step) * STEP_S, c.node, c.phase, signals.offset, signals.green):
                 states[row, step] = LightState.GO
     return states
-
-
-def _route(vector_map: VectorMap, rows: dict[str, int], blocks: list[str], pieces: int) -> NDArray[np.bool_]:
-    route = np.zeros(pieces, np.bool_)
-    for block in blocks:
-        for node in vector_map.lane_nodes_of_block[vector_map.block_node_by_fid[block]]:
-            row = rows.get(vector_map.lane_node_fid(node))
-            if row is not None:
-                route[row] = True
-    return route
 
 
 def _law(drive: Run, users: Any, connector_piece: NDArray[np.int64], now: int) -> dict[str, NDArray]:

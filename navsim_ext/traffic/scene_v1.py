@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.traffic.codes import LaneType, LightState, PieceKind
 from navsim_ext.traffic.scene import TrafficScene
+from navsim_ext.traffic.source import FileSource, Reading, reading
 
 SCHEMA = "scene.v1"
 REQUIRED = (
@@ -52,12 +53,23 @@ def read_scene(path: str | Path) -> TrafficScene:
         raise DataError(f"{path}: not a file of schema {SCHEMA}: {type(error).__name__} {error}") from error
 
 
+class NeutralNpz(FileSource):
+    """All npz files of scenes below ``root``; the unit of work is a file."""
+
+    suffixes = (".npz",)
+    described = f"{SCHEMA} npz files"
+
+    def holds(self, path: Path) -> bool:
+        return super().holds(path) and _holds_scene(path)
+
+    def read(self, unit: str) -> Iterator[Reading]:
+        path = self.path_of(unit)
+        yield reading(str(path), lambda: read_scene(path))
+
+
 def scene_files(root: str | Path) -> list[Path]:
-    """The npz files of a folder that hold scenes, sorted by name."""
-    root = Path(root)
-    if not root.is_dir():
-        raise MissingError(f"{root} is not a folder of {SCHEMA} npz files")
-    return sorted(path for path in root.glob("*.npz") if _holds_scene(path))
+    """The npz files below a folder that hold scenes, sorted; raises MissingError for none."""
+    return NeutralNpz(root).files()
 
 
 def read_scenes(root: str | Path) -> Iterator[TrafficScene]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import digest_json
+from navsim_ext.traffic.checks import BadScene
 from navsim_ext.traffic.scene import TrafficScene
 
+VERSION = 1  # of the readers: raised whenever one of them makes other scenes of the same files
 Reading = tuple[str, TrafficScene | TriviumError]
 """(name for messages, the scene, or why it could not be read)"""
 
@@ -64,7 +66,12 @@ class FileSource:
     def identity(self) -> dict[str, Any]:
         """Names and sizes of the files, as a digest: their bytes are checked when they are read."""
         sizes = {str(path.relative_to(self.root)): path.stat().st_size for path in self.files()}
-        return {"source": type(self).__name__, "files": len(sizes), "names_and_sizes": digest_json(sizes)}
+        return {
+            "source": type(self).__name__,
+            "reader": VERSION,
+            "files": len(sizes),
+            "names_and_sizes": digest_json(sizes),
+        }
 
     def prepare(self, output_dir: Path) -> None:
         del output_dir
@@ -73,10 +80,12 @@ class FileSource:
         return Path(self.root) / unit
 
 
-def reading(name: str, make: Any) -> Reading:
+def reading(name: str, make: Callable[[], TrafficScene]) -> Reading:
     """``make()`` with its named error as the result: what one bad scene of a unit costs is that scene."""
     try:
         return name, make()
+    except BadScene as error:
+        return name, BadScene(f"{name}: {error}")
     except TriviumError as error:
         return name, error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -14,6 +14,7 @@ everything that a car may stand on. NAVSIM's drivable-area test is stricter: it 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,9 +90,11 @@ class Pieces:
 
 def vector_pieces(
     vector_map: VectorMap, driven: NDArray[np.float64], reach_m: float, origin: NDArray[np.float64]
-) -> tuple[Pieces, dict[str, int]]:
-    """Everything of a map within ``reach_m`` of the ``driven`` way [n,2] (world), and the rows of lanes and connectors
-    by fid. Lanes come whole, road edges are cut at the reach."""
+) -> tuple[Pieces, dict[int, int]]:
+    """Everything of a map within ``reach_m`` of the ``driven`` way [n,2] (world), and the row of each lane node in it.
+
+    Lanes come whole, road edges are cut at the reach. Raises DataError where nothing drivable is within reach.
+    """
     near = shapely.LineString(driven) if len(driven) > 1 else shapely.Point(driven[0])
     near = shapely.simplify(near, 0.5).buffer(reach_m, quad_segs=4)
     pieces = Pieces(origin)
@@ -106,8 +109,27 @@ def vector_pieces(
             ring = layer.rings_of(position)[0][0]
             pieces.add(f"{name} {layer.fids[position]}", ring[:-1], kind, closed=True)
     _road_edges(pieces, vector_map, near)
-    fids = {vector_map.lane_node_fid(node): row for node, row in rows.items()}
-    return pieces, fids
+    return pieces, rows
+
+
+def connector_rows(vector_map: VectorMap, rows: Mapping[int, int]) -> dict[str, int]:
+    """Row of each lane connector within reach, by fid: traffic lights name them."""
+    first = len(vector_map.lanes)
+    return {fid: rows[first + i] for fid, i in vector_map.lane_connectors.index.items() if first + i in rows}
+
+
+def route_rows(
+    vector_map: VectorMap, rows: Mapping[int, int], blocks: Sequence[str], count: int
+) -> tuple[NDArray[np.bool_], int]:
+    """([count] whether a piece is a lane or connector of one of the roadblocks, how many blocks the map lacks)."""
+    route, missing = np.zeros(count, np.bool_), 0
+    for block in blocks:
+        if block not in vector_map.block_node_by_fid:
+            missing += 1
+            continue
+        nodes = vector_map.lane_nodes_of_block[vector_map.block_node_by_fid[block]]
+        route[[rows[node] for node in nodes if node in rows]] = True
+    return route, missing
 
 
 def _lanes(pieces: Pieces, vector_map: VectorMap, near: shapely.Geometry) -> dict[int, int]:
