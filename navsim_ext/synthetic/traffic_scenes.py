@@ -63,7 +63,8 @@ class SyntheticTraffic:
     """``scenes`` drives of ``history_s`` before and ``horizon_s`` after the present step.
 
     ``part`` is train, val, test (the unseen town) or all; ``maps_root`` holds the towns' maps (the build command writes
-    them into its output folder).
+    them into its output folder). ``reach_m`` limits the map to what lies around the ego's way: by default it is the
+    whole town, because others drive far.
     """
 
     scenes: int
@@ -72,7 +73,7 @@ class SyntheticTraffic:
     part: str = "all"
     history_s: float = 1.5
     horizon_s: float = 15.0
-    reach_m: float = 120.0
+    reach_m: float = 600.0
     image_size: tuple[int, int] = (960, 540)
     val_share: float = 0.1
     test_share: float = 0.2

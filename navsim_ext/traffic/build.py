@@ -28,7 +28,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 from navsim_ext.errors import DataError, MissingError, TriviumError
-from navsim_ext.fingerprint import Fingerprint, write_json_atomic
+from navsim_ext.files import remove_temporaries, write_json_atomic
+from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import preflight
@@ -154,6 +155,7 @@ def build(
         require_unique(results)
         merge(folder)
         merge(folder / UNITS_FOLDER)
+        remove_temporaries(folder)
         report = write_report(folder, results)
     if not report["stored"]:
         raise NothingStored(

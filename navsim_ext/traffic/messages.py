@@ -15,10 +15,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
-from numba import njit
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
+from navsim_ext.pdm.compiled import kernel
 
 SCALARS = {
     "double": FieldDescriptor.TYPE_DOUBLE,
@@ -100,7 +100,7 @@ class FlatMessages:
         return values, int(unknown)
 
 
-@njit(cache=True)
+@kernel
 def _varint(data, at, stop):
     """(value, position after it); position -1 where it does not end."""
     value, shift = np.uint64(0), np.uint64(0)
@@ -114,7 +114,7 @@ def _varint(data, at, stop):
     return value, -1
 
 
-@njit(cache=True)
+@kernel
 def _decode(data, starts, wire, column, out):
     """(unknown fields, message that does not fit or -1, its field number)."""
     unknown = 0

@@ -7,8 +7,9 @@ whenever it is loaded.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from navsim_ext.pdm.compiled import kernel
 
 TURN = 2.0 * np.pi
 
@@ -44,7 +45,7 @@ def speed_known(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return known
 
 
-@njit(cache=True)
+@kernel
 def _unwrap(heading, valid):
     out = heading.copy()
     for n in range(heading.shape[0]):
@@ -61,7 +62,7 @@ def _unwrap(heading, valid):
     return out
 
 
-@njit(cache=True, error_model="numpy")  # dt = 0 is named by validate
+@kernel
 def _differences(xy, valid, dt):
     count, steps = valid.shape
     out = np.zeros((count, steps, 2), np.float32)

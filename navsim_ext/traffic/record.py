@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from numba import njit
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
+from navsim_ext.pdm.compiled import kernel
 from navsim_ext.scene import Camera
 from navsim_ext.traffic.motion import speeds, unwrap_headings
 from navsim_ext.traffic.scene import TrafficScene
@@ -122,12 +122,12 @@ def _scene(header: Mapping[str, Any], parts: dict[str, NDArray]) -> TrafficScene
     )
 
 
-def _spread(values: NDArray, valid: NDArray[np.bool_]) -> NDArray:
-    """[N,T,...] with ``values`` where valid and 0 elsewhere."""
-    if len(values) == valid.size:
-        return values.reshape(*valid.shape, *values.shape[1:])
-    whole = np.zeros((*valid.shape, *values.shape[1:]), values.dtype)
-    whole[valid] = values
+def _spread(values: NDArray, valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """[N,T,...] with ``values`` [n,...] where valid and 0 elsewhere."""
+    whole = np.zeros((*valid.shape, *values.shape[1:]), np.float32)
+    if len(values) != np.count_nonzero(valid):
+        raise ValueError(f"{len(values)} values for {np.count_nonzero(valid)} observations")
+    _scatter(values.reshape(len(values), -1), valid.reshape(-1), whole.reshape(valid.size, -1))
     return whole
 
 
@@ -148,43 +148,64 @@ def _unpack_all(table: list[Any], content: NDArray[np.uint8]) -> dict[str, NDArr
     for name, dtype_text, shape, order in table:
         dtype = np.dtype(dtype_text)
         size = math.prod(shape)
+        turned = len(shape) == 2 and shape[1] <= 4
         planes = whole[position : position + size * dtype.itemsize]
         position += size * dtype.itemsize
         if dtype.itemsize < 4 or not size:
             columns = planes.view(dtype)
-        elif dtype.itemsize == 4:
-            columns = np.empty(size, np.uint32)
-            _restore(planes.reshape(4, -1), order, columns)
         else:
-            columns = np.empty(size, np.uint64)
-            _restore(planes.reshape(8, -1), order, columns)
-        columns = columns.view(dtype)
-        turned = len(shape) == 2 and shape[1] <= 4
+            bits = np.empty((shape[0], shape[1]) if turned else (size, 1), f"u{dtype.itemsize}")
+            _restore(planes.reshape(dtype.itemsize, size), order, bits)
+            parts[name] = bits.view(dtype).reshape(shape)
+            continue
         parts[name] = np.ascontiguousarray(columns.reshape(shape[::-1]).T) if turned else columns.reshape(shape)
     if position != len(whole):
         raise ValueError(f"{len(whole)} bytes of content, {position} by its header")
     return parts
 
 
-@njit(cache=True)
+@kernel
 def _restore(planes, order, out):
-    """Inverse of :func:`_pack`: bytes by significance -> folded differences -> values; arithmetic wraps around."""
-    one = out.dtype.type(1)
-    step, value = out.dtype.type(0), out.dtype.type(0)
-    for i in range(len(out)):
-        folded = out.dtype.type(0)
-        for plane in range(planes.shape[0]):
-            folded |= out.dtype.type(planes[plane, i]) << out.dtype.type(8 * plane)
-        if order == 0:
-            out[i] = folded
-            continue
-        change = (folded >> one) ^ (out.dtype.type(0) - (folded & one))
-        if order == 1:
-            value += change
-        else:
-            step += change
-            value += step
-        out[i] = value
+    """Inverse of :func:`_pack` into unsigned ``out`` [n,k], column after column: bytes by significance -> folded
+    differences -> values; arithmetic wraps around."""
+    zero, one = out.dtype.type(0), out.dtype.type(1)
+    step, value = zero, zero
+    wide = planes.shape[0] == 8
+    i = 0
+    for column in range(out.shape[1]):
+        for row in range(out.shape[0]):
+            low = (
+                np.uint32(planes[0, i])
+                | np.uint32(planes[1, i]) << np.uint32(8)
+                | np.uint32(planes[2, i]) << np.uint32(16)
+                | np.uint32(planes[3, i]) << np.uint32(24)
+            )
+            folded = out.dtype.type(low)
+            if wide:
+                for plane in range(4, 8):
+                    folded |= out.dtype.type(planes[plane, i]) << out.dtype.type(8 * plane)
+            i += 1
+            if order == 0:
+                out[row, column] = folded
+                continue
+            change = (folded >> one) ^ (zero - (folded & one))
+            if order == 1:
+                value += change
+            else:
+                step += change
+                value += step
+            out[row, column] = value
+
+
+@kernel
+def _scatter(values, valid, out):
+    """Rows of ``values`` one after another into the rows of ``out`` where ``valid``."""
+    at = 0
+    for row in range(len(valid)):
+        if valid[row]:
+            for column in range(values.shape[1]):
+                out[row, column] = values[at, column]
+            at += 1
 
 
 def _camera_to_json(camera: Camera) -> dict[str, Any]:

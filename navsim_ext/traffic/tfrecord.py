@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.files import atomic_stream
+from navsim_ext.pdm.compiled import kernel
 
 LENGTH_BYTES, CRC_BYTES = 8, 4
 HEADER_BYTES = LENGTH_BYTES + CRC_BYTES
@@ -46,7 +47,7 @@ def _tables() -> NDArray[np.uint32]:
 _TABLES = _tables()
 
 
-@njit(cache=True)
+@kernel
 def _crc(data, tables):
     crc = np.uint32(0xFFFFFFFF)
     low = np.uint32(0xFF)
@@ -139,19 +140,11 @@ def _wrong_header(header: bytes) -> str | None:
 
 def write_records(path: str | os.PathLike[str], records: Iterable[bytes]) -> int:
     """Writes a TFRecord file, whole or not at all; returns the number of records."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
-    try:
-        with open(temporary, "wb") as stream:
-            for data in records:
-                length = len(data).to_bytes(LENGTH_BYTES, "little")
-                stream.write(length + struct.pack("<I", masked_crc(length)))
-                stream.write(data + struct.pack("<I", masked_crc(data)))
-                count += 1
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_stream(path) as stream:
+        for data in records:
+            length = len(data).to_bytes(LENGTH_BYTES, "little")
+            stream.write(length + struct.pack("<I", masked_crc(length)))
+            stream.write(data + struct.pack("<I", masked_crc(data)))
+            count += 1
     return count

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from navsim_ext.closed_loop import contact, distance_grid, kinematics
 from navsim_ext.closed_loop.lane_grid import LaneGrid, LaneGrids
+from navsim_ext.traffic import road_edges
 
 
 def random_boxes(seed: int, B: int, N: int, spread: float = 40.0):
@@ -175,12 +176,12 @@ def test_signed_distance_is_exact_and_knows_the_side_at_corners():
     square = shapely.Polygon(SQUARE)
     exact = shapely.distance(shapely.boundary(square), shapely.points(points))
     sign = np.where(shapely.contains_xy(square, *points.T), 1.0, -1.0)
-    found = distance_grid.signed_distance_to_edges(points, ring(SQUARE), [True])
+    found = road_edges.signed_distance_to_edges(points, ring(SQUARE), [True])
     assert np.abs(found - sign * exact).max() < 0.021
-    near = exact < distance_grid.REACH_M
+    near = exact < road_edges.REACH_M
     assert np.abs(found - sign * exact)[near].max() < 1e-9
-    assert np.allclose(distance_grid.signed_distance_to_edges(points, ring(SQUARE, True), [True]), -found)
-    areas = distance_grid.signed_distance_to_areas(
+    assert np.allclose(road_edges.signed_distance_to_edges(points, ring(SQUARE, True), [True]), -found)
+    areas = road_edges.signed_distance_to_areas(
         points, [np.array([*SQUARE[:2], (20.0, 12.0), (0.0, 12.0)]), np.array([(0.0, 12.0), (20.0, 12.0), *SQUARE[2:]])]
     )
     assert np.abs(areas - sign * exact)[near].max() < 0.03  # the seam at y = 12 is no border

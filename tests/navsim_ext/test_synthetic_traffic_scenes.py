@@ -13,6 +13,7 @@ from navsim_ext.maps.nuplan_gpkg import read_gpkg
 from navsim_ext.synthetic.gpkg_writer import map_path
 from navsim_ext.synthetic.traffic_scenes import SyntheticTraffic
 from navsim_ext.traffic.codes import LANES, AgentKind, EdgeKind, LightState, PieceKind, Role
+from navsim_ext.traffic.findings import off_road, overlaps
 from navsim_ext.traffic.source import TrafficSource
 from tests.navsim_ext.traffic_law import rerun
 
@@ -65,6 +66,14 @@ def test_road_edges_have_the_drivable_ground_on_their_left(source, scenes):
             assert not shapely.contains_xy(ground, middle - 0.5 * normal).any()
             checked += int(keep.sum())
         assert checked > 20
+
+
+def test_moving_vehicles_stay_on_the_road_of_the_whole_town(scenes):
+    for scene in scenes:
+        moving = set(scene.agent_id[(scene.kind == AgentKind.VEHICLE) & (scene.speed.max(axis=1) > 1.0)].tolist())
+        assert len(moving) > 1
+        assert not moving & {found.agent for found in off_road(scene)}
+        assert overlaps(scene) == []
 
 
 def test_lanes_join_end_to_start_and_neighbours_lie_on_their_side(scenes):
