@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from navsim_ext.errors import TriviumError
+from navsim_ext.errors import DataError
 
 
-class RealismError(TriviumError):
+class RealismError(DataError):
     """Scenes, rollouts or settings that the sim-agents rules do not admit."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from navsim_ext.errors import MissingError
-from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.fingerprint import digest_file, digest_json
 from navsim_ext.realism.errors import RealismError
 from navsim_ext.realism.features import Scenario
 from navsim_ext.realism.rules import FUTURE_STEPS, PRESENT
@@ -124,9 +124,11 @@ class RolloutFolder:
     def names(self) -> list[str]:
         return list(self._files) if self._store is None else sorted(self._store.tokens)
 
-    @property
-    def fingerprint(self) -> Fingerprint | None:
-        return None if self._store is None else self._store.fingerprint
+    def identity(self) -> str:
+        """Digest of what the rollouts are."""
+        if self._store is not None:
+            return self._store.fingerprint.digest
+        return digest_json({name: digest_file(path) for name, path in self._files.items()})
 
     def __len__(self) -> int:
         return len(self._files) if self._store is None else len(self._store)
