@@ -41,9 +41,9 @@ SIM_AGENTS = 1
 """Number of the submission type."""
 TABLE = {
     "SimAgentsChallengeSubmission": "1 scenario_rollouts*:ScenarioRollouts, 2 submission_type:int32, "
-    "3 account_name:string, 4 unique_method_name:string, 5 authors*:string, 6 affiliation:string, 7 description:string, "
-    "8 method_link:string, 9 uses_lidar_data:bool, 10 uses_camera_data:bool, 11 uses_public_model_pretraining:bool, "
-    "13 public_model_names*:string, 12 num_model_parameters:string, "
+    "3 account_name:string, 4 unique_method_name:string, 5 authors*:string, 6 affiliation:string, "
+    "7 description:string, 8 method_link:string, 9 uses_lidar_data:bool, 10 uses_camera_data:bool, "
+    "11 uses_public_model_pretraining:bool, 13 public_model_names*:string, 12 num_model_parameters:string, "
     "14 acknowledge_complies_with_closed_loop_requirement:bool",
     "ScenarioRollouts": "1 scenario_id:string, 2 joint_scenes*:JointScene",
     "JointScene": "1 simulated_trajectories*:SimulatedTrajectory",
