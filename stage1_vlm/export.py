@@ -25,10 +25,10 @@ from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.files import write_json_atomic
 from navsim_ext.hidden_cache import HiddenCacheWriter
 from navsim_ext.hidden_cache.merge import merge
+from navsim_ext.runtime.collectives import launched_processes, launched_rank
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.preflight import measure_slice, preflight
 from navsim_ext.runtime.progress import track
-from navsim_ext.runtime.run import global_rank
 from stage1_vlm.processor import Example
 from stage1_vlm.states import StateEncoder, TrajectoryQuestions
 
@@ -73,7 +73,7 @@ def batches_of(examples: Sequence[Example], batch_size: int) -> Iterator[list[Ex
 
 def export(cfg: DictConfig) -> dict[str, int]:
     """Exports this process's share; returns counts (stored, skipped, already there)."""
-    rank, world = global_rank(), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = launched_rank(), launched_processes()
     device = device_of(cfg.device)
     encoder = StateEncoder.load(
         cfg.model_path,
@@ -205,7 +205,7 @@ def device_of(name: str) -> torch.device:
 def main(cfg: DictConfig) -> None:
     counts = export(cfg)
     _log.info("%s: %s", cfg.output_dir, counts)
-    if counts["stored"] + counts["already"] == 0 and global_rank() == 0:
+    if counts["stored"] + counts["already"] == 0 and launched_rank() == 0:
         raise TriviumError(f"no hidden state was stored in {cfg.output_dir}: every scene was skipped")
 
 

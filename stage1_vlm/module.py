@@ -10,7 +10,6 @@ only: at 12,288 tokens and a vocabulary of 151,674 full logits would take 7 GB, 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.nn import functional
 from transformers import get_cosine_schedule_with_warmup
 
 from navsim_ext.errors import DataError
+from navsim_ext.runtime.schedules import total_steps
 from stage1_vlm.adapters import LoraSettings, add_lora, freeze, trainable_summary
 from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone
 from stage1_vlm.collate import VisionLanguageBatch
@@ -154,21 +154,6 @@ class InstructionTuning(pl.LightningModule):
     def _vision_learns(self) -> bool:
         parts = self.backbone.parts
         return any(p.requires_grad for name in ("vision", "projector") for m in parts[name] for p in m.parameters())
-
-
-def total_steps(trainer: pl.Trainer) -> int:
-    """Optimizer steps of the whole run.
-
-    Lightning's ``estimated_stepping_batches`` would set up the loaders now, before a checkpoint is restored, and
-    then never give them their place in the data back: a resumed run would start its epoch again.
-    """
-    per_epoch = math.ceil(trainer.datamodule.batches_per_epoch(trainer.world_size) / trainer.accumulate_grad_batches)
-    limits = [trainer.max_steps] if trainer.max_steps > 0 else []
-    if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        limits.append(per_epoch * trainer.max_epochs)
-    if not limits:
-        raise DataError("trainer.max_steps or trainer.max_epochs must be positive: the schedule needs an end")
-    return min(limits)
 
 
 def shard(backbone: VisionLanguageBackbone, mesh: Any) -> None:

@@ -30,9 +30,10 @@ from navsim_ext.errors import MissingError
 from navsim_ext.files import remove_temporaries, write_json_atomic
 from navsim_ext.runtime.checkpoints import Checkpoints, discard, numbered, step_of
 from navsim_ext.runtime.csv_log import CsvLog
+from navsim_ext.runtime.schedules import total_steps
 from stage1_vlm.adapters import has_adapters, merged_state_dict
 from stage1_vlm.folder import CheckpointError
-from stage1_vlm.module import InstructionTuning, total_steps
+from stage1_vlm.module import InstructionTuning
 from stage1_vlm.weights import finish_model_folder
 
 STATE_LINK = "state.ckpt"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from navsim_ext.errors import DataError
 from navsim_ext.files import write_json_atomic
 from navsim_ext.fingerprint import Fingerprint, digest_json, package_versions
+from navsim_ext.runtime.collectives import launched_processes, launched_rank
 from navsim_ext.runtime.config import job
-from navsim_ext.runtime.run import global_rank, run
+from navsim_ext.runtime.run import run
 from stage1_vlm.backbone import weights_digest
 from stage1_vlm.data.mixture import read_mixture
 from stage1_vlm.outputs import METRICS_FILE, last_metrics, publish
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 def build_initial_model(cfg: DictConfig) -> None:
     """Writes the tiny model of ``cfg.tiny`` into ``cfg.model_path``, once; its tokeniser learns from the mixture."""
     folder = Path(cfg.model_path)
-    if cfg.get("tiny") is None or (folder / "config.json").is_file() or global_rank() != 0:
+    if cfg.get("tiny") is None or (folder / "config.json").is_file() or launched_rank() != 0:
         return
     texts = []
     for entry in read_mixture(cfg.data.mixture):
@@ -45,19 +45,14 @@ def build_initial_model(cfg: DictConfig) -> None:
     _log.info("wrote a tiny InternVL with random weights to %s", folder)
 
 
-def world_size() -> int:
-    """Processes that the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def with_accumulation(cfg: DictConfig) -> DictConfig:
     """Sets the accumulation that makes ``global_batch_size`` of batch size x processes, or raises DataError."""
-    per_step = cfg.data.batch_size * world_size()
+    per_step = cfg.data.batch_size * launched_processes()
     accumulation, rest = divmod(cfg.global_batch_size, per_step)
     if rest or not accumulation:
         raise DataError(
             f"global_batch_size={cfg.global_batch_size} is not a multiple of data.batch_size={cfg.data.batch_size} x "
-            f"{world_size()} processes: change one of them"
+            f"{launched_processes()} processes: change one of them"
         )
     cfg = cfg.copy()
     with open_dict(cfg):
@@ -73,7 +68,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     build_initial_model(cfg)
     start = time.perf_counter()
     result = run(with_accumulation(cfg))
-    if global_rank() != 0:
+    if launched_rank() != 0:
         return result["metrics"]
     output_dir, run_dir = Path(cfg.output_dir), Path(result["run_dir"])
     previous = output_dir / METRICS_FILE  # written last: what it says is there

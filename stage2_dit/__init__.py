@@ -4,11 +4,11 @@ from stage2_dit.checkpoint import LoadedPlanner, load_planner, planner_record, r
 from stage2_dit.conditioning import Conditioning
 from stage2_dit.diffusion.process import PRESETS, Chain, Exploration, NoDensity, Process, WrongProcess
 from stage2_dit.diffusion.sampling import Steps, build_process, log_prob, sample_chain, step_distributions
+from stage2_dit.inference import PlannerRunner, load_trajectory_planner
 from stage2_dit.noise import ChainNoise, keyed_generator, keyed_noise
 from stage2_dit.normaliser import NormaliserBounds, TrajectoryNormaliser
 from stage2_dit.planner import DiffusionPlanner, PlannerConfig
 from stage2_dit.published import CheckpointMismatch
-from stage2_dit.schedules import total_steps, warmup_cosine
 
 __all__ = [
     "PRESETS",
@@ -22,6 +22,7 @@ __all__ = [
     "NoDensity",
     "NormaliserBounds",
     "PlannerConfig",
+    "PlannerRunner",
     "Process",
     "Steps",
     "TrajectoryNormaliser",
@@ -30,12 +31,11 @@ __all__ = [
     "keyed_generator",
     "keyed_noise",
     "load_planner",
+    "load_trajectory_planner",
     "log_prob",
     "planner_record",
     "require_hidden",
     "sample_chain",
     "save_planner",
     "step_distributions",
-    "total_steps",
-    "warmup_cosine",
 ]

@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import require_states
+from navsim_ext.runtime.collectives import gather_by_token
+from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
+from navsim_ext.runtime.schedules import total_steps
 from navsim_ext.scene import SceneBatch
 from stage2_dit.checkpoint import RECORD, load_planner, planner_record, require_hidden
 from stage2_dit.inference import PlannerRunner
@@ -31,7 +34,6 @@ from stage2_dit.metrics import PdmScorer, displacement
 from stage2_dit.normaliser import fit_bounds
 from stage2_dit.planner import POSE_CHANNELS, DiffusionPlanner, PlannerConfig
 from stage2_dit.published import CheckpointMismatch
-from stage2_dit.schedules import total_steps, warmup_cosine
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +42,6 @@ MAX_LISTED = 8
 
 class NotFiniteLoss(TriviumError):
     """Training met a NaN or infinite loss; the batch's tokens were saved."""
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW and its schedule; defaults are the published ones. ``warmup_share`` of all steps is warm-up."""
-
-    lr: float = 1e-4
-    min_lr: float = 1e-6
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    warmup_share: float = 0.015
 
 
 @dataclass(frozen=True)
@@ -224,19 +214,12 @@ class PlannerModule(pl.LightningModule):
         self._targets, self._outside = 0, torch.zeros_like(self._outside)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        settings = self.optimizer_settings
         groups: list[dict[str, Any]] = [{"params": list(self.planner.parameters())}]
         if self.backbone is not None:
             learning = [weight for weight in self.backbone.parameters() if weight.requires_grad]
             groups.append({"params": learning, "lr": self.backbone_lr})
-        optimizer = torch.optim.AdamW(
-            groups, lr=settings.lr, betas=tuple(settings.betas), eps=settings.eps,
-            weight_decay=settings.weight_decay, fused=self.device.type == "cuda",
-        )  # fmt: skip
         total = total_steps(self.trainer)
-        warmup = round(settings.warmup_share * total)
-        scheduler = warmup_cosine(optimizer, warmup=warmup, total=total, floor=settings.min_lr / settings.lr)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw(groups, self.optimizer_settings, total=total, fused=self.device.type == "cuda")
 
     # ---- validation
 
@@ -253,7 +236,7 @@ class PlannerModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Means over all tokens of all processes, each counted once."""
-        everything = gather(self._validated)
+        everything = gather_by_token(self._validated)
         tokens = sorted(everything)
         for name in ("ade", "fde", "heading_error"):
             mean = sum(everything[token][0][name] for token in tokens) / len(tokens)
@@ -280,12 +263,3 @@ class PlannerModule(pl.LightningModule):
         if record["hidden"]:
             then_hidden = Fingerprint.from_json(record["hidden"])
             require_states(then_hidden, self.hidden_fingerprint, allow_other=self.allow_hidden_mismatch)
-
-
-def gather(mine: dict[str, Any]) -> dict[str, Any]:
-    """The union over all processes (one process: the argument itself)."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return mine
-    parts: list[dict[str, Any] | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, mine)
-    return {token: value for part in parts for token, value in (part or {}).items()}

@@ -39,7 +39,7 @@ from navsim_ext.runtime.config import compose, job
 from navsim_ext.runtime.parquet import write_table
 from navsim_ext.runtime.run import run
 from navsim_ext.runtime.workers import map_items
-from stage2_dit.inference import load_trajectory_planner
+from stage2_dit import load_trajectory_planner
 from stage3_grpo.rewards.kinematics import reverses, stands
 from stage3_grpo.rewards.reward import TAIL_INTERVALS
 

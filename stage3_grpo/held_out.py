@@ -11,12 +11,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from torch import Tensor
 
+from navsim_ext.runtime.collectives import gather_by_token
 from navsim_ext.scene import SceneBatch
-from stage2_dit import DiffusionPlanner
-from stage2_dit.inference import PlannerRunner
+from stage2_dit import DiffusionPlanner, PlannerRunner
 from stage3_grpo.reference import ReferencePolicy
 from stage3_grpo.rewards import PdmScorer, Reward
 from stage3_grpo.rewards.kinematics import reverses, stands
@@ -66,7 +65,7 @@ class HeldOut:
 
     def finish(self, trainer: pl.Trainer) -> dict[str, float]:
         """Means over all held-out scenes, each counted once whatever the number of processes."""
-        plans, reference = gather_dict(self._plans), gather_dict(self._reference_plans)
+        plans, reference = gather_by_token(self._plans), gather_by_token(self._reference_plans)
         result: dict[str, Any] = {}
         if trainer.is_global_zero:
             means = self.means(plans)
@@ -102,12 +101,3 @@ class HeldOut:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reference_means = dict(state.get("reference_means", {}))
-
-
-def gather_dict(mine: dict[str, Any]) -> dict[str, Any]:
-    """The union over all processes."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return mine
-    parts: list[dict[str, Any] | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, mine)
-    return {token: value for part in parts for token, value in (part or {}).items()}

@@ -23,6 +23,9 @@ from torch import Tensor
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import require_states
+from navsim_ext.runtime.collectives import share_of_count
+from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
+from navsim_ext.runtime.schedules import total_steps
 from navsim_ext.scene import SceneBatch
 from stage2_dit import (
     DiffusionPlanner,
@@ -33,12 +36,9 @@ from stage2_dit import (
     load_planner,
     planner_record,
     require_hidden,
-    total_steps,
-    warmup_cosine,
 )
 from stage3_grpo.algorithm import Algorithm, AlgorithmError
 from stage3_grpo.collector import Collector, Experience
-from stage3_grpo.distributed import share_of_count
 from stage3_grpo.held_out import HeldOut
 from stage3_grpo.monitors.statistics import rollout_statistics
 from stage3_grpo.reference import ReferenceMismatch, ReferencePolicy
@@ -57,14 +57,10 @@ class NoValidReward(TriviumError):
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
+class PolicyOptimizerSettings(OptimizerSettings):
     """AdamW with cosine decay per rollout; published defaults. ``value_lr`` of the value head."""
 
-    lr: float = 1e-4
     min_lr: float = 0.0
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
     warmup_share: float = 0.0
     gradient_clip: float = 1.0
     value_lr: float = 1e-3
@@ -85,7 +81,7 @@ class GrpoModule(pl.LightningModule):
         scorer: PdmScorer,
         *,
         reference: str | None = None,
-        optimizer: OptimizerSettings | None = None,
+        optimizer: PolicyOptimizerSettings | None = None,
         seed: int = 0,
         allow_hidden_mismatch: bool = False,
         drift_every: int = 10,
@@ -96,7 +92,7 @@ class GrpoModule(pl.LightningModule):
         self.automatic_optimization = False
         self.init, self.reference_path = init, reference or init
         self.algorithm, self.reward, self.scorer = algorithm, reward, scorer
-        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.optimizer_settings = optimizer or PolicyOptimizerSettings()
         self.seed, self.allow_hidden_mismatch = seed, allow_hidden_mismatch
         self.drift_every, self.max_invalid_batches = drift_every, max_invalid_batches
         self.validation_seed = validation_seed
@@ -255,12 +251,7 @@ class GrpoModule(pl.LightningModule):
         groups = [{"params": list(self.planner.parameters()), "lr": settings.lr}]
         if self.value_head is not None:
             groups.append({"params": list(self.value_head.parameters()), "lr": settings.value_lr})
-        optimizer = torch.optim.AdamW(groups, betas=tuple(settings.betas), eps=settings.eps,
-                                      weight_decay=settings.weight_decay)  # fmt: skip
-        total = total_steps(self.trainer)
-        warmup = round(settings.warmup_share * total)
-        scheduler = warmup_cosine(optimizer, warmup=warmup, total=total, floor=settings.min_lr / settings.lr)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw(groups, settings, total=total_steps(self.trainer))
 
     # ---- held-out scenes
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from navsim_ext.runtime.collectives import gather_rows, own_rows, share_of_count, world
 from navsim_ext.runtime.rng import derive_seed
 from stage2_dit import Chain, Conditioning, DiffusionPlanner, Process, Steps, step_distributions
 from stage3_grpo.algorithm import Algorithm
@@ -30,7 +31,6 @@ from stage3_grpo.core import (
     spread_mask,
     value_error,
 )
-from stage3_grpo.distributed import gather_rows, own_rows, share_of_count, world
 from stage3_grpo.value import ValueHead
 
 EPSILON = 1e-8

@@ -35,6 +35,7 @@ from navsim_ext.runtime.checkpoints import (
     resume_point,
     step_of,
 )
+from navsim_ext.runtime.collectives import connected, launched_rank
 from navsim_ext.runtime.csv_log import CsvLog
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.resume import Plan, check_identity, identity, plan_run, save_identity
@@ -61,7 +62,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if missing:
         raise ConfigError(f"these keys have no value: {', '.join(missing)}; give each as key=value")
     output_dir = Path(cfg.output_dir)
-    first = global_rank() == 0
+    first = launched_rank() == 0
     with FolderLock(output_dir) if first else contextlib.nullcontext():
         plan = plan_run(output_dir, str(cfg.get("resume") or "auto"))
         cfg = with_run_dir(cfg, plan.run_dir)
@@ -169,21 +170,13 @@ def with_run_dir(cfg: DictConfig, run_dir: Path) -> DictConfig:
     return cfg
 
 
-def global_rank() -> int:
-    """Rank that the launcher (torchrun, SLURM, Lightning's own) gave this process; 0 without one."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
-
-
 @contextlib.contextmanager
 def process_group_left() -> Iterator[None]:
     """Leaves the process group that the trainer joined: a thread of it that still lives when Python ends may abort."""
     try:
         yield
     finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if connected():
             torch.distributed.destroy_process_group()
 
 

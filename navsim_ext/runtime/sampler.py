@@ -20,16 +20,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from navsim_ext.errors import DataError
+from navsim_ext.runtime.collectives import world
 from navsim_ext.runtime.rng import ResumeMismatch, derive_seed
 
 Grouping = Callable[[NDArray[np.int64], np.random.Generator, int], NDArray[np.int64]]
-
-
-def process_rank() -> tuple[int, int]:
-    """(rank, world size) of this process; (0, 1) outside distributed training."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 class LengthGrouped:
@@ -81,7 +75,7 @@ class PositionSampler(Sampler[list[tuple[int, int]]]):
         world_size: int | None = None,
         grouping: Grouping | None = None,
     ) -> None:
-        own_rank, own_world = process_rank()
+        own_rank, own_world = world()
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.shuffle, self.drop_last, self.grouping = shuffle, drop_last, grouping
         self.rank = own_rank if rank is None else rank

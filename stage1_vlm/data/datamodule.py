@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -99,11 +98,6 @@ class DrivingQuestionData(pl.LightningDataModule):
         self.report = {"datasets": self._questions.report(), "padding": self._padding(lengths)}
         if self.trainer is None or self.trainer.is_global_zero:
             self._say()
-
-    def batches_per_epoch(self, world_size: int) -> int:
-        """Batches that each of ``world_size`` processes takes in an epoch."""
-        items = len(self._questions if self._rows is None else self._rows)
-        return math.ceil(items / (self.batch_size * world_size))
 
     def train_dataloader(self) -> RescalableLoader:
         processor = self._questions.processor

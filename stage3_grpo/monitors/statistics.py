@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from navsim_ext.runtime.collectives import gather_rows
 from stage3_grpo.collector import Experience
-from stage3_grpo.distributed import gather_rows
 from stage3_grpo.rewards.reward import Scores
 from stage3_grpo.update import Credit
 

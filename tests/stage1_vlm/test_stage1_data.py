@@ -244,7 +244,7 @@ def test_an_epoch_holds_every_entry(toy_mixture, tiny_internvl, tmp_path, batchi
     data.setup()
     loader = data.train_dataloader()
     batches = list(loader)
-    assert len(batches) == data.batches_per_epoch(1) == len(loader)
+    assert len(batches) == len(loader)
     names = [name for batch in batches for name in batch.names]
     assert len(set(names)) == 24 + 4
     assert len(names) >= 52

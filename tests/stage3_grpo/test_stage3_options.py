@@ -20,7 +20,7 @@ from navsim_ext.runtime.config import compose
 from stage2_dit import Exploration, load_planner
 from stage3_grpo.algorithm import Algorithm, Schedule
 from stage3_grpo.collector import Collector
-from stage3_grpo.module import OptimizerSettings, rollout_process
+from stage3_grpo.module import PolicyOptimizerSettings, rollout_process
 from stage3_grpo.monitors import Alarms
 from stage3_grpo.reference import ReferencePolicy
 from stage3_grpo.rewards import ExtendedComfortProxy, Feasibility, PdmTerm, ReverseMotion, Reward
@@ -289,7 +289,7 @@ def test_schedules():
     assert [falling(t) for t in (0, 5, 10)] == pytest.approx([0.1, 0.01, 0.001])
     assert Schedule(1.0, 0.0, 4, "cosine")(2) == pytest.approx(0.5)
     assert Schedule(0.3)(1000) == 0.3
-    assert OptimizerSettings().gradient_clip == 1.0
+    assert PolicyOptimizerSettings().gradient_clip == 1.0
 
 
 def test_minibatches_share_out_every_scene_once():
