@@ -37,13 +37,15 @@ from benchmarks.twins.paired import paired
 from benchmarks.twins.published_grpo import published_step
 from benchmarks.twins.published_planner import PublishedPlanner
 from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.metric_cache.scorer import PdmScorer
+from navsim_ext.pdm import PdmResult
+from navsim_ext.pdm.columns import COLUMNS
 from navsim_ext.scene import SceneBatch
 from stage2_dit import DiffusionPlanner, PlannerConfig, keyed_noise
 from stage3_grpo.algorithm import Algorithm
 from stage3_grpo.collector import Collector
 from stage3_grpo.reference import ReferencePolicy
-from stage3_grpo.rewards import PdmScorer, PdmTerm, Reward
-from stage3_grpo.rewards.scorer import PdmScores
+from stage3_grpo.rewards import PdmTerm, Reward
 from stage3_grpo.update import Updater, assign_credit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,13 +56,16 @@ SHORT, LONG = 700, 2800
 class NoScorer:
     """A reward that costs nothing: what the comparison of the twins is about is the network."""
 
-    def submit(self, tokens, trajectories, term):
+    def submit(self, tokens, trajectories, reward=None):
         from concurrent.futures import Future
 
         future: Future = Future()
         score = 1.0 / (1.0 + np.abs(trajectories[:, -1, 0] - 20.0))
-        columns = {"reward": score, "pdms_v1": score, "epdms_v2_nofilter": score}
-        future.set_result(PdmScores(columns, np.ones(len(tokens), dtype=bool), ("",) * len(tokens), 0.0))
+        values = np.full((len(tokens), len(COLUMNS)), np.nan)
+        for name in ("reward", "pdms_v1", "epdms_v2_nofilter"):
+            values[:, COLUMNS.index(name)] = score
+        nothing = np.full(len(tokens), "", dtype=object)
+        future.set_result(PdmResult(tokens, values, np.ones(len(tokens), dtype=bool), nothing, nothing))
         return future
 
 

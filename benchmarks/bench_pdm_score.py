@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from navsim_ext.pdm.reward import PUBLISHED_REWARD
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "navsim_ext"))
 
@@ -32,7 +34,7 @@ from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.metric_cache.map_table import map_table
 from navsim_ext.metric_cache.scene_record import MapContext, build_scene
 from navsim_ext.metric_cache.schema import KIND, MetricCache, cache_fields, map_folder
-from navsim_ext.pdm import RewardWeights, score, score_pairs
+from navsim_ext.pdm import score, score_pairs
 from navsim_ext.pdm.ego import HEADING
 from navsim_ext.pdm.resident import prepare
 from navsim_ext.readers import SceneFilter, open_source
@@ -86,7 +88,7 @@ def least_ms(work: Callable[[], int], repeats: int) -> float:
 def equality_rows(name: str, cache: MetricCache, poses: dict, v1: pd.DataFrame, v2: pd.DataFrame, golden: Path) -> list:
     tokens, labels = v1["token"].tolist(), v1["traj"].tolist()
     batch = np.concatenate([poses[token] for token in v1["token"].unique()])
-    result = score_pairs(tokens, batch, cache, names=labels, reward=RewardWeights(), keep_states=True)
+    result = score_pairs(tokens, batch, cache, names=labels, reward=PUBLISHED_REWARD, keep_states=True)
     wrong, worst = 0, 0.0
     for column, (version, source) in GOLDEN_COLUMNS.items():
         expected = (v1 if version == "v1" else v2)[source].to_numpy(np.float64)

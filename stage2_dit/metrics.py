@@ -5,14 +5,15 @@ Legend: B samples, F poses at 0.5 s.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stage2_dit.normaliser import wrap
+
+if TYPE_CHECKING:
+    from navsim_ext.pdm import PdmResult
 
 
 def displacement(trajectory: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -22,28 +23,11 @@ def displacement(trajectory: Tensor, target: Tensor) -> dict[str, Tensor]:
     return {"ade": distance.mean(dim=1), "fde": distance[:, -1], "heading_error": angle.mean(dim=1)}
 
 
-class PdmScorer:
-    """PDM scores of planned trajectories against one metric cache; scenes that cannot be scored are counted."""
-
-    def __init__(self, metric_cache: str | os.PathLike[str]) -> None:
-        # the scorer compiles kernels on import: only runs that score pay for it
-        from navsim_ext.metric_cache.schema import MetricCache
-
-        self.cache = MetricCache(metric_cache)
-        self.known = set(self.cache.tokens)
-
-    def score(self, tokens: Sequence[str], trajectories: np.ndarray) -> dict[str, float]:
-        """Means of ``pdms_v1`` and ``epdms_v2`` over valid scenes [0, 1], and ``scored`` and ``unscored`` counts."""
-        from navsim_ext.pdm import score
-
-        chosen = [i for i, token in enumerate(tokens) if token in self.known]
-        result: dict[str, float] = {"unscored": float(len(tokens) - len(chosen)), "scored": 0.0}
-        if chosen:
-            table = score([tokens[i] for i in chosen], trajectories[chosen].astype(np.float64), self.cache).to_frame()
-            valid = table[table["valid"]]
-            result["scored"] = float(len(valid))
-            result["unscored"] += float(len(table) - len(valid))
-            for column in ("pdms_v1", "epdms_v2"):
-                if column in valid and len(valid):
-                    result[column] = float(valid[column].mean())
-        return result
+def pdm_means(result: PdmResult) -> dict[str, float]:
+    """Means of ``pdms_v1`` and ``epdms_v2`` over valid scenes [0, 1], and ``scored`` and ``unscored`` counts."""
+    means = {"scored": float(result.valid.sum()), "unscored": float(result.num_invalid)}
+    for column in ("pdms_v1", "epdms_v2"):
+        known = result[column][result.valid_for(column)]
+        if len(known):
+            means[column] = float(known.mean())
+    return means

@@ -30,7 +30,7 @@ from navsim_ext.runtime.schedules import total_steps
 from navsim_ext.scene import SceneBatch
 from stage2_dit.checkpoint import RECORD, load_planner, planner_record, require_hidden
 from stage2_dit.inference import PlannerRunner
-from stage2_dit.metrics import PdmScorer, displacement
+from stage2_dit.metrics import displacement, pdm_means
 from stage2_dit.normaliser import fit_bounds
 from stage2_dit.planner import POSE_CHANNELS, DiffusionPlanner, PlannerConfig
 from stage2_dit.published import CheckpointMismatch
@@ -244,8 +244,10 @@ class PlannerModule(pl.LightningModule):
         if self.metric_cache is not None and not self.trainer.sanity_checking:
             scores: dict[str, float] = {}
             if self.trainer.is_global_zero:
+                from navsim_ext.metric_cache.scorer import PdmScorer  # loads kernels: only runs that score pay for it
+
                 trajectories = torch.stack([everything[token][1] for token in tokens]).numpy()
-                scores = PdmScorer(self.metric_cache).score(tokens, trajectories)
+                scores = pdm_means(PdmScorer(self.metric_cache).score(tokens, trajectories))
             for name, value in self.trainer.strategy.broadcast(scores).items():
                 self.log(f"val/{name}", value, prog_bar=name == "pdms_v1")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -17,9 +17,12 @@ from navsim_ext.runtime.collectives import gather_by_token
 from navsim_ext.scene import SceneBatch
 from stage2_dit import DiffusionPlanner, PlannerRunner
 from stage3_grpo.reference import ReferencePolicy
-from stage3_grpo.rewards import PdmScorer, Reward
+from stage3_grpo.rewards import Reward
 from stage3_grpo.rewards.kinematics import reverses, stands
 from stage3_grpo.rewards.reward import TAIL_INTERVALS
+
+if TYPE_CHECKING:
+    from navsim_ext.metric_cache.scorer import PdmScorer
 
 SCORES = ("pdms_v1", "epdms_v2_nofilter", "epdms_v2", "v1_nc", "v1_dac", "v1_ep", "v1_ttc", "v1_comfort", "v2_nc",
           "v2_dac", "v2_ddc", "v2_tlc", "v2_lk", "v2_hc")  # fmt: skip
@@ -85,11 +88,10 @@ class HeldOut:
         """Mean of every score over valid scenes; ``invalid_rate`` says how many were not."""
         tokens = sorted(plans)
         trajectories = np.stack([plans[token] for token in tokens])
-        scores = self.scorer.score(tokens, trajectories, None)
+        scores = self.scorer.score(tokens, trajectories)
         means = {}
         for name in SCORES:
-            values = scores.columns.get(name, np.full(len(tokens), np.nan))[scores.valid]
-            values = values[np.isfinite(values)]
+            values = scores[name][scores.valid_for(name)]
             means[name] = float(values.mean()) if len(values) else math.nan
         means["reverse_tail"] = float(reverses(trajectories, last=TAIL_INTERVALS).mean())
         means["standing"] = float(stands(trajectories).mean())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -42,9 +42,12 @@ from stage3_grpo.collector import Collector, Experience
 from stage3_grpo.held_out import HeldOut
 from stage3_grpo.monitors.statistics import rollout_statistics
 from stage3_grpo.reference import ReferenceMismatch, ReferencePolicy
-from stage3_grpo.rewards import PdmScorer, Reward
+from stage3_grpo.rewards import Reward
 from stage3_grpo.update import Credit, Losses, Updater, assign_credit, minibatches
 from stage3_grpo.value import ValueHead
+
+if TYPE_CHECKING:
+    from navsim_ext.metric_cache.scorer import PdmScorer
 
 log = logging.getLogger(__name__)
 
@@ -153,10 +156,10 @@ class GrpoModule(pl.LightningModule):
             raise NoValidReward("no training scene has both a metric cache and a recorded drive to try the scorer on")
         trajectories = torch.cat([sample.target for sample in targets]).double().numpy()
         tokens = [sample.token[0] for sample in targets]
-        scores = self.scorer.score(tokens, trajectories, self.reward.score)
+        scores = self.scorer.score(tokens, trajectories, self.reward.score.weights if self.reward.score else None)
         if not scores.valid.any():
             raise NoValidReward(
-                f"none of the recorded drives of {tokens} could be scored ({scores.reasons[0]}): check with "
+                f"none of the recorded drives of {tokens} could be scored ({scores.reason[0]}): check with "
                 "python -m navsim_ext.doctor and rebuild data.metric_cache"
             )
 

@@ -14,8 +14,7 @@ import pandas as pd
 
 from navsim_ext.errors import DataError
 from navsim_ext.metric_cache.schema import MetricCache
-from navsim_ext.pdm import score, score_pairs
-from navsim_ext.pdm.columns import RewardWeights
+from navsim_ext.pdm import RewardWeights, score, score_pairs
 from navsim_ext.runtime.progress import track
 from navsim_ext.runtime.workers import spread
 

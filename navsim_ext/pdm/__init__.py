@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from navsim_ext.pdm.columns import RewardWeights
     from navsim_ext.pdm.result import PdmResult
+    from navsim_ext.pdm.reward import RewardWeights
     from navsim_ext.pdm.scores import TrajectoryShapeError, score, score_pairs
     from navsim_ext.pdm.version import scorer_fingerprint
 
@@ -19,7 +19,7 @@ __all__ = ["PdmResult", "RewardWeights", "TrajectoryShapeError", "score", "score
 
 _HOME = {
     "PdmResult": "result",
-    "RewardWeights": "columns",
+    "RewardWeights": "reward",
     "TrajectoryShapeError": "scores",
     "score": "scores",
     "score_pairs": "scores",

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from navsim_ext.errors import TriviumError
 from navsim_ext.fingerprint import package_versions
-from navsim_ext.pdm.columns import COLUMNS, RewardWeights
+from navsim_ext.pdm.columns import COLUMNS
 from navsim_ext.pdm.ego import NUM_STEPS, STEP_S
 from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.pdm.profiles import NUM_DISPLACEMENTS, fit_velocity
+from navsim_ext.pdm.reward import PUBLISHED_REWARD
 from navsim_ext.pdm.scores import score_pairs
 
 DATA = Path(__file__).resolve().parent / "arithmetic_data"
@@ -114,7 +115,7 @@ def _check_scenes(path: Path) -> list[Finding]:
     tokens = [token for token in cache.tokens for _ in known[f"names/{token}"]]
     names = np.concatenate([known[f"names/{token}"] for token in cache.tokens])
     poses = np.concatenate([known[f"poses/{token}"] for token in cache.tokens])
-    result = score_pairs(tokens, poses, cache, names=names.tolist(), reward=RewardWeights(), keep_states=True)
+    result = score_pairs(tokens, poses, cache, names=names.tolist(), reward=PUBLISHED_REWARD, keep_states=True)
     worst, column = 0.0, ""
     for name in COLUMNS:
         expected = np.concatenate([known[f"{name}/{token}"] for token in cache.tokens])

@@ -33,6 +33,7 @@ class PdmResult:
     reason: NDArray[np.object_]  # [N] str, empty where every version that was asked for is there
     map_label: NDArray[np.object_]  # [N] "nuplan", "approx" (scores from a reconstructed map), empty where unknown
     states: NDArray[np.float64] | None = field(default=None, repr=False)  # [N,41,11] simulated, if kept
+    seconds: float = 0.0  # that scoring took
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -47,6 +48,11 @@ class PdmResult:
         if name in _POSITION:
             return self.values[:, _POSITION[name]]
         raise AttributeError(name)
+
+    @property
+    def columns(self) -> dict[str, NDArray[np.float64]]:
+        """All columns [N] by name, as views."""
+        return {name: self.values[:, i] for name, i in _POSITION.items()}
 
     def valid_for(self, column: str) -> NDArray[np.bool_]:
         """Rows [N] that have a value in a column; raises KeyError as ``result[column]`` does."""
@@ -67,7 +73,7 @@ class PdmResult:
     def to_frame(self) -> pd.DataFrame:
         """token, valid, reason, map_label and all columns."""
         head = {"token": list(self.tokens), "valid": self.valid, "reason": self.reason, "map_label": self.map_label}
-        return pd.DataFrame(head | {name: self.values[:, i] for name, i in _POSITION.items()})
+        return pd.DataFrame(head | self.columns)
 
     def summary(self) -> dict[str, Any]:
         """Counts, means of the metrics over the rows that have them, reasons of invalid and incomplete rows, and whose

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,11 +19,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from navsim_ext.errors import DataError
-from navsim_ext.pdm.columns import NO_REWARD, NUM_COLUMNS, V2_EC, RewardWeights, finish_reward, finish_v2
+from navsim_ext.pdm.columns import NUM_COLUMNS, V2_EC, finish_reward, finish_v2
 from navsim_ext.pdm.comfort import comfort_filters, two_frame_comfort
 from navsim_ext.pdm.ego import NUM_POSES, NUM_STEPS, STATE_SIZE, STEP_S
 from navsim_ext.pdm.resident import LoadedScene, SceneRecords, UnscorableScene
 from navsim_ext.pdm.result import PdmResult
+from navsim_ext.pdm.reward import NO_REWARD, RewardWeights
 from navsim_ext.pdm.scorer import score_trajectories
 from navsim_ext.pdm.traffic import V1, V2
 from navsim_ext.pdm.version import VERSIONS
@@ -57,11 +59,12 @@ def score(
     first (and a reward of that version) are NaN, and the reason names it.
     Raises TrajectoryShapeError for wrong shapes, DataError for an unknown version.
     """
+    start = time.perf_counter()
     poses = check_trajectories(tokens, trajectories)
     bits, weights = _options(versions, reward)
     states = _no_states(len(poses)) if keep_states else None
     rows, loaded, valid, reasons = _run(list(tokens), poses, metric_cache, bits, weights, threads, states)
-    return _result(tokens, rows, states, loaded, valid, reasons)
+    return _result(tokens, rows, states, loaded, valid, reasons, start)
 
 
 def score_pairs(
@@ -83,6 +86,7 @@ def score_pairs(
     predecessor keep v2_ec NaN and the weight 14, as in NAVSIM. Raises DataError when a planner has a token twice (the
     predecessor would be ambiguous) or ``previous`` is out of range.
     """
+    start = time.perf_counter()
     poses = check_trajectories(tokens, trajectories)
     bits, weights = _options(versions, reward)
     if not bits & V2:
@@ -109,7 +113,7 @@ def score_pairs(
         rows[row, V2_EC] = two_frame_comfort(filters, states[row, :-shift], states[other, shift:])
         finish_v2(rows[row], scene.reference_progress[1], scene.reference_multiplier[1], scene.human)
         finish_reward(rows[row], weights)
-    return _result(tokens, rows, states if keep_states else None, loaded, valid, reasons)
+    return _result(tokens, rows, states if keep_states else None, loaded, valid, reasons, start)
 
 
 def check_trajectories(tokens: Sequence[str], trajectories: ArrayLike) -> NDArray[np.float64]:
@@ -231,9 +235,10 @@ def _result(
     loaded: dict[str, LoadedScene],
     valid: NDArray[np.bool_],
     reasons: NDArray[np.object_],
+    start: float,
 ) -> PdmResult:
     labels = np.array([loaded[token].map_label if token in loaded else "" for token in tokens], dtype=object)
-    return PdmResult(tokens, rows, valid, reasons, labels, states)
+    return PdmResult(tokens, rows, valid, reasons, labels, states, time.perf_counter() - start)
 
 
 def _predecessors(

@@ -1,17 +1,13 @@
 """Rewards by composition: the PDM score in any weighting, and terms on the trajectory itself."""
 
 from stage3_grpo.rewards.reward import Reward, Scores
-from stage3_grpo.rewards.scorer import CoverageError, PdmScorer, ScorerMismatch
 from stage3_grpo.rewards.terms import ExtendedComfortProxy, Feasibility, PdmTerm, ReverseMotion
 
 __all__ = [
-    "CoverageError",
     "ExtendedComfortProxy",
     "Feasibility",
-    "PdmScorer",
     "PdmTerm",
     "ReverseMotion",
     "Reward",
-    "ScorerMismatch",
     "Scores",
 ]

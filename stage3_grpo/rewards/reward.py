@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
+from navsim_ext.pdm.reward import RewardWeights
 from stage3_grpo.rewards.kinematics import Motion, motion, reverses, stands
-from stage3_grpo.rewards.scorer import PdmScores
 from stage3_grpo.rewards.terms import MotionTerm, PdmTerm
+
+if TYPE_CHECKING:
+    from navsim_ext.pdm import PdmResult
 
 Array = NDArray[np.float64]
 TAIL_INTERVALS = 2  # of the "reverse tail": the last second of the plan
@@ -25,7 +28,9 @@ TAIL_INTERVALS = 2  # of the "reverse tail": the last second of the plan
 class Scorer(Protocol):
     """What a reward needs of a scorer."""
 
-    def submit(self, tokens: Sequence[str], trajectories: Array, term: PdmTerm | None) -> Future[PdmScores]: ...
+    def submit(
+        self, tokens: Sequence[str], trajectories: Array, reward: RewardWeights | None = None
+    ) -> Future[PdmResult]: ...
 
 
 @dataclass(frozen=True)
@@ -66,24 +71,25 @@ class Reward:
         if not np.isfinite(trajectories).all():
             rows = np.flatnonzero(~np.isfinite(trajectories).reshape(len(trajectories), -1).all(1))
             raise DataError(f"the policy produced trajectories that are not finite, first for token {tokens[rows[0]]}")
-        return PendingScores(self, scorer.submit(tokens, trajectories, self.score), trajectories, history, status)
+        weights = self.score.weights if self.score else None
+        return PendingScores(self, scorer.submit(tokens, trajectories, weights), trajectories, history, status)
 
-    def finish(self, pdm: PdmScores, moved: Motion, trajectories: Array) -> Scores:
+    def finish(self, pdm: PdmResult, moved: Motion, trajectories: Array) -> Scores:
         values = {name: term.value(moved) for name, term in self.terms.items()}
         valid = pdm.valid.copy()
         reward = np.zeros(len(trajectories))
         if self.score is not None:
-            base = pdm.columns.get(self.score.column, np.full(len(trajectories), np.nan))
+            base = pdm[self.score.column]
             valid &= np.isfinite(base)
             values = {"score": base} | values
             reward += self.score.weight * np.where(valid, base, 0.0)
         for name, term in self.terms.items():
             reward += term.weight * values[name]
-        columns = dict(pdm.columns)
-        columns["judge"] = pdm.columns.get(self.judge, np.full(len(trajectories), np.nan))
+        columns = pdm.columns
+        columns["judge"] = pdm[self.judge]
         columns["reverse_tail"] = reverses(trajectories, last=TAIL_INTERVALS).astype(float)
         columns["standing"] = stands(trajectories).astype(float)
-        return Scores(np.where(valid, reward, np.nan), valid, values, columns, pdm.reasons, pdm.seconds)
+        return Scores(np.where(valid, reward, np.nan), valid, values, columns, tuple(pdm.reason), pdm.seconds)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class PendingScores:
     """Scores on their way."""
 
     reward: Reward
-    future: Future[PdmScores]
+    future: Future[PdmResult]
     trajectories: Array
     history: Array
     status: Array

@@ -5,13 +5,14 @@ Legend: N trajectories (rows), motion quantities of :mod:`stage3_grpo.rewards.ki
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
+from navsim_ext.pdm.reward import RewardWeights
 from stage3_grpo.rewards.kinematics import Motion
 
 Array = NDArray[np.float64]
@@ -35,20 +36,29 @@ class PdmTerm:
     """
 
     weight: float = 1.0
-    version: str = "v1"
+    version: str = RewardWeights.version
     standard: bool = False
-    progress: float = 5.0
-    ttc: float = 5.0
-    comfort: float = 2.0
-    driving_direction: float = 0.0
-    lane_keeping: float = 0.0
+    progress: float = RewardWeights.progress
+    ttc: float = RewardWeights.ttc
+    comfort: float = RewardWeights.comfort
+    driving_direction: float = RewardWeights.driving_direction
+    lane_keeping: float = RewardWeights.lane_keeping
 
     def __post_init__(self) -> None:
         if self.version not in ("v1", "v2"):
             raise DataError(f"PdmTerm.version {self.version!r} does not exist; choose v1 or v2")
-        published = (self.progress, self.ttc, self.comfort, self.driving_direction, self.lane_keeping)
-        if self.standard and published != (5.0, 5.0, 2.0, 0.0, 0.0):
-            raise DataError(f"PdmTerm.standard takes the score as it is; the weights {published} would have no effect")
+        own = (self.progress, self.ttc, self.comfort, self.driving_direction, self.lane_keeping)
+        if self.standard and own != astuple(RewardWeights())[1:]:
+            raise DataError(f"PdmTerm.standard takes the score as it is; the weights {own} would have no effect")
+
+    @property
+    def weights(self) -> RewardWeights | None:
+        """The weighting that the scorer computes; None where the term takes the score as it is."""
+        if self.standard:
+            return None
+        return RewardWeights(
+            self.version, self.progress, self.ttc, self.comfort, self.driving_direction, self.lane_keeping
+        )
 
     @property
     def column(self) -> str:

@@ -14,9 +14,10 @@ from pdm_golden import CONTINUOUS, GOLDEN_COLUMNS, golden_scene
 
 from navsim_ext.metric_cache.map_table import map_table
 from navsim_ext.metric_cache.scene_record import MapContext, build_scene
-from navsim_ext.pdm import RewardWeights, score, score_pairs
+from navsim_ext.pdm import score, score_pairs
 from navsim_ext.pdm.ego import HEADING
 from navsim_ext.pdm.memory import MemoryMetricCache
+from navsim_ext.pdm.reward import PUBLISHED_REWARD
 from navsim_ext.readers import SceneFilter, open_source
 
 
@@ -50,7 +51,7 @@ def golden_set(request, reference):
         np.concatenate(poses),
         cache,
         names=v1["traj"].tolist(),
-        reward=RewardWeights(),
+        reward=PUBLISHED_REWARD,
         keep_states=True,
     )
     return folder, cache, result, {"v1": v1, "v2": v2}

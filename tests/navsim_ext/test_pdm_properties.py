@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from navsim_ext.metric_cache.scene_record import with_reference_scores
-from navsim_ext.pdm import RewardWeights, score
+from navsim_ext.pdm import score
 from navsim_ext.pdm.columns import COLUMNS
 from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.pdm.polygon_table import PolygonTable
 from navsim_ext.pdm.record import encode_text
 from navsim_ext.pdm.resident import prepare
+from navsim_ext.pdm.reward import PUBLISHED_REWARD
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pdm" / "scenes.npz"
 BOUNDED = [name for name in COLUMNS if name not in ("progress_m", "v2_ec") and not name.endswith("_s")]
@@ -47,7 +48,7 @@ numbers = st.one_of(
 def test_any_numbers_give_scores_in_range_or_a_reason(golden, poses, which):
     cache, _ = golden
     token = cache.tokens[which]
-    result = score([token] * 3, poses, cache, reward=RewardWeights(), threads=1)
+    result = score([token] * 3, poses, cache, reward=PUBLISHED_REWARD, threads=1)
     finite = np.isfinite(poses).all(axis=(1, 2))
     assert not result.valid[~finite].any()
     for row in range(3):

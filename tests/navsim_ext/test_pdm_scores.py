@@ -18,6 +18,7 @@ from navsim_ext.pdm.columns import COLUMNS
 from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.pdm.polygon_table import PolygonTable
 from navsim_ext.pdm.record import SceneMetricCache
+from navsim_ext.pdm.reward import PUBLISHED_REWARD
 from navsim_ext.shards import ShardWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pdm" / "scenes.npz"
@@ -58,7 +59,7 @@ def folder(tmp_path, golden):
 @pytest.mark.parametrize("column", GOLDEN_COLUMNS)
 def test_every_column_equals_navsim(golden, batch, column):
     tokens, names, poses, cache = batch
-    result = score_pairs(tokens, poses, cache, names=names, reward=RewardWeights())
+    result = score_pairs(tokens, poses, cache, names=names, reward=PUBLISHED_REWARD)
     assert result.valid.all()
     if column in CONTINUOUS:
         np.testing.assert_allclose(result[column], expected(golden, column), rtol=0, atol=1e-8)
@@ -94,7 +95,7 @@ def test_groups_order_and_threads_do_not_change_a_bit(batch):
 
 def test_versions_and_rewards_from_one_pass(batch):
     tokens, _, poses, cache = batch
-    both = score(tokens, poses, cache, reward=RewardWeights(progress=5.0))
+    both = score(tokens, poses, cache, reward=RewardWeights())
     np.testing.assert_allclose(both.reward, both.pdms_v1, rtol=0, atol=1e-15)  # 5/5/2 is PDMS
     only = score(tokens, poses, cache, versions=("v2",), reward=RewardWeights("v2", 5.0, 5.0, 2.0, lane_keeping=2.0))
     assert np.isnan(only.pdms_v1).all()
@@ -107,7 +108,7 @@ def test_versions_and_rewards_from_one_pass(batch):
     with pytest.raises(DataError, match="positive finite sum"):
         RewardWeights(progress=0.0, ttc=0.0, comfort=0.0)
     with pytest.raises(DataError, match="reward weighs v1"):
-        score(tokens, poses, cache, versions=("v2",), reward=RewardWeights())
+        score(tokens, poses, cache, versions=("v2",), reward=PUBLISHED_REWARD)
     with pytest.raises(DataError, match="v3"):
         score(tokens, poses, cache, versions=("v3",))
 
@@ -130,7 +131,7 @@ def test_rows_that_cannot_be_scored_are_invalid_with_a_reason(batch):
     tokens[3] = "ffffffffffffffff"
     poses[4] = 1e308
     clean = score(tokens, np.nan_to_num(poses, posinf=0.0), cache)
-    result = score(tokens, poses, cache, reward=RewardWeights())
+    result = score(tokens, poses, cache, reward=PUBLISHED_REWARD)
     np.testing.assert_array_equal(result.valid, [True, False, False, False, False, True])
     assert "pose 3" in result.reason[1]
     assert "inf" in result.reason[2]

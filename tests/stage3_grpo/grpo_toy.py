@@ -20,12 +20,14 @@ from omegaconf import OmegaConf
 from navsim_ext.errors import TriviumError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache.schema import HiddenBatch
+from navsim_ext.metric_cache.scorer import PdmScorer
+from navsim_ext.pdm import PdmResult
+from navsim_ext.pdm.columns import COLUMNS
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.run import run
 from navsim_ext.runtime.sampler import PositionSampler, ResumableLoader
 from navsim_ext.scene import SceneBatch, collate_scenes
 from stage2_dit import DiffusionPlanner, PlannerConfig, save_planner
-from stage3_grpo.rewards.scorer import PdmScorer, PdmScores
 
 WIDTH, TOKENS = 12, 5
 KILL_AT = json.loads(os.environ.get("TOY_KILL", "null"))  # {"rollout": n}: while rollout n (from 0) is drawn
@@ -119,7 +121,7 @@ class ToyScorer(PdmScorer):
     def fingerprint(self) -> Fingerprint:
         return self._fingerprint
 
-    def score(self, tokens, trajectories, term) -> PdmScores:
+    def score(self, tokens, trajectories, reward=None) -> PdmResult:
         x = trajectories[:, -1, 0]
         if self.mode == "honest":
             score = np.clip(1.0 - np.abs(x - 55.0) / 60.0, 0.0, 1.0)
@@ -131,15 +133,17 @@ class ToyScorer(PdmScorer):
         columns = {name: np.ones(len(tokens)) for name in names}
         columns |= {"pdms_v1": score, "reward": score, "epdms_v2_nofilter": judge, "epdms_v2": judge}
         valid = np.array([token not in self.invalid and token in self.known for token in tokens])
-        reasons = tuple("" if good else "toy: cannot be scored" for good in valid)
-        return PdmScores(columns, valid, reasons, 0.0)
+        reasons = np.array(["" if good else "toy: cannot be scored" for good in valid], dtype=object)
+        unknown = np.full(len(tokens), np.nan)
+        values = np.stack([columns.get(name, unknown) for name in COLUMNS], axis=1)
+        return PdmResult(tokens, values, valid, reasons, np.full(len(tokens), "toy", dtype=object))
 
-    def submit(self, tokens, trajectories, term) -> Future:
+    def submit(self, tokens, trajectories, reward=None) -> Future:
         if KILL_AT and self.submitted == SUBMITTED_PER_ROLLOUT * KILL_AT["rollout"]:
             os.kill(os.getpid(), signal.SIGKILL)
         self.submitted += 1
         future: Future = Future()
-        future.set_result(self.score(tokens, trajectories, term))
+        future.set_result(self.score(tokens, trajectories, reward))
         return future
 
 

@@ -19,6 +19,7 @@ import grpo_toy
 from grpo_toy import config, make_planner
 
 from navsim_ext.errors import TriviumError
+from navsim_ext.metric_cache.scorer import CoverageError
 from navsim_ext.runtime.checkpoints import load_checkpoint, newest_complete
 from navsim_ext.runtime.run import run
 from stage2_dit import WrongProcess, load_planner
@@ -26,7 +27,6 @@ from stage3_grpo.algorithm import AlgorithmError
 from stage3_grpo.module import NoValidReward
 from stage3_grpo.monitors.alarms import AlarmError
 from stage3_grpo.reference import ReferenceMismatch
-from stage3_grpo.rewards import CoverageError
 
 ALGORITHMS = ("diffgrpo", "diffgrpo_clip", "rloo", "reinforce_pp", "ppo", "flow_grpo")
 CHECKPOINTS = "version_0/checkpoints"

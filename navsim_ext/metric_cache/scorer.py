@@ -1,21 +1,23 @@
-"""PDM scores for rollouts: a metric cache behind a thread, so that scoring runs beside the device's work."""
+"""The scorer of a training: a metric cache that is the expected one, and a thread, so that scoring runs beside the
+device's work.
+
+Importing this loads the kernels of the scorer: import it where scores are wanted.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from navsim_ext.errors import TriviumError
-from navsim_ext.fingerprint import Fingerprint
-from stage3_grpo.rewards.terms import PdmTerm
+from navsim_ext.fingerprint import Fingerprint, flatten_json
+from navsim_ext.metric_cache.schema import MetricCache
+from navsim_ext.pdm import PdmResult, RewardWeights, score
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +30,6 @@ class CoverageError(TriviumError):
 
 class ScorerMismatch(TriviumError):
     """The metric cache, or what it is, does not fit the configuration."""
-
-
-@dataclass(frozen=True)
-class PdmScores:
-    """``columns``: float64 [N] by name; ``valid`` [N] bool; ``seconds`` that scoring took."""
-
-    columns: Mapping[str, NDArray[np.float64]]
-    valid: NDArray[np.bool_]
-    reasons: tuple[str, ...]
-    seconds: float
 
 
 class PdmScorer:
@@ -54,8 +46,6 @@ class PdmScorer:
         expect: Mapping[str, Any] | None = None,
         min_coverage: float = 0.99,
     ) -> None:
-        from navsim_ext.metric_cache.schema import MetricCache  # compiles kernels: only runs that score pay for it
-
         self.cache = MetricCache(metric_cache)
         self.folder = str(metric_cache)
         self.known = frozenset(self.cache.tokens)
@@ -85,46 +75,19 @@ class PdmScorer:
             log.warning(message)
         return missing
 
-    def score(self, tokens: Sequence[str], trajectories: NDArray[np.float64], term: PdmTerm | None) -> PdmScores:
-        """Scores [N,8,3] now; ``tokens`` may repeat. Tokens without a cache are invalid, not 0."""
-        from navsim_ext.pdm import RewardWeights, score
-
-        start = time.perf_counter()
-        weights = None
-        if term is not None and not term.standard:
-            weights = RewardWeights(
-                term.version, term.progress, term.ttc, term.comfort, term.driving_direction, term.lane_keeping
-            )
-        known = np.array([token in self.known for token in tokens], dtype=bool)
-        chosen = np.flatnonzero(known)
-        reasons = ["" if there else "no metric cache" for there in known]
-        columns: dict[str, NDArray[np.float64]] = {}
-        valid = np.zeros(len(tokens), dtype=bool)
-        if len(chosen):
-            rows = np.ascontiguousarray(trajectories[chosen], dtype=np.float64)
-            frame = score(
-                [tokens[i] for i in chosen], rows, self.cache, versions=("v1", "v2"), reward=weights
-            ).to_frame()
-            valid[chosen] = frame["valid"].to_numpy(dtype=bool)
-            for i, reason in zip(chosen, frame["reason"]):
-                reasons[i] = str(reason or "")
-            for name in frame.columns:
-                if name not in ("token", "valid", "reason") and frame[name].dtype.kind == "f":
-                    columns[name] = np.full(len(tokens), np.nan)
-                    columns[name][chosen] = frame[name].to_numpy()
-        return PdmScores(columns, valid, tuple(reasons), time.perf_counter() - start)
+    def score(self, tokens: Sequence[str], trajectories: ArrayLike, reward: RewardWeights | None = None) -> PdmResult:
+        """Scores [N,8,3] now; ``tokens`` may repeat. Tokens without a record are invalid, not 0."""
+        return score(list(tokens), trajectories, self.cache, reward=reward)
 
     def submit(
-        self, tokens: Sequence[str], trajectories: NDArray[np.float64], term: PdmTerm | None
-    ) -> Future[PdmScores]:
+        self, tokens: Sequence[str], trajectories: ArrayLike, reward: RewardWeights | None = None
+    ) -> Future[PdmResult]:
         """As :meth:`score` in the background; the compiled kernels leave Python's lock to others."""
-        return self._pool.submit(self.score, list(tokens), trajectories, term)
+        return self._pool.submit(self.score, list(tokens), trajectories, reward)
 
 
 def require_fields(fingerprint: Fingerprint, expect: Mapping[str, Any], where: str) -> None:
     """Raises ScorerMismatch listing ``key: cache | expected`` for each field that differs."""
-    from navsim_ext.fingerprint import flatten_json
-
     found = flatten_json(fingerprint.compared())
     wrong = [
         f"{key}: {found.get(key, '(absent)')!r} | {value!r}"
