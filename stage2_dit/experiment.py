@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -25,14 +24,11 @@ from rich.table import Table
 
 from navsim_ext.bootstrap import Estimate
 from navsim_ext.dataset import SceneDataset, part_indices
-from navsim_ext.errors import DataError
-from navsim_ext.evaluation.compare import compare
-from navsim_ext.evaluation.planning import plan_scenes
+from navsim_ext.evaluation.paired import TABLE_FILE, align, points, rises, scored, to_json
 from navsim_ext.evaluation.table import summarise
 from navsim_ext.files import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates
 from navsim_ext.metric_cache.schema import MetricCache
-from navsim_ext.pdm import score
 from navsim_ext.planners import Planner, baseline
 from navsim_ext.runtime.config import compose, job
 from navsim_ext.runtime.parquet import write_table
@@ -47,11 +43,12 @@ RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SightVerdict:
     """The seeing planner minus each rival, in score units [0, 1]; ``best_rival`` has the highest mean."""
 
     metric: str
     scenes: int
+    left_out: int  # scenes that could be scored for some planners only
     logs: int
     means: Mapping[str, float]
     differences: Mapping[str, Estimate]
@@ -61,30 +58,28 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "metric": self.metric, "scenes": self.scenes, "logs": self.logs, "means": dict(self.means),
-            "differences": {name: estimate.to_json() for name, estimate in self.differences.items()},
-            "best_rival": self.best_rival, "enough_scenes": self.enough_scenes, "passed": self.passed,
+            "metric": self.metric, "scenes": self.scenes, "left_out": self.left_out, "logs": self.logs,
+            "means": dict(self.means), "differences": to_json(self.differences), "best_rival": self.best_rival,
+            "enough_scenes": self.enough_scenes, "passed": self.passed,
         }  # fmt: skip
 
 
-def judge(tables: Mapping[str, pd.DataFrame], metric: str, *, required_points: float, minimum_scenes: int) -> Verdict:
+def judge(
+    tables: Mapping[str, pd.DataFrame], metric: str, *, required_points: float, minimum_scenes: int
+) -> SightVerdict:
     """Passed: the mean over the best rival's is at least ``required_points`` / 100 higher, interval above 0.
 
-    Raises DataError when scenes are valid for some planners only (the comparison would not be paired).
+    On the scenes that are valid for all planners; raises DataError when there is none.
     """
-    valid = [set(table["token"][table["valid"]]) for table in tables.values()]
-    if any(tokens != valid[0] for tokens in valid) or not valid[0]:
-        counts = {name: len(tokens) for name, tokens in zip(tables, valid)}
-        raise DataError(f"planners were scored on different scenes: {counts} valid; look at their reasons")
-    means = {name: float(table[metric][table["valid"]].mean()) for name, table in tables.items()}
-    rivals = {name: table for name, table in tables.items() if name != SEEING}
-    differences = {name: compare(table, tables[SEEING]).differences[metric] for name, table in rivals.items()}
+    aligned = align(tables)
+    means = {name: aligned.mean(name, metric) for name in tables}
+    rivals = [name for name in tables if name != SEEING]
+    differences = {name: aligned.estimate(aligned.change(SEEING, name, metric)) for name in rivals}
     best = max(rivals, key=means.__getitem__)
-    margin = differences[best]
-    enough = len(valid[0]) >= minimum_scenes
-    return Verdict(
-        metric, len(valid[0]), margin.logs, means, differences, best, enough,
-        passed=enough and margin.mean * 100 >= required_points and margin.low > 0,
+    enough = aligned.scenes >= minimum_scenes
+    return SightVerdict(
+        metric, aligned.scenes, aligned.left_out, differences[best].logs, means, differences, best, enough,
+        passed=enough and rises(differences[best], required_points),
     )  # fmt: skip
 
 
@@ -104,19 +99,6 @@ def train_all(cfg: DictConfig, folders: Mapping[str, Path]) -> dict[str, Path]:
     return dict(zip(names, map_items(partial(train, cfg, folders), names, num_workers=cfg.workers), strict=True))
 
 
-def scored(
-    cfg: DictConfig, planner: Planner, dataset: SceneDataset, hidden: CachedHiddenStates, cache: MetricCache
-) -> pd.DataFrame:
-    """Plans and scores one planner on the test scenes: token, name, log_name, poses, valid, reason, scores."""
-    folder = Path(cfg.output_dir) / "scores" / planner.name
-    planned, _ = plan_scenes(planner, dataset, hidden, folder, batch_size=cfg.batch_size, device=cfg.device)
-    trajectories = np.stack(planned["poses"].tolist()).reshape(len(planned), -1, 3)
-    scores = score(planned["token"].tolist(), trajectories, cache).to_frame().drop(columns="token")
-    table = pd.concat([planned, scores], axis=1)
-    write_table(folder / "scores.parquet", table)
-    return table
-
-
 def planners(cfg: DictConfig, checkpoints: Mapping[str, Path]) -> list[Planner]:
     """The trained planners and their rivals."""
     trained = [
@@ -128,7 +110,7 @@ def planners(cfg: DictConfig, checkpoints: Mapping[str, Path]) -> list[Planner]:
     return [*trained, *still, *braking, baseline("human")]
 
 
-def tell(console: Console, tables: Mapping[str, pd.DataFrame], verdict: Verdict, required_points: float) -> None:
+def tell(console: Console, tables: Mapping[str, pd.DataFrame], verdict: SightVerdict, required_points: float) -> None:
     """One table of at most 80 columns, then the verdict in a sentence."""
     means = summarise(pd.concat(tables.values(), ignore_index=True))
     table = Table(
@@ -138,18 +120,17 @@ def tell(console: Console, tables: Mapping[str, pd.DataFrame], verdict: Verdict,
         table.add_column(title, justify=side)
     for name, columns in means.items():
         difference = verdict.differences.get(name)
-        shown = "" if difference is None else (
-            f"{difference.mean * 100:+.1f} [{difference.low * 100:+.1f}, {difference.high * 100:+.1f}]"
-        )  # fmt: skip
+        shown = "" if difference is None else points(difference)
         table.add_row(name, columns[verdict.metric].format(), shown)
     console.print(table)
+    if verdict.left_out:
+        console.print(f"{verdict.left_out} scenes could be scored for some planners only and do not count.")
     if not verdict.enough_scenes:
         console.print(f"{verdict.scenes} scenes are too few for a verdict.")
     margin = verdict.differences[verdict.best_rival]
     word = "beats" if verdict.passed else "does not beat"
     console.print(
-        f"The planner {word} its best rival {verdict.best_rival} by {required_points:g} points: "
-        f"{margin.mean * 100:+.1f} [{margin.low * 100:+.1f}, {margin.high * 100:+.1f}]."
+        f"The planner {word} its best rival {verdict.best_rival} by {required_points:g} points: {points(margin)}."
     )
 
 
@@ -159,9 +140,16 @@ def main(cfg: DictConfig) -> None:
     folders = part_indices(cfg.data, Path(cfg.output_dir) / "index")
     dataset = SceneDataset(folders["test"], cameras=())  # before the training, so that what is missing is said now
     hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)
-    cache = MetricCache(cfg.data.metric_cache)
+    MetricCache(cfg.data.metric_cache)
     checkpoints = train_all(cfg, folders)
-    tables = {planner.name: scored(cfg, planner, dataset, hidden, cache) for planner in planners(cfg, checkpoints)}
+    tables = {}
+    for planner in planners(cfg, checkpoints):
+        folder = Path(cfg.output_dir) / "scores" / planner.name
+        table = scored(
+            planner, dataset, hidden, cfg.data.metric_cache, folder, batch_size=cfg.batch_size, device=cfg.device
+        )
+        write_table(folder / TABLE_FILE, table)
+        tables[planner.name] = table
     ceiling = tables.pop("human")
     verdict = judge(tables, cfg.metric, required_points=cfg.required_points, minimum_scenes=cfg.minimum_scenes)
     content = verdict.to_json() | {

@@ -26,15 +26,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from navsim_ext.bootstrap import Estimate, bootstrap_mean
+from navsim_ext.bootstrap import Estimate
 from navsim_ext.dataset import SceneDataset, part_indices
-from navsim_ext.errors import DataError
-from navsim_ext.evaluation.planning import plan_scenes
-from navsim_ext.evaluation.scoring import score_table
+from navsim_ext.evaluation.paired import TABLE_FILE, align, points, rises, scored, to_json
 from navsim_ext.files import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates
 from navsim_ext.metric_cache.schema import MetricCache
-from navsim_ext.planners import Planner
 from navsim_ext.runtime.config import compose, job
 from navsim_ext.runtime.parquet import write_table
 from navsim_ext.runtime.run import run
@@ -63,10 +60,11 @@ RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReinforcementVerdict:
     """Reinforced minus imitation, per metric: the mean over seeds per scene, and each seed alone."""
 
     scenes: int
+    left_out: int  # scenes that could be scored for some planners only
     logs: int
     means: Mapping[str, Mapping[str, float]]  # planner -> metric -> mean
     differences: Mapping[str, Estimate]
@@ -82,11 +80,10 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "scenes": self.scenes, "logs": self.logs,
+            "scenes": self.scenes, "left_out": self.left_out, "logs": self.logs,
             "means": {name: dict(means) for name, means in self.means.items()},
-            "differences": {name: estimate.to_json() for name, estimate in self.differences.items()},
-            "by_seed": {name: {metric: estimate.to_json() for metric, estimate in estimates.items()}
-                        for name, estimates in self.by_seed.items()},
+            "differences": to_json(self.differences),
+            "by_seed": {name: to_json(estimates) for name, estimates in self.by_seed.items()},
             "enough_scenes": self.enough_scenes, "pdms_rises": self.pdms_rises, "epdms_holds": self.epdms_holds,
             "reverse_tail_holds": self.reverse_tail_holds, "passed": self.passed,
         }  # fmt: skip
@@ -95,36 +92,32 @@ class Verdict:
 def judge(
     tables: Mapping[str, pd.DataFrame], *, required_points: float, minimum_scenes: int, epdms_tolerance: float,
     reverse_tail_margin: float,
-) -> Verdict:  # fmt: skip
+) -> ReinforcementVerdict:  # fmt: skip
     """Compares every table but the imitation planner's with it, on the scenes that are valid for all of them.
 
     EPDMS falls when its mean falls by more than ``epdms_tolerance`` (x 100) or the interval of its difference lies
     wholly below 0. The reverse-tail rate holds when it rises by no more than the margin. Raises DataError when no
     scene is valid for all planners.
     """
-    valid = set.intersection(*(set(table["token"][table["valid"]]) for table in tables.values()))
-    if not valid:
-        raise DataError("no test scene is valid for all planners: look at the reasons in scores/*/scores.parquet")
-    aligned = {name: table[table["token"].isin(valid)].sort_values("token").reset_index(drop=True)
-               for name, table in tables.items()}  # fmt: skip
-    base = aligned[IMITATION]
-    logs = base["log_name"].tolist()
-    present = [metric for metric in METRICS if metric in base]
+    aligned = align(tables)
+    present = aligned.metrics(METRICS)
     changes = {
-        name: {metric: (table[metric] - base[metric]).to_numpy(float) for metric in present}
-        for name, table in aligned.items()
+        name: {metric: aligned.change(name, IMITATION, metric) for metric in present}
+        for name in tables
         if name != IMITATION
     }
     pooled = {metric: np.mean([change[metric] for change in changes.values()], axis=0) for metric in present}
-    differences = {metric: bootstrap_mean(values, logs) for metric, values in pooled.items()}
-    by_seed = {name: {metric: bootstrap_mean(values, logs) for metric, values in change.items()}
-               for name, change in changes.items()}  # fmt: skip
-    means = {name: {metric: float(table[metric].mean()) for metric in present} for name, table in aligned.items()}
+    differences = {metric: aligned.estimate(values) for metric, values in pooled.items()}
+    by_seed = {
+        name: {metric: aligned.estimate(values) for metric, values in change.items()}
+        for name, change in changes.items()
+    }
+    means = {name: {metric: aligned.mean(name, metric) for metric in present} for name in tables}
     pdms, epdms = differences["pdms_v1"], differences["epdms_v2"]
-    return Verdict(
-        len(valid), len(set(logs)), means, differences, by_seed,
-        enough_scenes=len(valid) >= minimum_scenes,
-        pdms_rises=pdms.mean * 100 >= required_points and pdms.low > 0,
+    return ReinforcementVerdict(
+        aligned.scenes, aligned.left_out, len(set(aligned.logs)), means, differences, by_seed,
+        enough_scenes=aligned.scenes >= minimum_scenes,
+        pdms_rises=rises(pdms, required_points),
         epdms_holds=epdms.mean * 100 >= -epdms_tolerance and epdms.high >= 0,
         reverse_tail_holds=differences["reverse_tail"].mean <= reverse_tail_margin,
     )  # fmt: skip
@@ -143,27 +136,15 @@ def train(cfg: DictConfig, folders: Mapping[str, Path], seed: int) -> Path:
     return Path(result["best"] or result["last"])
 
 
-def scored(
-    cfg: DictConfig, planner: Planner, dataset: SceneDataset, hidden: CachedHiddenStates, cache: MetricCache
-) -> pd.DataFrame:
-    """Plans and scores the test scenes: token, name, log_name, valid, reason, scores, reverse_tail, standing."""
-    folder = Path(cfg.output_dir) / "scores" / planner.name
-    planned, _ = plan_scenes(planner, dataset, hidden, folder, batch_size=cfg.batch_size, device=cfg.device)
-    table = score_table(planned, cache.folder)
-    poses = {token: np.asarray(row).reshape(-1, 3) for token, row in zip(planned["token"], planned["poses"])}
-    trajectories = np.stack([poses[token] for token in table["token"]])
+def with_motion(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds ``reverse_tail`` and ``standing`` of the planned poses."""
+    trajectories = np.stack(table["poses"].tolist()).reshape(len(table), -1, 3)
     table["reverse_tail"] = reverses(trajectories, last=TAIL_INTERVALS).astype(float)
     table["standing"] = stands(trajectories).astype(float)
-    write_table(folder / "scores.parquet", table)
     return table
 
 
-def points(estimate: Estimate) -> str:
-    """Mean and interval x 100."""
-    return f"{estimate.mean * 100:+.1f} [{estimate.low * 100:+.1f}, {estimate.high * 100:+.1f}]"
-
-
-def tell(console: Console, verdict: Verdict, rules: Mapping[str, float]) -> None:
+def tell(console: Console, verdict: ReinforcementVerdict, rules: Mapping[str, float]) -> None:
     """One table of at most 80 columns, then the verdict in a sentence."""
     title = f"x 100 on {verdict.scenes} scenes of {verdict.logs} logs, {len(verdict.by_seed)} seed(s)"
     table = Table(title=title, title_justify="left")
@@ -178,6 +159,8 @@ def tell(console: Console, verdict: Verdict, rules: Mapping[str, float]) -> None
     console.print(table)
     for name, changes in verdict.by_seed.items():
         console.print(f"{name}: PDMS {changes['pdms_v1'].mean * 100:+.1f}, EPDMS {changes['epdms_v2'].mean * 100:+.1f}")
+    if verdict.left_out:
+        console.print(f"{verdict.left_out} scenes could be scored for some planners only and do not count.")
     if not verdict.enough_scenes:
         console.print(f"{verdict.scenes} scenes are too few for a verdict.")
     marks = {True: "yes", False: "NO"}
@@ -196,14 +179,18 @@ def main(cfg: DictConfig) -> None:
     folders = part_indices(cfg.data, Path(cfg.output_dir) / "index")
     dataset = SceneDataset(folders["test"], cameras=())  # before the training, so that what is missing is said now
     hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)
-    cache = MetricCache(cfg.data.metric_cache_test or cfg.data.metric_cache)
-    names = [f"diffgrpo_seed{seed}" for seed in cfg.seeds]
+    metric_cache = cfg.data.metric_cache_test or cfg.data.metric_cache
+    MetricCache(metric_cache)
+    names = [f"reinforced_seed{seed}" for seed in cfg.seeds]
     best = map_items(partial(train, cfg, folders), cfg.seeds, num_workers=cfg.workers)
     checkpoints = dict(zip(names, best, strict=True))
     tables = {}
     for name, path in {IMITATION: Path(cfg.init), **checkpoints}.items():
         planner = load_trajectory_planner(str(path), name=name, candidates=cfg.candidates, device=cfg.device)
-        tables[name] = scored(cfg, planner, dataset, hidden, cache)
+        folder = Path(cfg.output_dir) / "scores" / name
+        table = scored(planner, dataset, hidden, metric_cache, folder, batch_size=cfg.batch_size, device=cfg.device)
+        tables[name] = with_motion(table)
+        write_table(folder / TABLE_FILE, tables[name])
     rules = {key: cfg[key] for key in RULES}
     verdict = judge(tables, **rules)
     content = verdict.to_json() | {

@@ -207,9 +207,12 @@ def test_verdict_needs_margin_interval_and_scenes():
     assert noisy.mean() > 0.03
     assert not verdict(noisy).passed  # large in the mean, but the interval holds 0
     assert not verdict(0.05, minimum_scenes=81).passed
-    with pytest.raises(DataError, match="different scenes"):
-        judge({SEEING: score_table(SEEING, rival), "rival": score_table("rival", rival, np.arange(80) > 0)},
-              "pdms_v1", **options)  # fmt: skip
+    some = {SEEING: score_table(SEEING, rival + 0.05), "rival": score_table("rival", rival, np.arange(80) > 0)}
+    found = judge(some, "pdms_v1", **options)
+    assert (found.scenes, found.left_out, found.enough_scenes, found.passed) == (79, 1, False, False)
+    none = {SEEING: score_table(SEEING, rival), "rival": score_table("rival", rival, np.zeros(80, bool))}
+    with pytest.raises(DataError, match="no test scene is valid for all planners"):
+        judge(none, "pdms_v1", **options)
 
 
 def test_hidden_states_of_another_origin_are_refused(world, checkpoint, tmp_path):

@@ -77,6 +77,7 @@ def test_when_epdms_falls(fall, spread, holds):
 
 def test_only_scenes_that_all_could_be_scored_on_count():
     tables = {IMITATION: table(IMITATION, invalid=20), "seed0": table("seed0", pdms=0.8, invalid=50)}
-    assert judge(tables, **RULES).scenes == 550
+    found = judge(tables, **RULES)
+    assert (found.scenes, found.left_out) == (550, 30)
     with pytest.raises(DataError, match="no test scene is valid for all planners"):
         judge({IMITATION: table(IMITATION, invalid=600), "seed0": table("seed0")}, **RULES)
