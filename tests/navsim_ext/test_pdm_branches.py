@@ -9,11 +9,12 @@ import numpy as np
 import pdm_naive
 import pytest
 
-from navsim_ext.pdm.columns import COLUMNS, NO_REWARD, NUM_COLUMNS
+from navsim_ext.pdm.columns import COLUMNS, NUM_COLUMNS
 from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.pdm.polygon_table import PolygonTable
 from navsim_ext.pdm.record import NUM_FRAMES, NUM_FRAMES_V2
 from navsim_ext.pdm.resident import prepare
+from navsim_ext.pdm.reward import NO_REWARD
 from navsim_ext.pdm.scorer import score_trajectories
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pdm" / "scenes.npz"
