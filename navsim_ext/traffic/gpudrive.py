@@ -20,7 +20,7 @@ from navsim_ext.errors import DataError
 from navsim_ext.traffic.codes import AgentKind, EdgeType, LaneType, LightState, LineType, PieceKind, Role
 from navsim_ext.traffic.motion import still
 from navsim_ext.traffic.scene import TrafficScene
-from navsim_ext.traffic.source import FileSource, Reading, reading
+from navsim_ext.traffic.source import FileSource, Reading, checked, reading
 from navsim_ext.traffic.womd import LICENCE, LINE_KINDS
 
 DT_S = 0.1
@@ -66,12 +66,7 @@ def read_scene(path: Path, now: int = 10) -> TrafficScene:
     if missing:
         raise DataError(f"{path}: {', '.join(missing)} absent: not a GPUDrive scenario with metadata")
     where = f"{path}, scenario {content.get('scenario_id') or content.get('name')!r}"
-    try:
-        return _scene(content, where, now)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{where}: {type(error).__name__} {error}: not a GPUDrive scenario") from error
+    return checked(where, lambda: _scene(content, where, now))
 
 
 def _scene(content: Mapping[str, Any], where: str, now: int) -> TrafficScene:

@@ -28,7 +28,7 @@ from navsim_ext.readers.navsim_frames import Frame, cameras_of, parse_frame
 from navsim_ext.traffic.codes import AgentKind, LightState, Role
 from navsim_ext.traffic.motion import nearest_observed, still
 from navsim_ext.traffic.scene import TrafficScene
-from navsim_ext.traffic.source import FileSource, Reading, reading
+from navsim_ext.traffic.source import FileSource, Reading, checked, reading
 from navsim_ext.traffic.vector_pieces import connector_rows, route_rows, vector_pieces
 
 LICENCE = "nuPlan / OpenScene: CC BY-NC-SA 4.0"
@@ -66,7 +66,7 @@ class NavsimTraffic(FileSource):
         content = restricted_pickle.load(path)
         if not isinstance(content, list):
             raise DataError(f"{path} holds a {type(content).__name__}; a list of frames was expected")
-        frames = [parse_frame(frame, path, index) for index, frame in enumerate(content)]
+        frames = checked(str(path), lambda: [parse_frame(frame, path, k) for k, frame in enumerate(content)])
         stretches = list(_stretches(frames))
         for number, (first, last) in enumerate(stretches):
             name = path.stem if len(stretches) == 1 else f"{path.stem}-{number}"

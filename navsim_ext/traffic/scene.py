@@ -83,14 +83,16 @@ class TrafficScene:
         optional ones may be left out. Raises DataError at the first broken promise.
         """
         valid = np.asarray(valid, np.bool_)
-        xy = np.where(valid[..., None], xy, 0.0).astype(np.float32)
-        heading = np.where(valid, heading, 0.0).astype(np.float32)
+        with np.errstate(over="ignore"):  # what does not fit into float32 becomes infinite, and is named by validate
+            xy = np.where(valid[..., None], xy, 0.0).astype(np.float32)
+            heading = np.where(valid, heading, 0.0).astype(np.float32)
+            if values.get("z") is not None:
+                values["z"] = np.where(valid, values["z"], 0.0).astype(np.float32)
+            speed = speeds(xy, valid, dt)
         unwrapped = unwrap_headings(heading, valid)
-        if values.get("z") is not None:
-            values["z"] = np.where(valid, values["z"], 0.0).astype(np.float32)
         return cls(
             pose=np.concatenate([xy, unwrapped[..., None]], axis=-1),
-            speed=speeds(xy, valid, dt),
+            speed=speed,
             valid=valid,
             dt=float(dt),
             source_heading=None if np.array_equal(heading, unwrapped) else heading,

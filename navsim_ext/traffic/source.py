@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
 
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import digest_json
 from navsim_ext.traffic.checks import BadScene
 from navsim_ext.traffic.scene import TrafficScene
 
+Result = TypeVar("Result")
 VERSION = 1  # of the readers: raised whenever one of them makes other scenes of the same files
 Reading = tuple[str, TrafficScene | TriviumError]
 """(name for messages, the scene, or why it could not be read)"""
@@ -83,10 +86,19 @@ class FileSource:
 def reading(name: str, make: Callable[[], TrafficScene]) -> Reading:
     """``make()`` with its named error as the result: what one bad scene of a unit costs is that scene."""
     try:
-        return name, make()
+        return name, checked(name, make)
     except BadScene as error:
         return name, BadScene(f"{name}: {error}")
     except TriviumError as error:
         return name, error
+
+
+def checked(where: str, make: Callable[[], Result]) -> Result:
+    """``make()``; what content of an unforeseen shape makes Python raise becomes a DataError that names ``where``."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # too large for float32: infinite, and named by validate
+            return make()
+    except TriviumError:
+        raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        return name, DataError(f"{name}: {type(error).__name__} {error}: the content does not fit the format")
+        raise DataError(f"{where}: {type(error).__name__} {error}: the content does not fit the format") from error

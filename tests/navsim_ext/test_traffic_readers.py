@@ -111,8 +111,10 @@ BAD_JSON = {
     "short": (("objects", 0, "heading"), [0.0], "unequal length"),
     "zero size": (("objects", 3, "width"), 0.0, "vehicle 4 has the size"),
     "repeated id": (("objects", 3, "id"), 7, "two road users have the id 7"),
-    "text": (("objects", 0, "position", 3, "x"), "x", "not a GPUDrive scenario"),
-    "not an object": (("objects", 0), 3, "not a GPUDrive scenario"),
+    "text": (("objects", 0, "position", 3, "x"), "x", "the content does not fit"),
+    "huge id": (("objects", 3, "id"), 2**70, "the content does not fit"),
+    "huge place": (("objects", 0, "position", 3, "x"), 1e300, "pose.* is inf"),
+    "not an object": (("objects", 0), 3, "the content does not fit"),
 }  # fmt: skip
 
 
@@ -125,6 +127,28 @@ def test_bad_gpudrive_files_are_named(tmp_path, name):
     with pytest.raises(DataError, match=message) as caught:
         only(GpuDriveJson(str(tmp_path)))
     assert "a.json" in str(caught.value)
+
+
+JUNK = [None, True, -1, 1e300, float("nan"), "x", "7", [], {}, [1], {"x": 1}, 2**70]
+
+
+def test_no_junk_in_any_place_makes_anything_but_a_scene_or_a_named_error(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def places(node, path=()):
+        children = node.items() if isinstance(node, dict) else enumerate(node[:4]) if isinstance(node, list) else ()
+        for key, child in children:
+            yield (*path, key)
+            yield from places(child, (*path, key))
+
+    text = json.dumps(gpudrive(whole_street()))
+    everywhere = list(places(json.loads(text)))
+    for number in rng.choice(len(everywhere), 150, replace=False):
+        content = json.loads(text)
+        _change(content, *everywhere[number], value=JUNK[int(rng.integers(len(JUNK)))])
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        ((_, found),) = GpuDriveJson(str(tmp_path)).read("a.json")
+        assert isinstance(found, TrafficScene | DataError), everywhere[number]
 
 
 def test_gpudrive_without_metadata_or_cut_short_is_refused(tmp_path):
@@ -315,6 +339,9 @@ def test_bad_logs_are_named(written, tmp_path):
         only(source)
     with pytest.raises(MissingError, match="maps"):
         NavsimTraffic(str(tmp_path), "x").prepare(tmp_path)
+    (tmp_path / "navsim_logs" / "x" / "log.pkl").write_bytes(pickle.dumps([3]))
+    with pytest.raises(DataError, match=r"log\.pkl"):
+        list(source.read("log.pkl"))
     (tmp_path / "navsim_logs" / "x" / "log.pkl").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(DataError, match="holds a dict"):
         list(source.read("log.pkl"))

@@ -180,6 +180,9 @@ def test_reference_scenes_written_and_read_again_stand_where_they_stood(tmp_path
         assert edges(again) == edges(scene)
 
 
+SCENARIO = scenario_of(whole_street()).SerializeToString()
+
+
 def broken(change) -> bytes:
     message = scenario_of(whole_street())
     change(message)
@@ -272,6 +275,20 @@ def test_a_lane_told_twice_in_a_step_keeps_the_last_state():
 def test_bytes_that_are_no_scenario_are_named():
     with pytest.raises(DataError, match="here: its 3 bytes are not a Scenario"):
         scene_of(b"\x0f\xff\xff", "here")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_damage_of_a_scenario_makes_anything_but_a_scene_or_a_named_error(data):
+    content = bytearray(SCENARIO)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        new = data.draw(st.binary(max_size=6))
+        content[at : at + data.draw(st.integers(0, 6))] = new
+    try:
+        scene_of(bytes(content), "here").validate()
+    except DataError as error:
+        assert str(error)  # noqa: PT017
 
 
 def test_no_signal_messages_differ_from_no_signals():
