@@ -22,7 +22,7 @@ from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.pdm.ego import LENGTH, REAR_AXLE_TO_CENTER, WIDTH
 from navsim_ext.readers import restricted_pickle
 from navsim_ext.readers.route_matching import route_of
-from navsim_ext.readers.scenarionet_map import build_map
+from navsim_ext.readers.scenarionet_map import CROP_M, build_map
 from navsim_ext.readers.scenarionet_tracks import Drive, command, parked, read_drive
 from navsim_ext.traffic.codes import AgentKind, LightState, Role
 from navsim_ext.traffic.motion import nearest_observed, still
@@ -45,7 +45,7 @@ class ScenarioNetTraffic(FileSource):
     suffixes = (".pkl",)
     described = "ScenarioNet scenarios (*.pkl)"
 
-    def __init__(self, root: str, reach_m: float = 120.0, history_s: float = 1.5) -> None:
+    def __init__(self, root: str, reach_m: float = CROP_M, history_s: float = 1.5) -> None:
         super().__init__(root)
         self.reach_m, self.history_s = float(reach_m), float(history_s)
         if not (self.reach_m > 0.0 and self.history_s >= 0.0):
