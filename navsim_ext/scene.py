@@ -29,6 +29,7 @@ COMMANDS = ("left", "straight", "right", "unknown")  # order of the driving_comm
 OBJECT_TYPES = (
     "vehicle", "pedestrian", "bicycle", "traffic_cone", "barrier", "czone_sign", "generic_object",
 )  # fmt: skip
+SYNTHETIC_TOKEN_LENGTH = 17
 MAP_LOCATIONS = ("sg-one-north", "us-ma-boston", "us-nv-las-vegas-strip", "us-pa-pittsburgh-hazelwood")
 
 
@@ -40,6 +41,17 @@ class Annotations:
     velocities: NDArray[np.floating]  # [N,3] m/s, ego axes, no ego-motion compensation
     names: tuple[str, ...]  # N of OBJECT_TYPES
     track_tokens: tuple[str, ...]  # N, constant over time for one object
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalObjects:
+    """Objects of one instant in global coordinates (frames of the second stage have no ego pose after now)."""
+
+    poses: NDArray[np.float64]  # [N,3] box centre x, y, heading
+    velocities: NDArray[np.float64]  # [N,2] m/s
+    sizes: NDArray[np.float64]  # [N,3] length, width, height [m]
+    names: tuple[str, ...]  # N of OBJECT_TYPES
+    track_tokens: tuple[str, ...]  # N
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,15 @@ class Scene:
     split: str = ""
     map_label: str = "nuplan"  # "approx" for maps that were reconstructed: every score from them says so
     lidar2ego: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))  # [4,4]
+    annotated: bool = True  # False: the split hides its objects (test servers); scoring refuses such a scene
+    later_objects: tuple[GlobalObjects, ...] = ()  # objects 0.5, 1.0 ... s after the last frame (second stage)
+    later_lights: tuple[tuple[tuple[str, bool], ...], ...] = ()  # lights of those instants; fewer: none known
+    original_token: str = ""  # of a second-stage scene: the first-stage scene that it continues
+
+    @property
+    def is_synthetic(self) -> bool:
+        """A scene of NAVSIM 2's second stage: its token has 17 characters, a recorded one 16."""
+        return len(self.token) == SYNTHETIC_TOKEN_LENGTH
 
     @property
     def now(self) -> int:

@@ -1,7 +1,11 @@
-"""Scores a file of trajectories, whoever made them.
+r"""Scores a file of trajectories, whoever made them.
 
     python -m navsim_ext.evaluation.score_file trajectories=IN.parquet metric_cache=DIR output=OUT.parquet
 
+    python -m navsim_ext.evaluation.score_file protocol=two_stage trajectories=IN.parquet metric_cache=DIR \
+        data.root=DATASET data.split_config=YAML traffic=reactive human_filter=true output=OUT.parquet
+
+The second form is NAVSIM 2's pseudo-simulation (:mod:`navsim_ext.evaluation.two_stage_file`). Of the first form:
 IN has the columns ``token``, ``name`` (the planner's) and ``poses`` (24 float64, row-major 8x3: x, y [m], heading [rad]
 at 0.5 ... 4.0 s in the ego frame). OUT has ``token``, ``name``, ``valid``, ``reason`` and the sub-scores and scores of
 both versions, in the order of IN; invalid rows hold nulls, never numbers. Two-frame comfort pairs a scene with its
@@ -34,6 +38,7 @@ from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import PdmResult, arithmetic, score_pairs, scorer_fingerprint
 from navsim_ext.pdm.columns import SCORE_COLUMNS
 from navsim_ext.pdm.ego import NUM_POSES
+from navsim_ext.pdm.version import require_traffic
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.parquet import read_table, write_table
 
@@ -60,10 +65,19 @@ def read_trajectories(path: str | os.PathLike[str]) -> TrajectoryFile:
     """Reads and checks IN. Raises MissingError for no file, CorruptFile for a damaged one, DataError for a missing
     column, a null token or name, a column of another type, or no rows."""
     path = Path(path)
+    table = trajectory_table(path, ("token", "name", "poses"))
+    poses, malformed = _poses(table["poses"], path)
+    return TrajectoryFile(table["token"].to_pylist(), table["name"].to_pylist(), poses, malformed)
+
+
+def trajectory_table(path: str | os.PathLike[str], columns: Sequence[str]) -> pa.Table:
+    """A parquet table with these columns, of which ``token`` and ``name`` hold text in every row. Raises as
+    :func:`read_trajectories`."""
+    path = Path(path)
     if not path.is_file():
         raise MissingError(f"trajectories={path} does not exist")
     table = read_table(path, "write the trajectories again", required=False)
-    missing = [name for name in ("token", "name", "poses") if name not in table.column_names]
+    missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.column_names) or 'none'}")
     if table.num_rows == 0:
@@ -74,8 +88,7 @@ def read_trajectories(path: str | os.PathLike[str]) -> TrajectoryFile:
             raise DataError(f"{path}: column {name} is of type {kind}; strings were expected")
         if table[name].null_count:
             raise DataError(f"{path}: column {name} has {table[name].null_count} nulls")
-    poses, malformed = _poses(table["poses"], path)
-    return TrajectoryFile(table["token"].to_pylist(), table["name"].to_pylist(), poses, malformed)
+    return table
 
 
 def _poses(column: pa.ChunkedArray, path: Path) -> tuple[NDArray[np.float64], dict[int, str]]:
@@ -97,7 +110,11 @@ def _poses(column: pa.ChunkedArray, path: Path) -> tuple[NDArray[np.float64], di
 
 
 def score_file(
-    trajectories: str | os.PathLike[str], metric_cache: MetricCache, *, threads: int | None = None
+    trajectories: str | os.PathLike[str],
+    metric_cache: MetricCache,
+    *,
+    threads: int | None = None,
+    traffic: str = "log_replay",
 ) -> tuple[TrajectoryFile, PdmResult]:
     """Scores every row; planner by planner, so that two-frame comfort finds the predecessor and memory stays small.
 
@@ -114,7 +131,9 @@ def score_file(
     parts: list[tuple[list[int], PdmResult]] = []
     for name, rows in track(planners.items(), "scores, planners", total=len(planners)):
         tokens = [content.tokens[row] for row in rows]
-        result = score_pairs(tokens, content.poses[rows], metric_cache, names=[name] * len(rows), threads=threads)
+        result = score_pairs(
+            tokens, content.poses[rows], metric_cache, names=[name] * len(rows), threads=threads, traffic=traffic
+        )
         parts.append((rows, result))
     joined = _join(parts, content)
     for row, reason in content.malformed.items():
@@ -133,12 +152,14 @@ def _join(parts: Sequence[tuple[list[int], PdmResult]], content: TrajectoryFile)
     return PdmResult(content.tokens, values, valid, reason, label)
 
 
-def file_fingerprint(trajectories: str | os.PathLike[str], metric_cache: MetricCache) -> Fingerprint:
+def file_fingerprint(
+    trajectories: str | os.PathLike[str], metric_cache: MetricCache, traffic: str = "log_replay"
+) -> Fingerprint:
     """What a score file was made of; the doctor's verdict on this machine stands in ``info``."""
     return Fingerprint(
         kind=KIND,
         fields={"trajectories": digest_file(trajectories), "human_filter": "epdms_v2", "two_frame": "same name"},
-        parents={"scorer": scorer_fingerprint(), "metric_cache": metric_cache.fingerprint},
+        parents={"scorer": scorer_fingerprint(traffic), "metric_cache": metric_cache.fingerprint},
         info={"doctor": arithmetic.verdict(), "trajectories": str(trajectories)},
     )
 
@@ -205,11 +226,48 @@ def main(cfg: DictConfig) -> None:
     started = time.perf_counter()
     arithmetic.verdict()  # refuses, before any work, to score on a machine that computes wrongly
     cache = MetricCache(cfg.metric_cache)
-    content, result = score_file(cfg.trajectories, cache, threads=cfg.threads)
+    if cfg.protocol == "two_stage":
+        rows = _score_two_stages(cfg, cache)
+    elif cfg.protocol == "single_stage":
+        rows = _score_single_stage(cfg, cache)
+    else:
+        raise DataError(f"protocol={cfg.protocol!r}: single_stage or two_stage was expected")
+    logger.info("%s: %d rows in %.1f s", cfg.output, rows, time.perf_counter() - started)
+
+
+def _score_single_stage(cfg: DictConfig, cache: MetricCache) -> int:
+    unread = {"human_filter": True, "strict": False, "csv_dir": None}
+    changed = [key for key, value in unread.items() if cfg[key] != value]
+    if changed:
+        raise DataError(
+            f"{', '.join(changed)} belong to protocol=two_stage; a single stage gives epdms_v2 with and without"
+        )
+    traffic = cfg.traffic or "log_replay"
+    content, result = score_file(cfg.trajectories, cache, threads=cfg.threads, traffic=traffic)
     summary = summary_of(content, result)
-    write_scores(cfg.output, content, result, file_fingerprint(cfg.trajectories, cache), summary)
+    write_scores(cfg.output, content, result, file_fingerprint(cfg.trajectories, cache, traffic), summary)
     print_summary(summary, Console())
-    logger.info("%s: %d rows in %.1f s", cfg.output, len(result), time.perf_counter() - started)
+    return len(result)
+
+
+def _score_two_stages(cfg: DictConfig, cache: MetricCache) -> int:
+    from navsim_ext.evaluation import two_stage_file as two_stage
+
+    options = two_stage.Options(cfg.traffic or "reactive", cfg.human_filter, cfg.strict, cfg.threads)
+    require_traffic(options.traffic)
+    split = two_stage.open_split(cfg.data, cache)
+    planners = two_stage.read_planners(cfg.trajectories)
+    console = Console()
+    for name, trajectories in planners.items():
+        sampled = two_stage.samplings(trajectories)
+        if len(sampled) > 1:
+            console.print(f"{name}: mixed samplings {sampled}", style="yellow", soft_wrap=True, highlight=False)
+    snapshot = two_stage.take_snapshot(split, cache, options)
+    results = two_stage.evaluate_planners(planners, split, cache, options)
+    fingerprint = two_stage.fingerprint_of(cfg.trajectories, split, cache, options)
+    two_stage.write_results(cfg.output, results, fingerprint, snapshot, cfg.csv_dir)
+    two_stage.print_results(results, snapshot, options, console)
+    return sum(len(result.rows) for result in results.values())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Builds a metric cache: ``python -m navsim_ext.metric_cache.build data.root=DATASET data.split=SPLIT output_dir=DIR``.
 
+``data.split_config=DATASET/config/train_test_split/NAME.yaml`` instead of ``data.split`` caches both stages of a
+two-stage split of NAVSIM 2.
+
 Can be killed at any moment and run again; the finished folder is byte-identical whatever the number of workers and
 the order of logs. It holds the merged shards, ``maps/<location>`` polygon tables, ``report.json`` (what could not be
 cached and why) and ``logs.jsonl``.
@@ -75,6 +78,7 @@ def build(
             make, remaining, kind=workers, num_workers=min(count, len(remaining) or 1), ray_address=ray_address
         )
         results += _progress((result for _, result in made), len(finished), log_names)
+        results += _unreadable(settings)
         results += _absent_tokens(settings, results)
         merge(cache)
         sweep(cache)
@@ -131,6 +135,12 @@ def _progress(results: Iterator[LogResult], done: int, log_names: Sequence[str])
     return track(results, "metric cache, logs", total=len(log_names), done=done)
 
 
+def _unreadable(settings: BuildSettings) -> list[LogResult]:
+    """Second-stage files that could not be read, as invalid entries of no log."""
+    bad = tuple(Invalid(None, type(error).__name__, str(error)) for _, error in settings.unreadable())
+    return [LogResult("", (), bad)] if bad else []
+
+
 def _absent_tokens(settings: BuildSettings, results: Sequence[LogResult]) -> list[LogResult]:
     """Tokens that were asked for and that no log of the split has, as invalid entries of no log."""
     if settings.tokens is None:
@@ -147,6 +157,20 @@ def settings_from(cfg: DictConfig | Mapping[str, Any]) -> BuildSettings:
     data = cfg["data"]
     if data["root"] is None:
         raise MissingError("no data root: set data.root=DATASET or OPENSCENE_DATA_ROOT")
+    if data["split_config"] is not None:
+        fixed = {"split": None, "tokens": None, "source": "navsim", "frame_interval": 1}
+        changed = [f"data.{key}={data[key]}" for key, value in fixed.items() if data[key] != value]
+        if changed:
+            raise DataError(f"data.split_config says which scenes there are; leave {', '.join(changed)} out")
+        return BuildSettings.two_stage(
+            str(data["root"]),
+            str(data["split_config"]),
+            str(cfg["output_dir"]),
+            maps_root=None if data["maps_root"] is None else str(data["maps_root"]),
+            second_stage=None if data["second_stage"] is None else str(data["second_stage"]),
+        )
+    if data["split"] is None:
+        raise MissingError("no split: set data.split=NAME, or data.split_config=FILE for both stages of NAVSIM 2's")
     return BuildSettings(
         root=str(data["root"]),
         split=str(data["split"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,15 +21,18 @@ from navsim_ext.pdm.closed.forecast import forecast
 from navsim_ext.pdm.closed.reference import ClosedPlan, plan_closed
 from navsim_ext.pdm.closed.rollout import NUM_TRAJECTORY_STEPS, ego_boxes, ego_centers
 from navsim_ext.pdm.polygon_table import PolygonTable
-from navsim_ext.pdm.record import SceneMetricCache, encode_text
+from navsim_ext.pdm.reactive.agents import traffic_agents
+from navsim_ext.pdm.reactive.rails import TrafficAgents
+from navsim_ext.pdm.record import NUM_FRAMES, NUM_FRAMES_V2, SceneMetricCache, encode_text
 from navsim_ext.pdm.references import references_from_predictions, references_from_trajectory
 from navsim_ext.pdm.resident import ResidentScene, indexed, prepare
 from navsim_ext.pdm.scorer import score_proposals
 from navsim_ext.pdm.simulator import simulate
 from navsim_ext.pdm.version import VERSIONS
-from navsim_ext.scene import Scene
+from navsim_ext.scene import OBJECT_TYPES, Scene
 
 HUMAN_POSES = 8
+VEHICLE = OBJECT_TYPES.index("vehicle")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,25 +56,26 @@ class Road:
     on_route: NDArray[np.bool_]  # [P]
 
 
-def build_scene(scene: Scene, context: MapContext) -> SceneMetricCache:
-    """The record of a scene for both versions.
+def build_scene(scene: Scene, context: MapContext, versions: Sequence[str] = VERSIONS) -> SceneMetricCache:
+    """The record of a scene for both versions, or for "v2" alone where the scene's 4 s are all that is known.
 
     Raises DataError (or a kind of it: RouteError, EmptyMapPatch) saying why the scene cannot be cached, UnscorableScene
     where the map around it is degenerate. Only the scene decides: scenes that were built before have no influence.
     """
     try:
-        return _build(scene, context).validate()
+        return _build(scene, context, versions).validate()
     except shapely.GEOSException as error:
         raise DataError(
             f"log {scene.log_name}, scene {scene.token}: the map around it has an invalid geometry ({error})"
         ) from error
 
 
-def _build(scene: Scene, context: MapContext) -> SceneMetricCache:
+def _build(scene: Scene, context: MapContext, versions: Sequence[str]) -> SceneMetricCache:
     states = observation.ego_states(scene)
-    tracks = observation.tracks(scene)
+    tracks = observation.tracks(scene, NUM_FRAMES if "v1" in versions else NUM_FRAMES_V2)
     road = read_road(context.vector_map, states[-1], scene.roadblock_ids)
     red_fids, red_frames = observation.red_connectors(scene, _route_connectors(context.vector_map, scene))
+    agents = _agents(context.vector_map, states[-1], tracks)
     record = SceneMetricCache(
         token=scene.token,
         log_name=scene.log_name,
@@ -100,10 +105,24 @@ def _build(scene: Scene, context: MapContext) -> SceneMetricCache:
             route_roadblock_ids=[context.vector_map.block_node_fid(node) for node in road.route.blocks],
             track_tokens=tracks.tokens,
         ),
+        agent_rows=agents.rows,
+        agent_kinds=agents.kinds,
+        agent_path=agents.path,
+        agent_start=agents.start,
+        path_offsets=agents.path_offsets,
+        path_vertices=agents.path_vertices,
     )
     plan = closed_plan(scene, context, road, states[-1])
-    record = replace(record, pdm_closed=plan.trajectories, pdm_closed_index=plan.chosen)
+    known = np.isin(VERSIONS, list(versions))[:, None, None]
+    record = replace(record, pdm_closed=np.where(known, plan.trajectories, np.nan), pdm_closed_index=plan.chosen)
     return with_reference_scores(record, prepare(record, context.table))
+
+
+def _agents(vector_map: VectorMap, ego_state: NDArray[np.float64], tracks: observation.Tracks) -> TrafficAgents:
+    """What reactive traffic needs of the map: the vehicles of the annotation now, on their lanes."""
+    rows = np.flatnonzero((tracks.types == VEHICLE) & np.isfinite(tracks.poses[:, 0]).all(axis=-1))
+    now, sizes, velocities = tracks.poses[rows, 0], tracks.sizes[rows], tracks.velocities[rows]
+    return traffic_agents(vector_map, ego_state[:3], rows, now, sizes, velocities)
 
 
 def read_road(vector_map: VectorMap, ego_state: NDArray[np.float64], roadblock_ids: tuple[str, ...]) -> Road:

@@ -24,7 +24,8 @@ from navsim_ext.runtime.checksums import read_checked_json
 from navsim_ext.shards import ShardStore
 
 KIND = "metric_cache"  # Fingerprint.kind of a metric cache
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: vehicles on their lanes, for reactive traffic
+READABLE_SCHEMAS = (1, 2)  # 1 scores with log replay; reactive traffic refuses its scenes and says why
 REPORT_FILE = "report.json"  # the builder's: what could not be cached, and why
 MAPS_FOLDER = "maps"  # inside the cache folder: one PolygonTable per map location
 
@@ -110,8 +111,10 @@ def map_folder(cache: str | os.PathLike[str], location: str) -> Path:
 
 
 def require_current(fingerprint: Fingerprint, where: str) -> None:
-    """Raises MetricCacheMismatch unless kind, schema and scorer of a cache are those of this program."""
+    """Raises MetricCacheMismatch unless kind and scorer of a cache are this program's and its schema is readable."""
     mine = {"kind": KIND, **cache_fields()}
+    if fingerprint.fields.get("schema") in READABLE_SCHEMAS:
+        mine["schema"] = fingerprint.fields["schema"]
     theirs = {"kind": fingerprint.kind, **{key: fingerprint.fields.get(key) for key in cache_fields()}}
     wrong = [f"{key}: cache {theirs[key]!r}, this program {mine[key]!r}" for key in mine if mine[key] != theirs[key]]
     if wrong:

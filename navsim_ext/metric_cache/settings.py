@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,17 @@ from typing import Any
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import digest_file, digest_json, digest_tokens
 from navsim_ext.maps.nuplan_gpkg import MAPS_INDEX, map_file
-from navsim_ext.readers import NavsimLogs, SceneFilter, SceneSource, open_source
+from navsim_ext.pdm.version import VERSIONS
+from navsim_ext.readers import (
+    NavsimLogs,
+    SceneFilter,
+    SceneSource,
+    SecondStageScenes,
+    open_source,
+    read_split,
+    second_stage_folder,
+)
+from navsim_ext.readers.second_stage import PICKLES_FOLDER, scan
 
 SOURCES = ("navsim", "scenarionet")
 SCENARIO_INDICES = ("dataset_summary", "dataset_mapping")  # ScenarioNet's own tables beside the scenarios
@@ -29,6 +40,56 @@ class BuildSettings:
     maps_root: str | None = None
     frame_interval: int = 1
     tokens: tuple[str, ...] | None = None
+    log_names: tuple[str, ...] | None = None  # of a two-stage split
+    num_future: int = NUM_FUTURE
+    second_stage: str | None = None  # folder of a two-stage split's second stage
+
+    @classmethod
+    def two_stage(
+        cls,
+        root: str,
+        split_config: str,
+        output_dir: str,
+        *,
+        maps_root: str | None = None,
+        second_stage: str | None = None,
+    ) -> BuildSettings:
+        """Both stages of NAVSIM 2's split ``split_config`` (its YAML file)."""
+        split = read_split(split_config)
+        return cls(
+            root=root,
+            split=split.data_split,
+            output_dir=output_dir,
+            maps_root=maps_root,
+            frame_interval=split.scene_filter.stride,
+            tokens=(*split.first_stage_tokens, *split.second_stage_tokens),
+            log_names=None if split.scene_filter.log_names is None else tuple(split.scene_filter.log_names),
+            num_future=split.scene_filter.num_future,
+            second_stage=str(second_stage_folder(root, split.name, second_stage)),
+        )
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Scorer versions that the windows are long enough for: NAVSIM 2's 4 s, NAVSIM 1's 5 s."""
+        return VERSIONS if self.num_future >= NUM_FUTURE else ("v2",)
+
+    def sources(self, log_name: str) -> list[SceneSource]:
+        """What a log gives: its recorded windows, and the second-stage scenes that continue them."""
+        first = self.open_logs(log_name)
+        if self.second_stage is None:
+            return [first]
+        entries, _ = scan(str(Path(self.second_stage) / PICKLES_FOLDER))
+        wanted = set(self.tokens or ())
+        if not isinstance(first, NavsimLogs) or not any(
+            entry.log_name == log_name and entry.token in wanted for entry in entries
+        ):
+            return [first]
+        chosen = SceneFilter(log_names=(log_name,), tokens=self.tokens, num_future=self.num_future)
+        return [first, SecondStageScenes(self.second_stage, first, scene_filter=chosen, skip_bad=True)]
+
+    def unreadable(self) -> list[tuple[str, Exception]]:
+        """Second-stage files that tell neither token nor log, with their errors."""
+        return [] if self.second_stage is None else list(scan(str(Path(self.second_stage) / PICKLES_FOLDER))[1])
 
     def open_logs(self, *log_names: str) -> SceneSource:
         """The source of the selected windows, of all logs or only some. Bad windows are skipped and reported.
@@ -44,7 +105,7 @@ class BuildSettings:
                 tokens=self.tokens,
                 frame_interval=self.frame_interval,
                 num_history=NUM_HISTORY,
-                num_future=NUM_FUTURE,
+                num_future=self.num_future,
                 has_route=False,  # windows without a route are invalid and counted, not silently absent
             ),
             skip_bad=True,
@@ -62,6 +123,8 @@ class BuildSettings:
         if self.source == "navsim":
             folder = root / "navsim_logs" / self.split
             files = {path.stem: path for path in sorted(folder.glob("*.pkl"))}
+            if self.log_names is not None:
+                files = {name: path for name, path in files.items() if name in set(self.log_names)}
         else:
             folder = root / self.split if (root / self.split).is_dir() else root
             found = sorted(folder.rglob("*.pkl"), key=lambda path: path.stem)
@@ -77,7 +140,10 @@ class BuildSettings:
         """Fields of the fingerprint: the data by names and sizes of its logs and digests of its maps, the windows."""
         files = self.log_files()
         listing = {name: path.stat().st_size for name, path in files.items()}
-        return {
+        second = {}
+        if self.second_stage is not None:
+            second = {"second_stage": second_stage_identity(self.second_stage), "num_future": self.num_future}
+        return second | {
             "source": self.source,
             "split": self.split,
             "frame_interval": self.frame_interval,
@@ -101,6 +167,12 @@ class BuildSettings:
             except MissingError:  # a location that no log of the split needs may be absent
                 digests[location] = "absent"
         return digests
+
+
+def second_stage_identity(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What tells one snapshot of a second stage from another: number, names and sizes of its files."""
+    found = sorted((Path(folder) / PICKLES_FOLDER).glob("*.pkl"))
+    return {"count": len(found), "digest": digest_json({path.name: path.stat().st_size for path in found})}
 
 
 def read_tokens(path: str | Path) -> tuple[str, ...]:

@@ -35,22 +35,22 @@ class LogWorker:
         cached: list[str] = []
         invalid: list[Invalid] = []
         maps: set[str] = set()
-        source = self.settings.open_logs(log_name)
-        try:
-            for _, scenes in source.logs():
-                for scene in scenes:
-                    try:
-                        maps.add(self._cache(source, scene))
-                        cached.append(scene.token)
-                    except DataError as error:
-                        invalid.append(Invalid(scene.token, type(error).__name__, str(error)))
-        except NothingSelected:
-            pass  # no window of this log is asked for, or all were bad: the report below says so
-        for token, reason in getattr(source, "invalid", {}).items():  # windows that a ScenarioNet reader refuses
-            invalid.append(Invalid(token, "InvalidWindow", reason))
-        for entry in source.report.entries:
-            token = entry["token"]
-            invalid.append(Invalid(None if token is None else str(token), str(entry["kind"]), str(entry["error"])))
+        for source in self.settings.sources(log_name):
+            try:
+                for _, scenes in source.logs():
+                    for scene in scenes:
+                        try:
+                            maps.add(self._cache(source, scene))
+                            cached.append(scene.token)
+                        except DataError as error:
+                            invalid.append(Invalid(scene.token, type(error).__name__, str(error)))
+            except NothingSelected:
+                pass  # no window of this log is asked for, or all were bad: the report below says so
+            for token, reason in getattr(source, "invalid", {}).items():  # windows that a ScenarioNet reader refuses
+                invalid.append(Invalid(token, "InvalidWindow", reason))
+            for entry in source.report.entries:
+                token = entry["token"]
+                invalid.append(Invalid(None if token is None else str(token), str(entry["kind"]), str(entry["error"])))
         result = LogResult(log_name, tuple(cached), tuple(invalid), tuple(sorted(maps)))
         journal.append(Path(self.settings.output_dir), self.writer.writer, result)
         return result
@@ -62,7 +62,7 @@ class LogWorker:
         """Stores a scene that is not stored yet, and the polygons of its map, whose name it returns."""
         context = self._context(source, scene)
         if scene.token not in self.writer.done:
-            self.writer.put(scene.token, build_scene(scene, context).to_arrays())
+            self.writer.put(scene.token, build_scene(scene, context, self.settings.versions).to_arrays())
         return context.name
 
     def _context(self, source: SceneSource, scene: Scene) -> MapContext:

@@ -53,13 +53,19 @@ def finish_v1(row, reference_progress: float, reference_multiplier: float) -> No
 
 @kernel
 def finish_v2(row, reference_progress: float, reference_multiplier: float, human) -> None:
-    """Fills EP and both EPDMS of a row whose v2 sub-scores, raw progress and EC (NaN: no predecessor) are there.
-
-    ``human`` [8]: the human's own sub-scores; NaN when the human's future is unknown, and EPDMS with it.
-    """
+    """Fills EP and both EPDMS of a row whose v2 sub-scores, raw progress and EC (NaN: no predecessor) are there."""
     m = row[V2_NC] * row[V2_DAC] * row[V2_DDC] * row[V2_TLC]
     most = max(row[PROGRESS] * m, reference_progress * reference_multiplier)
     row[V2_EP] = min(max(row[PROGRESS] / most, 0.0), 1.0) if most > PROGRESS_THRESHOLD else 1.0
+    finish_epdms(row, human)
+
+
+@kernel
+def finish_epdms(row, human) -> None:
+    """Fills both EPDMS of a row whose v2 sub-scores are all there (EC NaN: no predecessor).
+
+    ``human`` [8]: the human's own sub-scores; NaN when the human's future is unknown, and EPDMS with it.
+    """
     filtered = row[V2_NC : V2_HC + 1].copy()
     row[EPDMS_NOFILTER] = _epdms(filtered, row[V2_EC])
     for i in range(len(filtered)):

@@ -77,19 +77,49 @@ def objects_at(scene: Scene, frame: int) -> ObjectsNow:
     )
 
 
-def tracks(scene: Scene) -> Tracks:
-    """Tracks of the frames from now to 5 s. Raises DataError when the window ends before."""
-    last = scene.now + NUM_FRAMES
-    if last > len(scene.timestamps_us):
+def objects_after(scene: Scene, k: int) -> ObjectsNow:
+    """The objects 0.5 k s after now in the global frame: those of a frame, or the later ones of a second-stage scene.
+
+    Raises DataError when the scene knows nothing of that instant, or hides its objects.
+    """
+    frame = scene.now + k
+    if not scene.annotated:
         raise DataError(
-            f"log {scene.log_name}, scene {scene.token}: {scene.num_future} future frames, {NUM_FRAMES - 1} are needed "
-            "for scoring; read it with num_future=10"
+            f"log {scene.log_name}, scene {scene.token}: this split hides its objects (a test server's); it can be "
+            "indexed and planned, but only the server can score it"
         )
+    if frame < len(scene.timestamps_us):
+        return objects_at(scene, frame)
+    later = frame - len(scene.timestamps_us)
+    if later >= len(scene.later_objects):
+        known = len(scene.timestamps_us) + len(scene.later_objects) - scene.num_history
+        raise DataError(
+            f"log {scene.log_name}, scene {scene.token}: {known} instants after now are known, {k} are needed for "
+            "scoring: read it with more future frames, or repair its extended detections"
+        )
+    objects = scene.later_objects[later]
+    if len(set(objects.track_tokens)) != len(objects.track_tokens):
+        raise DataError(
+            f"log {scene.log_name}, scene {scene.token}: a track stands more than once {0.5 * k:g} s after now; track "
+            "tokens must be unique within an instant"
+        )
+    types = np.array([TYPE_NUMBER[name] for name in objects.names], dtype=np.int8)
+    moving = np.isin(types, list(MOVING_TYPES))[:, None]
+    return ObjectsNow(
+        objects.poses, np.where(moving, objects.velocities, 0.0), objects.sizes, types, objects.track_tokens
+    )
+
+
+def tracks(scene: Scene, frames: int = NUM_FRAMES) -> Tracks:
+    """Tracks of ``frames`` instants from now on (11: to 5 s; 9: to 4 s, NAVSIM 2.2 alone), NaN after them.
+
+    Raises DataError when the scene ends before.
+    """
     rows: dict[str, int] = {}
     sightings: list[tuple[int, int, NDArray[np.float64]]] = []
     first: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []  # type, velocity, size
-    for k, frame in enumerate(range(scene.now, last)):
-        objects = objects_at(scene, frame)
+    for k in range(frames):
+        objects = objects_after(scene, k)
         for i, token in enumerate(objects.tokens):
             if token not in rows:
                 rows[token] = len(rows)
@@ -117,8 +147,9 @@ def red_connectors(scene: Scene, route_connectors: set[str]) -> tuple[list[str],
     frame until the next one, so steps 5k ... 5k+4 (NAVSIM 2.2; 1.1 stores none).
     """
     red: dict[str, list[int]] = {}
-    for k, frame in enumerate(range(scene.now, scene.now + NUM_FRAMES_V2)):
-        for connector, is_red in scene.traffic_lights[frame]:
+    lights = (scene.traffic_lights + scene.later_lights)[scene.now : scene.now + NUM_FRAMES_V2]  # past the end: none
+    for k, statuses in enumerate(lights):
+        for connector, is_red in statuses:
             if is_red and connector in route_connectors:
                 red.setdefault(connector, []).append(k)
     frames = np.zeros((len(red), NUM_FRAMES_V2), dtype=bool)
@@ -128,8 +159,11 @@ def red_connectors(scene: Scene, route_connectors: set[str]) -> tuple[list[str],
 
 
 def human_poses(scene: Scene, count: int = 8) -> NDArray[np.float64]:
-    """[count,3] driven poses after now in the ego frame; NaN where the log ends before."""
+    """[count,3] driven poses after now in the ego frame; NaN where the log ends before, and in the second stage, which
+    no human drove."""
     poses = np.full((count, 3), np.nan)
+    if scene.is_synthetic:
+        return poses
     available = min(count, scene.num_future)
     poses[:available] = scene.future_poses(available)
     return poses

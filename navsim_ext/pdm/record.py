@@ -17,17 +17,22 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_ext.errors import DataError
+from navsim_ext.errors import DataError, TriviumError
+from navsim_ext.pdm.reactive.rails import TrafficAgents
 from navsim_ext.pdm.version import VERSIONS
 
 NUM_FRAMES = 11  # 2 Hz frames 0 ... 5 s
 NUM_FRAMES_V2 = 9  # 2 Hz frames 0 ... 4 s
+
+
+class UnscorableScene(TriviumError):
+    """The scene itself does not allow a score; results for it are invalid, with this reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +70,14 @@ class SceneMetricCache:
 
     text: NDArray[np.uint8]  # JSON bytes: see the properties below
 
+    # what reactive traffic needs of the map (navsim_ext.pdm.reactive.rails); no path_offsets at all: unknown
+    agent_rows: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    agent_kinds: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
+    agent_path: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    agent_start: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 7)))
+    path_offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    path_vertices: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
+
     @property
     def versions(self) -> tuple[str, ...]:
         """Scorer versions that predictions can be measured in: those whose PDM-Closed is known."""
@@ -74,6 +87,15 @@ class SceneMetricCache:
     @functools.cached_property
     def _lists(self) -> dict[str, Any]:
         return json.loads(self.text.tobytes().decode())
+
+    @property
+    def traffic_agents(self) -> TrafficAgents | None:
+        """The vehicles on their lanes; None where the record does not say (imported, or built before schema 2)."""
+        if not len(self.path_offsets):
+            return None
+        return TrafficAgents(
+            self.agent_rows, self.agent_kinds, self.agent_path, self.agent_start, self.path_offsets, self.path_vertices
+        )
 
     @property
     def route_lane_ids(self) -> list[str]:
@@ -109,7 +131,8 @@ class SceneMetricCache:
         """Views, no copies; raises DataError naming the token and the field that is missing."""
         try:
             header = json.loads(arrays["header"].tobytes())
-            values = {name: arrays[name] for name in ARRAY_FIELDS}
+            absent = [name for name in OPTIONAL_FIELDS if name not in arrays]
+            values = {name: arrays[name] for name in ARRAY_FIELDS if name not in absent}
             return cls(token=token, time_us=int(arrays["time_us"][0]), **header, **values)
         except KeyError as error:
             raise DataError(
@@ -150,6 +173,13 @@ class SceneMetricCache:
                 f"metric cache record {self.token}: track {self.track_tokens[bad]} has the degenerate size "
                 f"{self.track_sizes[bad].tolist()}; lengths and widths must be positive"
             )
+        agents = len(self.agent_rows)
+        lengths = {len(self.agent_kinds), len(self.agent_path), len(self.agent_start), agents}
+        if len(lengths) != 1 or not np.isfinite(self.agent_start).all() or not np.isfinite(self.path_vertices).all():
+            raise DataError(
+                f"metric cache record {self.token}: the {agents} vehicles of its traffic are of unequal lengths "
+                f"{lengths} or not finite"
+            )
         seen, absent = np.isfinite(self.track_poses).all(axis=-1), np.isnan(self.track_poses).all(axis=-1)
         if not seen.any(axis=1).all() or not (seen | absent).all():
             raise DataError(f"metric cache record {self.token}: a track is never seen or has a half-finite pose")
@@ -157,10 +187,11 @@ class SceneMetricCache:
 
 
 ARRAY_FIELDS = tuple(
-    field.name
-    for field in fields(SceneMetricCache)
-    if field.name not in ("token", "log_name", "map_location", "map_label", "time_us")
+    item.name
+    for item in fields(SceneMetricCache)
+    if item.name not in ("token", "log_name", "map_location", "map_label", "time_us")
 )
+OPTIONAL_FIELDS = tuple(item.name for item in fields(SceneMetricCache) if item.default_factory is not MISSING)
 
 
 def encode_text(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.pdm.compiled import kernel
-from navsim_ext.pdm.ego import NUM_POSES, NUM_STEPS, POSE_INTERVAL_S, STEP_S, principal, unwrap_correction
+from navsim_ext.pdm.ego import NUM_STEPS, POSE_INTERVAL_S, STEP_S, principal, unwrap_correction
 
 
 @kernel
@@ -50,23 +50,23 @@ def interpolate_poses(node_times, nodes, time_us, references) -> None:
 
 
 @kernel
-def references_from_poses(poses, ego_state, time_us, references) -> None:
-    """Poses [8,3] in the ego frame -> ``references`` [41,3] in the global frame.
+def references_from_poses(poses, interval, ego_state, time_us, references) -> None:
+    """Poses [M,3] in the ego frame, ``interval`` seconds apart -> ``references`` [41,3] in the global frame.
 
-    Nodes are the ego pose now and the eight poses at t0 + 0.5 ... 4.0 s.
+    Nodes are the ego pose now and the poses at t0 + interval, t0 + 2 interval ... (0.5 ... 4.0 s as a rule).
     """
-    nodes = np.empty((NUM_POSES + 1, 3))
-    node_times = np.empty(NUM_POSES + 1, dtype=np.int64)
+    nodes = np.empty((len(poses) + 1, 3))
+    node_times = np.empty(len(poses) + 1, dtype=np.int64)
     nodes[0, 0], nodes[0, 1], nodes[0, 2] = ego_state[0], ego_state[1], ego_state[2]
     node_times[0] = time_us
     cos, sin = math.cos(ego_state[2]), math.sin(ego_state[2])
-    for i in range(NUM_POSES):
+    for i in range(len(poses)):
         x, y, heading = poses[i, 0], poses[i, 1], poses[i, 2]
         pose_cos, pose_sin = math.cos(heading), math.sin(heading)
         nodes[i + 1, 0] = cos * x - sin * y + ego_state[0]
         nodes[i + 1, 1] = sin * x + cos * y + ego_state[1]
         nodes[i + 1, 2] = math.atan2(sin * pose_cos + cos * pose_sin, cos * pose_cos - sin * pose_sin)
-        node_times[i + 1] = int((time_us * 1e-6 + (i * POSE_INTERVAL_S + POSE_INTERVAL_S)) * 1e6)
+        node_times[i + 1] = int((time_us * 1e-6 + (i * interval + interval)) * 1e6)
     interpolate_poses(node_times, nodes, time_us, references)
 
 
@@ -86,11 +86,11 @@ def references_from_trajectory(trajectory: NDArray[np.float64], time_us: int) ->
 
 
 def references_from_predictions(
-    poses: NDArray[np.floating], ego_state: NDArray[np.float64], time_us: int
+    poses: NDArray[np.floating], ego_state: NDArray[np.float64], time_us: int, interval: float = POSE_INTERVAL_S
 ) -> NDArray[np.float64]:
-    """Predicted poses [G,8,3] in the ego frame of now -> global references [G,41,3]."""
+    """Predicted poses [G,M,3] in the ego frame of now, ``interval`` seconds apart -> global references [G,41,3]."""
     poses = np.ascontiguousarray(poses, dtype=np.float64)
     references = np.empty((len(poses), NUM_STEPS, 3))
     for pose, reference in zip(poses, references):
-        references_from_poses(pose, np.asarray(ego_state, dtype=np.float64), int(time_us), reference)
+        references_from_poses(pose, interval, np.asarray(ego_state, dtype=np.float64), int(time_us), reference)
     return references

@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_ext.errors import TriviumError
 from navsim_ext.pdm.areas import Surroundings, make_surroundings
 from navsim_ext.pdm.comfort import ComfortFilters, comfort_filters
 from navsim_ext.pdm.compiled import kernel
@@ -20,15 +19,19 @@ from navsim_ext.pdm.ego import AX, AY, HEADING, NUM_STEPS, REAR_AXLE_TO_CENTER, 
 from navsim_ext.pdm.log_replay import replay
 from navsim_ext.pdm.map_index import MapIndex, index_map
 from navsim_ext.pdm.polygon_table import PolygonTable
-from navsim_ext.pdm.record import SceneMetricCache
+from navsim_ext.pdm.reactive.world import (
+    ReactiveWorld,
+    constant_velocity_traffic,
+    human_in,
+    open_world,
+    reactive_world,
+    reference_in,
+)
+from navsim_ext.pdm.record import SceneMetricCache, UnscorableScene
 from navsim_ext.pdm.traffic import V1, V2, Traffic
 
 PAST_INTERVAL_US = 100_000
 MAP_RADIUS = 100.0  # m, half side of the map patch
-
-
-class UnscorableScene(TriviumError):
-    """The scene itself does not allow a score; results for it are invalid, with this reason."""
 
 
 class ResidentScene(NamedTuple):
@@ -72,6 +75,26 @@ def prepare(scene: SceneMetricCache, table: PolygonTable) -> ResidentScene:
     )
 
 
+def prepare_for(
+    scene: SceneMetricCache, table: PolygonTable, traffic: str
+) -> tuple[ResidentScene, ReactiveWorld | None]:
+    """Kernel input under a traffic policy of NAVSIM 2, and the world that reacts (None: it does not).
+
+    PDM-Closed and the human are measured in the same traffic. Raises UnscorableScene where the scene does not allow it.
+    """
+    arrays = prepare(scene, table)
+    if traffic == "log_replay":
+        return arrays, None
+    if traffic == "reactive":
+        world = reactive_world(scene, arrays.surroundings)
+        arrays = arrays._replace(traffic=open_world(scene))
+        return arrays._replace(human=human_in(scene, arrays.surroundings, arrays.traffic, world)), world
+    arrays = arrays._replace(traffic=constant_velocity_traffic(scene))
+    multiplier = np.array([np.nan, reference_in(scene, arrays.surroundings, arrays.traffic)])
+    human = human_in(scene, arrays.surroundings, arrays.traffic, None)
+    return arrays._replace(reference_multiplier=multiplier, human=human), None
+
+
 class LoadedScene(NamedTuple):
     """A prepared scene and what results say about it."""
 
@@ -79,6 +102,7 @@ class LoadedScene(NamedTuple):
     log_name: str
     map_label: str
     versions: int  # bits V1 and V2 of those that the record has a reference for
+    world: ReactiveWorld | None = None  # under reactive traffic
 
 
 class SceneRecords(Protocol):
@@ -110,28 +134,31 @@ class ResidentScenes:
     def __init__(self, records: SceneRecords, capacity: int) -> None:
         self.capacity = capacity
         self._records = weakref.proxy(records)  # the records own this object
-        self._scenes: OrderedDict[str, LoadedScene] = OrderedDict()
+        self._scenes: OrderedDict[tuple[str, str], LoadedScene] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._scenes)
 
-    def scene(self, token: str) -> LoadedScene:
-        """The prepared scene of a token.
+    def scene(self, token: str, traffic: str = "log_replay") -> LoadedScene:
+        """The prepared scene of a token under a traffic policy.
 
         Raises MissingError for a token without a record, UnscorableScene where the scene allows no score.
         """
+        key = (token, traffic)
         with self._lock:
-            loaded = self._scenes.get(token)
+            loaded = self._scenes.get(key)
             if loaded is not None:
-                self._scenes.move_to_end(token)
+                self._scenes.move_to_end(key)
                 return loaded
         record = self._records.load(token)
         versions = sum({"v1": V1, "v2": V2}[version] for version in record.versions)
-        arrays = prepare(record, self._records.polygons(record.map_location))
-        loaded = LoadedScene(arrays, record.log_name, record.map_label, versions)
+        if traffic != "log_replay" and not versions & V2:
+            raise UnscorableScene(f"traffic={traffic} is NAVSIM 2's, and the metric cache has this scene in v1 only")
+        arrays, world = prepare_for(record, self._records.polygons(record.map_location), traffic)
+        loaded = LoadedScene(arrays, record.log_name, record.map_label, versions, world)
         with self._lock:
-            self._scenes[token] = loaded
+            self._scenes[key] = loaded
             while len(self._scenes) > self.capacity:
                 self._scenes.popitem(last=False)
         return loaded

@@ -82,14 +82,14 @@ def sub_scores(states, surroundings, traffic, versions: int, past, filters_v1, f
 
 
 @kernel
-def score_trajectories(poses, scene, versions: int, reward_weights, rows, states) -> None:
-    """Simulates and scores poses [G,8,3] in one scene; fills ``rows`` [G,columns] and ``states`` [G,41,11].
+def score_trajectories(poses, interval: float, scene, versions: int, reward_weights, rows, states) -> None:
+    """Simulates and scores poses [G,M,3], ``interval`` seconds apart, in one scene.
 
-    v2_ec stays as it is (NaN: no predecessor).
+    Fills ``rows`` [G,columns] and ``states`` [G,41,11]; v2_ec stays as it is (NaN: no predecessor).
     """
     references = np.empty((NUM_STEPS, 3))
     for g in range(len(poses)):
-        references_from_poses(poses[g], scene.ego_state, scene.time_us, references)
+        references_from_poses(poses[g], interval, scene.ego_state, scene.time_us, references)
         simulate_reference(references, scene.ego_state, states[g])
         sub_scores(
             states[g],

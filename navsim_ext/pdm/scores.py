@@ -19,15 +19,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from navsim_ext.errors import DataError
-from navsim_ext.pdm.columns import NUM_COLUMNS, V2_EC, finish_reward, finish_v2
+from navsim_ext.pdm.columns import NUM_COLUMNS, V2_EC, finish_epdms, finish_reward
 from navsim_ext.pdm.comfort import comfort_filters, two_frame_comfort
-from navsim_ext.pdm.ego import NUM_POSES, NUM_STEPS, STATE_SIZE, STEP_S
-from navsim_ext.pdm.resident import LoadedScene, SceneRecords, UnscorableScene
+from navsim_ext.pdm.ego import NUM_POSES, NUM_STEPS, POSE_INTERVAL_S, STATE_SIZE, STEP_S
+from navsim_ext.pdm.reactive.idm import DONE
+from navsim_ext.pdm.reactive.world import CANNOT_GO_ON, score_reactive
+from navsim_ext.pdm.record import UnscorableScene
+from navsim_ext.pdm.resident import LoadedScene, SceneRecords
 from navsim_ext.pdm.result import PdmResult
 from navsim_ext.pdm.reward import NO_REWARD, RewardWeights
 from navsim_ext.pdm.scorer import score_trajectories
 from navsim_ext.pdm.traffic import V1, V2
-from navsim_ext.pdm.version import VERSIONS
+from navsim_ext.pdm.version import VERSIONS, require_traffic
 
 MAX_FRAME_GAP_S = 0.55  # two scenes of a log at most this far apart are neighbours
 ROWS_PER_THREAD = 8  # below this, starting a thread costs more than it saves
@@ -45,14 +48,18 @@ def score(
     trajectories: ArrayLike,
     metric_cache: SceneRecords,
     *,
-    versions: Sequence[str] = VERSIONS,
+    versions: Sequence[str] | None = None,
     reward: RewardWeights | None = None,
     threads: int | None = None,
     keep_states: bool = False,
+    traffic: str = "log_replay",
+    interval_s: float = POSE_INTERVAL_S,
 ) -> PdmResult:
     """Scores N trajectories, each alone against PDM-Closed; two-frame comfort is left out (v2_ec NaN, weight 14).
 
-    ``versions``: which of "v1" (PDMS, NAVSIM 1.1) and "v2" (EPDMS, NAVSIM 2.2) to compute. ``reward`` adds a column.
+    ``versions``: which of "v1" (PDMS, NAVSIM 1.1) and "v2" (EPDMS, NAVSIM 2.2) to compute; None: both, or v2 alone
+    where ``traffic`` ("log_replay", "reactive", "constant_velocity") is not log replay, which v1 does not know.
+    ``reward`` adds a column. ``interval_s``: time between poses; [N,M,3] with M interval_s >= 4 s (40 poses at 0.1 s).
     ``threads``: None takes the cores this process may use, 1 stays in the calling thread.
     Rows that cannot be scored are invalid with a reason: NaN or infinite poses, a token without a record, a scene that
     allows no score. A scene without a reference for one of the versions is scored in the other; the columns of the
@@ -60,10 +67,12 @@ def score(
     Raises TrajectoryShapeError for wrong shapes, DataError for an unknown version.
     """
     start = time.perf_counter()
-    poses = check_trajectories(tokens, trajectories)
-    bits, weights = _options(versions, reward)
+    poses = check_trajectories(tokens, trajectories, interval_s)
+    bits, weights = _options(versions, reward, traffic)
     states = _no_states(len(poses)) if keep_states else None
-    rows, loaded, valid, reasons = _run(list(tokens), poses, metric_cache, bits, weights, threads, states)
+    rows, loaded, valid, reasons = _run(
+        list(tokens), poses, metric_cache, bits, weights, threads, states, traffic, interval_s
+    )
     return _result(tokens, rows, states, loaded, valid, reasons, start)
 
 
@@ -74,10 +83,11 @@ def score_pairs(
     *,
     names: Sequence[str] | None = None,
     previous: Sequence[int] | None = None,
-    versions: Sequence[str] = VERSIONS,
+    versions: Sequence[str] | None = None,
     reward: RewardWeights | None = None,
     threads: int | None = None,
     keep_states: bool = False,
+    traffic: str = "log_replay",
 ) -> PdmResult:
     """As ``score``, with v2's two-frame comfort (v2_ec) for every row that has a predecessor.
 
@@ -88,12 +98,12 @@ def score_pairs(
     """
     start = time.perf_counter()
     poses = check_trajectories(tokens, trajectories)
-    bits, weights = _options(versions, reward)
+    bits, weights = _options(versions, reward, traffic)
     if not bits & V2:
         raise DataError("score_pairs computes two-frame comfort, a part of v2: versions must include 'v2'")
     tokens = list(tokens)
     states = _no_states(len(poses))
-    rows, loaded, valid, reasons = _run(tokens, poses, metric_cache, bits, weights, threads, states)
+    rows, loaded, valid, reasons = _run(tokens, poses, metric_cache, bits, weights, threads, states, traffic)
     comparable = [bool(valid[row]) and bool(loaded[token].versions & V2) for row, token in enumerate(tokens)]
     if previous is None:
         previous = _predecessors(tokens, names, loaded, comparable)
@@ -111,20 +121,31 @@ def score_pairs(
             )
         filters = comfort_filters("two_frame", NUM_STEPS - shift)
         rows[row, V2_EC] = two_frame_comfort(filters, states[row, :-shift], states[other, shift:])
-        finish_v2(rows[row], scene.reference_progress[1], scene.reference_multiplier[1], scene.human)
+        finish_epdms(rows[row], scene.human)
         finish_reward(rows[row], weights)
     return _result(tokens, rows, states if keep_states else None, loaded, valid, reasons, start)
 
 
-def check_trajectories(tokens: Sequence[str], trajectories: ArrayLike) -> NDArray[np.float64]:
-    """[N,8,3] contiguous float64; raises TrajectoryShapeError naming both shapes."""
+def check_trajectories(
+    tokens: Sequence[str], trajectories: ArrayLike, interval_s: float = POSE_INTERVAL_S
+) -> NDArray[np.float64]:
+    """[N,8,3] (or [N,M,3] of another interval) contiguous float64; raises TrajectoryShapeError naming both shapes."""
     if isinstance(tokens, str):
         raise TrajectoryShapeError(f"tokens is the single string {tokens!r}; a sequence of tokens was expected")
     try:
         poses = np.ascontiguousarray(trajectories, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise TrajectoryShapeError(f"trajectories are not an array of numbers: {error}") from error
-    if poses.shape != (len(tokens), NUM_POSES, 3):
+    if interval_s != POSE_INTERVAL_S:
+        horizon = NUM_POSES * POSE_INTERVAL_S
+        if not (poses.ndim == 3 and poses.shape[::2] == (len(tokens), 3) and interval_s > 0.0) or (
+            poses.shape[1] * interval_s < horizon - 1e-9
+        ):
+            raise TrajectoryShapeError(
+                f"trajectories have shape {list(poses.shape)} for {len(tokens)} tokens at {interval_s} s; "
+                f"[{len(tokens)},M,3] with M poses that cover {horizon} s were expected"
+            )
+    elif poses.shape != (len(tokens), NUM_POSES, 3):
         raise TrajectoryShapeError(
             f"trajectories have shape {list(poses.shape)} for {len(tokens)} tokens; [{len(tokens)},{NUM_POSES},3] was "
             "expected: x, y [m], heading [rad] at 0.5 ... 4.0 s in the ego frame"
@@ -132,7 +153,13 @@ def check_trajectories(tokens: Sequence[str], trajectories: ArrayLike) -> NDArra
     return poses
 
 
-def _options(versions: Sequence[str], reward: RewardWeights | None) -> tuple[int, NDArray[np.float64]]:
+def _options(
+    versions: Sequence[str] | None, reward: RewardWeights | None, traffic: str
+) -> tuple[int, NDArray[np.float64]]:
+    if versions is None:
+        versions = VERSIONS if require_traffic(traffic) == "log_replay" else ("v2",)
+    if traffic != require_traffic("log_replay") and "v1" in versions:
+        raise DataError(f"traffic={traffic} is NAVSIM 2's: v1 (PDMS) is scored on log replay only; ask for ('v2',)")
     unknown = [version for version in versions if version not in VERSIONS]
     if unknown or not versions or isinstance(versions, str):
         raise DataError(f"versions is {versions!r}; a non-empty choice of {VERSIONS} was expected")
@@ -140,7 +167,10 @@ def _options(versions: Sequence[str], reward: RewardWeights | None) -> tuple[int
     if reward is None:
         return bits, NO_REWARD
     if reward.version not in versions:
-        raise DataError(f"the reward weighs {reward.version} sub-scores, but versions is {tuple(versions)}")
+        raise DataError(
+            f"the reward weighs {reward.version} sub-scores, but versions is {tuple(versions)} (traffic={traffic}; "
+            "only log replay has v1)"
+        )
     return bits, reward.as_array()
 
 
@@ -152,6 +182,8 @@ def _run(
     weights: NDArray[np.float64],
     threads: int | None,
     states: NDArray[np.float64] | None,
+    traffic: str,
+    interval_s: float = POSE_INTERVAL_S,
 ) -> tuple[NDArray[np.float64], dict[str, LoadedScene], NDArray[np.bool_], NDArray[np.object_]]:
     """Rows [N,columns], the scenes that were scored, validity [N], reasons [N]; fills ``states`` [N,41,11] if given."""
     count = len(tokens)
@@ -174,7 +206,7 @@ def _run(
             reasons[members] = cache.why_missing(token)
             return
         try:
-            scene = cache.resident.scene(token)
+            scene = cache.resident.scene(token, traffic)
         except UnscorableScene as error:
             reasons[members] = str(error)
             return
@@ -186,12 +218,21 @@ def _run(
         loaded[token] = scene
         part = np.full((len(members), NUM_COLUMNS), np.nan)
         part_states = np.empty((len(members), NUM_STEPS, STATE_SIZE))
-        score_trajectories(poses[members], scene.arrays, present, weights, part, part_states)
+        codes = np.full(len(members), DONE)
+        if scene.world is not None:
+            score_reactive(poses[members], interval_s, scene.arrays, scene.world, weights, part, part_states, codes)
+        else:
+            score_trajectories(poses[members], interval_s, scene.arrays, present, weights, part, part_states)
         # what once is inf or NaN stays so through the integration: the last state tells of all
         good = np.isfinite(part_states[:, -1]).all(axis=1)
         if not good.all():
             part[~good] = np.nan
             reasons[np.array(members)[~good]] = BEYOND_SCALE
+        if codes.any():
+            part[codes != DONE] = np.nan
+            for stuck in np.flatnonzero(good & (codes != DONE)):
+                reasons[members[stuck]] = CANNOT_GO_ON[int(codes[stuck])]
+            good &= codes == DONE
         rows[members], valid[members] = part, good
         if states is not None:
             states[members] = part_states
@@ -220,7 +261,7 @@ def _no_states(count: int) -> NDArray[np.float64]:
 
 def _without_reference(missing: int) -> str:
     names = " and ".join(name for name, bit in (("v1", V1), ("v2", V2)) if missing & bit)
-    return f"no scores of {names}: the metric cache of this scene was imported without that NAVSIM version's"
+    return f"no scores of {names}: the metric cache holds no reference of that NAVSIM version for this scene"
 
 
 def available_cores() -> int:

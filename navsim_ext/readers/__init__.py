@@ -12,7 +12,9 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.readers.navsim_logs import NavsimLogs
 from navsim_ext.readers.scenarionet import ScenarioNetScenes
 from navsim_ext.readers.scene_filter import SceneFilter
+from navsim_ext.readers.second_stage import SecondStageScenes
 from navsim_ext.readers.source import NothingSelected, SceneSource, SkipReport
+from navsim_ext.readers.split_config import SplitConfig, read_split, second_stage_folder
 
 __all__ = [
     "NavsimLogs",
@@ -20,9 +22,13 @@ __all__ = [
     "ScenarioNetScenes",
     "SceneFilter",
     "SceneSource",
+    "SecondStageScenes",
     "SkipReport",
+    "SplitConfig",
     "open_configured",
     "open_source",
+    "read_split",
+    "second_stage_folder",
 ]
 
 

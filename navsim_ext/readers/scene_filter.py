@@ -78,8 +78,11 @@ class SceneFilter:
         return self.num_frames if self.frame_interval is None else self.frame_interval
 
     @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str]) -> SceneFilter:
-        """Reads a scene-filter YAML in NAVSIM's own format. Raises DataError for a key that would be ignored."""
+    def from_yaml(cls, path: str | os.PathLike[str], *, two_stage: bool = False) -> SceneFilter:
+        """Reads a scene-filter YAML in NAVSIM's own format. Raises DataError for a key that would be ignored.
+
+        ``two_stage``: the filter chooses second-stage scenes too, which :mod:`navsim_ext.readers.split_config` reads.
+        """
         file = Path(path)
         if not file.is_file():
             raise MissingError(f"scene filter {file} does not exist")
@@ -90,10 +93,11 @@ class SceneFilter:
         for key, value in content.items():
             if key in _YAML_KEYS:
                 fields[_YAML_KEYS[key]] = value
-            elif key in _SECOND_STAGE_KEYS and not value:
+            elif key in _SECOND_STAGE_KEYS and (two_stage or not value):
                 continue
             elif not key.startswith("_"):  # _target_, _convert_
-                raise DataError(f"scene filter {file}: key {key!r} = {value!r} is not supported; remove it")
+                remedy = "give the split's YAML as data.split_config" if key in _SECOND_STAGE_KEYS else "remove it"
+                raise DataError(f"scene filter {file}: key {key!r} = {str(value)[:60]} is not supported; {remedy}")
         return cls(**fields)
 
     def describe(self) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def test_kernels_equal_the_naive_scorer_in_every_branch(golden):
         pick = rng.choice(len(arrays[f"poses/{token}"]), 3, replace=False)
         poses = arrays[f"poses/{token}"][pick] * rng.choice([1.0, 0.02, -0.5, 1.3])
         rows, states = np.full((3, NUM_COLUMNS), np.nan), np.empty((3, 41, 11))
-        score_trajectories(poses, ready, 3, NO_REWARD, rows, states)
+        score_trajectories(poses, 0.5, ready, 3, NO_REWARD, rows, states)
         for row, trajectory in zip(rows, states):
             expected = pdm_naive.sub_scores(scene, table, trajectory, ready.past)
             for name in DISCRETE:
