@@ -7,8 +7,8 @@ Each event has a mask of where it is known: nothing is "no event" because the ma
 |-----------------|-----------------------------------------------------------------|------------------------------|
 | contact         | the full box touches another full box                           | all, there the whole token   |
 | off_road        | a corner of the box lies off the road (signed distance < 0)     | drivers on a scene's grid    |
-| red_light       | the middle of the front bumper crosses a red stop point         | drivers, scenes with lights  |
-|                 | (within 2 m beside it, within 45 degrees of the lane)           |                              |
+| red_light       | the middle of the front bumper crosses a stop point that has    | drivers, scenes with lights  |
+|                 | been red for 1 s (2 m beside it, within 45 degrees of the lane) |                              |
 | wrong_way       | lanes lie below the centre, and all run against the heading     | drivers with a lane in 2.75 m|
 | goal            | the centre is within 2 m of the goal                            | those whose goal is known    |
 | time_to_contact | seconds to contact at the present velocities; inf above 3 s     | there in the step before too |
@@ -41,6 +41,7 @@ EVENTS = ("contact", "off_road", "red_light", "wrong_way", "goal", "time_to_cont
 GOAL_RADIUS_M = 2.0
 STOP_POINT_REACH_M = 2.0  # to the side of a stop point
 STOP_POINT_COSINE = math.cos(math.radians(45.0))
+RED_GRACE_STEPS = 10  # 1 s: nobody can stop for a light that has just turned (most sources tell no yellow)
 TIME_TO_CONTACT_S = 3.0
 CHUNK_PAIRS = 1 << 18  # pairs of road users that the broad phase looks at in one go (memory and cache)
 COMFORT_STEPS = 5  # over which accelerations are taken
@@ -162,7 +163,9 @@ def red_lights(state: WorldState, first: int, last: int, drives: Tensor) -> Even
     valid = there[..., 1:] & there[..., :-1] & (drives & scenes.knows_lights[scene][:, None])[..., None]
     U = scenes.light_red.shape[2]
     at = torch.arange(scenes.now + first + 1, scenes.now + last + 1, device=scene.device).clamp_max(U - 1)
-    red = scenes.light_red[:, :, at][scene]  # [B,K,E]
+    red = scenes.light_red[:, :, at]
+    before = (at - RED_GRACE_STEPS).clamp_min(0)
+    red = (red & scenes.light_red[:, :, before])[scene]  # [B,K,E] and red already a second ago
     crossed = torch.zeros_like(valid)
     for k in red.any(dim=-1).any(dim=0).nonzero()[:, 0].tolist():  # one by one: [B,N,E,K] may be large
         stop, light = scenes.light_stop[scene, k, :, None, None], scenes.light_direction[scene, k, :, None, None]

@@ -56,6 +56,30 @@ def interpolate(poses: Tensor, s: Tensor) -> Tensor:
     return torch.cat((xy, heading), dim=-1)
 
 
+def project(poses: Tensor, pose: Tensor, near: Tensor, reach: int = 8) -> Tensor:
+    """[B,N] path positions of the poses [B,N,3], searched within ``reach`` metres of ``near`` [B,N]."""
+    P = poses.shape[-2]
+    around = torch.arange(-reach, reach + 1, device=pose.device)
+    index = ((near / SPACING_M).round().long()[..., None] + around).clamp(0, P - 1)
+    window = poses.gather(-2, index[..., None].expand(*index.shape, 3))
+    d = pose[..., None, :2] - window[..., :2]
+    best = d.square().sum(-1).argmin(dim=-1, keepdim=True)
+    pick = lambda values: values.gather(-1, best)[..., 0]  # noqa: E731
+    heading = pick(window[..., 2])
+    along = torch.cos(heading) * pick(d[..., 0]) + torch.sin(heading) * pick(d[..., 1])
+    return pick(index).float() * SPACING_M + along
+
+
+def beside(poses: Tensor, pose: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """(lateral error [B,N] m, heading error [B,N] rad) of poses beside their paths."""
+    on = interpolate(poses, s[..., None])[..., 0, :]
+    heading = on[..., 2].contiguous()
+    d = pose[..., :2] - on[..., :2]
+    lateral = -torch.sin(heading) * d[..., 0] + torch.cos(heading) * d[..., 1]
+    turn = torch.remainder(pose[..., 2] - heading + torch.pi, 2 * torch.pi) - torch.pi
+    return lateral, turn
+
+
 def build_paths(scenes: WorldScenes, source: str = "log") -> Paths:
     """Paths of all road users. "log": the recorded positions after now, then along the lane from there; "lane": onto
     the nearest lane that runs the same way and along its successors (at a fork the one nearest to the recorded

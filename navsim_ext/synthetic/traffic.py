@@ -11,6 +11,7 @@ Positions along paths are those of rear axles.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,6 +102,11 @@ def simulate(town: Town, paths: list[Path | None], users: Population, signals: S
         users.kerb,
         users.event,
         users.pose,
+        0,
+        np.zeros(len(paths)),
+        np.zeros(len(paths), dtype=np.bool_),
+        np.zeros(len(paths), dtype=np.bool_),
+        np.zeros((len(paths), 3)),
     )
     return Motion(*result)
 
@@ -123,6 +129,42 @@ def pack_crossings(paths: list[Path | None]) -> tuple[NDArray[np.float64], NDArr
             crossings[i, k] = crossing.start, crossing.end
             connectors[i, k] = crossing.connector
     return crossings, connectors
+
+
+@dataclass
+class Resumed:
+    """Where the law goes on: the state of N road users at step ``begin`` of its clock."""
+
+    begin: int
+    s: NDArray[np.float64]  # [N] m along the path
+    speed: NDArray[np.float64]  # [N] m/s
+    acceleration: NDArray[np.float64]  # [N]
+    waiting: NDArray[np.bool_]  # [N]
+    external: NDArray[np.bool_]  # [N] driven by somebody else: seen, reacted to, and not moved but straight on
+    pose: NDArray[np.float64]  # [N,3] centre poses of the external ones; others stand on their paths
+
+
+def resume(law: Mapping[str, NDArray], state: Resumed, steps: int) -> Motion:
+    """Goes on for ``steps`` steps with the tables of ``TrafficScene.law``; state 0 of the result is the given one."""
+    user = {key.removeprefix("user_"): value for key, value in law.items() if key.startswith("user_")}
+    result = _run(
+        steps, law["path_pose"], law["path_speed"], law["path_start"], law["crossings"], law["crossing_connector"],
+        law["connector_node"], law["connector_phase"], law["signal_offset"], law["signal_green"], law["conflict_start"],
+        law["conflict_other"], law["conflict_zone"], law["conflict_gives_way"], user["kind"], state.s, state.speed,
+        user["size"], user["axle_to_centre"], user["eagerness"], user["headway"], user["acceleration"],
+        user["braking"], user["standstill"], user["jerk"], user["depart"], user["kerb"], user["event"], user["pose"],
+        state.begin, state.acceleration, state.waiting, state.external, state.pose,
+    )  # fmt: skip
+    return Motion(*result)
+
+
+def project(law: Mapping[str, NDArray], row: int, pose: NDArray[np.float64], near: float) -> float:
+    """m along a road user's path nearest to its rear axle, searched from 10 m behind ``near`` to 40 m ahead of it."""
+    axle = law["user_axle_to_centre"][row]
+    x, y = pose[0] - axle * np.cos(pose[2]), pose[1] - axle * np.sin(pose[2])
+    first, last = law["path_start"][row], law["path_start"][row + 1]
+    along, _, _ = _project(law["path_pose"], first, last, max(near - 10.0, 0.0), near + 40.0, x, y)
+    return float(along)
 
 
 @njit(cache=True)
@@ -191,7 +233,7 @@ def _time_to_cover(distance, v, a):
 def _run(
     steps, poses, path_speed, pointer, crossings, connectors, node_of, phase_of, offset, green, conflict_pointer,
     conflict_other, conflict_zone, conflict_yield, kind, start, speed, size, axle, eagerness, headway, a_max, b_comf,
-    s_min, jerk, depart, kerb, event, static_pose,
+    s_min, jerk, depart, kerb, event, static_pose, begin, begin_a, begin_waiting, external, external_pose,
 ):  # fmt: skip
     n = len(kind)
     out_pose = np.zeros((steps + 1, n, 3))
@@ -199,18 +241,26 @@ def _run(
     out_a = np.zeros((steps + 1, n))
     out_s = np.zeros((steps + 1, n))
     out_waiting = np.zeros((steps + 1, n), dtype=np.bool_)
-    s, v, a = start.copy(), speed.copy(), np.zeros(n)
+    s, v, a = start.copy(), speed.copy(), begin_a.copy()
     x, y, h = np.zeros(n), np.zeros(n), np.zeros(n)
     upcoming = np.zeros(n, dtype=np.int64)  # crossing that an agent is in or comes to next
-    waiting = np.zeros(n, dtype=np.bool_)  # held at its stop line in the last step
+    waiting = begin_waiting.copy()  # held at its stop line in the last step
     command = np.zeros(n)
     for i in range(n):
         if kind[i] == STATIC:
             x[i], y[i], h[i] = static_pose[i]
     for step in range(steps + 1):
-        t = step * STEP_S
+        t = (begin + step) * STEP_S
         for i in range(n):
             if kind[i] == STATIC:
+                continue
+            if external[i]:  # driven by somebody else: straight on from where it is
+                h[i] = external_pose[i, 2]
+                x[i] = external_pose[i, 0] + step * STEP_S * v[i] * np.cos(h[i])
+                y[i] = external_pose[i, 1] + step * STEP_S * v[i] * np.sin(h[i])
+                rear = s[i] + axle[i] - 0.5 * size[i, 0]
+                while upcoming[i] < crossings.shape[1] - 1 and rear > crossings[i, upcoming[i], 1]:
+                    upcoming[i] += 1
                 continue
             px, py, ph = _at(poses, pointer[i], pointer[i + 1], s[i])
             h[i] = ph
@@ -226,7 +276,7 @@ def _run(
         if step == steps:
             break
         for i in range(n):
-            if kind[i] == STATIC:
+            if kind[i] == STATIC or external[i]:
                 command[i] = 0.0
             elif kind[i] == PEDESTRIAN:
                 command[i] = _walk(
@@ -240,6 +290,9 @@ def _run(
                 )  # fmt: skip
         for i in range(n):
             if kind[i] == STATIC:
+                continue
+            if external[i]:
+                s[i] += v[i] * STEP_S
                 continue
             change = command[i] - a[i]
             a[i] += min(max(change, -2.0 * jerk[i] * STEP_S), jerk[i] * STEP_S)

@@ -22,8 +22,8 @@ from torch import Tensor
 from navsim_ext.closed_loop.contact import boxes_touch
 from navsim_ext.closed_loop.kinematics import STEP_S, TOKEN_STEPS
 from navsim_ext.closed_loop.moves import Moves
-from navsim_ext.closed_loop.paths import SPACING_M, build_paths, interpolate
-from navsim_ext.closed_loop.policies.idm import _place, _project, _stop_points
+from navsim_ext.closed_loop.paths import SPACING_M, beside, build_paths, interpolate, project
+from navsim_ext.closed_loop.policies.idm import stop_points
 from navsim_ext.closed_loop.state import WorldState
 from navsim_ext.errors import DataError
 from navsim_ext.traffic.scene import TrafficScene
@@ -65,7 +65,7 @@ class Frenet:
         self.poses = paths.poses[state.scene, ego]  # [B,P,3]
         self.bend = paths.bend_speed[state.scene, ego]
         self.cruise = paths.cruise[state.scene, ego].clamp_min(1.0)
-        self.stops = _stop_points(state, paths)[worlds, ego]  # [B,K]
+        self.stops = stop_points(state, paths)[worlds, ego]  # [B,K]
         self.s = torch.zeros_like(self.cruise)
         self.motion = torch.zeros(len(worlds), 3, device=self.s.device)  # s'', d', d''
 
@@ -74,8 +74,8 @@ class Frenet:
         worlds, ego = state.ego_index()
         p = self.parameters
         pose, v = state.pose[worlds, ego], state.speed[worlds, ego].clamp_min(0.0)
-        self.s = _project(self.poses[:, None], pose[:, None], self.s[:, None])[:, 0]
-        d = _place(self.poses[:, None], pose[:, None], self.s[:, None])[0][:, 0]
+        self.s = project(self.poses[:, None], pose[:, None], self.s[:, None])[:, 0]
+        d = beside(self.poses[:, None], pose[:, None], self.s[:, None])[0][:, 0]
         a, d1, d2 = self.motion.unbind(-1)
         T = p.horizon_s
         times = torch.arange(1, round(T / STEP_S) + 1, device=v.device) * STEP_S
@@ -155,10 +155,12 @@ class Frenet:
         if count == 0:
             return worst
         rows = active.float().topk(count, dim=1).indices  # those who matter, packed
+
         def pick(values):
             return values.gather(
-                    1, rows.view(*rows.shape, *([1] * (values.dim() - 2))).expand(*rows.shape, *values.shape[2:])
-                )
+                1, rows.view(*rows.shape, *([1] * (values.dim() - 2))).expand(*rows.shape, *values.shape[2:])
+            )
+
         boxes, there = pick(size), pick(active)
         placed = others.gather(2, rows[:, None, :, None].expand(-1, len(at), -1, 3))
         touch = boxes_touch(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from navsim_ext.closed_loop.kinematics import STEP_S, TOKEN_STEPS
 from navsim_ext.closed_loop.moves import Moves
-from navsim_ext.closed_loop.paths import SPACING_M, Paths, build_paths, interpolate
+from navsim_ext.closed_loop.paths import SPACING_M, Paths, beside, build_paths, interpolate, project
 from navsim_ext.closed_loop.state import WorldState
 from navsim_ext.errors import DataError
 from navsim_ext.traffic.scene import TrafficScene
@@ -80,13 +80,13 @@ class Idm:
     def start(self, state: WorldState, scenes: Sequence[TrafficScene]) -> None:
         self.paths: Paths = build_paths(state.scenes, self.path)
         self.s = torch.zeros_like(state.speed)  # m along the path, of the box centre
-        self.stops = _stop_points(state, self.paths)
+        self.stops = stop_points(state, self.paths)
 
     @torch.no_grad()
     def act(self, state: WorldState) -> Moves:
         scene, size = state.scene, state.scenes.size[state.scene]
         poses = self.paths.poses[scene]
-        self.s = torch.where(state.present, _project(poses, state.pose, self.s), self.s)
+        self.s = torch.where(state.present, project(poses, state.pose, self.s), self.s)
         v = state.speed.clamp_min(0.0)
         front = 0.5 * size[..., 0]
         gap, lead = leaders(state, poses, self.s, v)
@@ -99,7 +99,7 @@ class Idm:
             wanted = torch.full_like(v, p.desired_speed)
         stands = self.paths.stands[scene]
         lights = self._light_gap(state, v, front)
-        lateral, turn = _place(poses, state.pose, self.s)  # errors beside the path, which die out
+        lateral, turn = beside(poses, state.pose, self.s)  # errors beside the path, which die out
         start = self.s
         s, token, bends = self.s, [], self.paths.bend_speed[scene]
         for _ in range(TOKEN_STEPS):
@@ -132,30 +132,6 @@ class Idm:
         return torch.where(
             holds, (gap - STOP_SHORT_M + self.parameters.standstill).clamp_min(MINIMUM_GAP_M), torch.inf
         ).amin(dim=-1)
-
-
-def _project(poses: Tensor, pose: Tensor, near: Tensor, reach: int = 8) -> Tensor:
-    """[B,N] path positions of the poses [B,N,3], searched within ``reach`` metres of ``near`` [B,N]."""
-    P = poses.shape[-2]
-    around = torch.arange(-reach, reach + 1, device=pose.device)
-    index = ((near / SPACING_M).round().long()[..., None] + around).clamp(0, P - 1)
-    window = poses.gather(-2, index[..., None].expand(*index.shape, 3))
-    d = pose[..., None, :2] - window[..., :2]
-    best = d.square().sum(-1).argmin(dim=-1, keepdim=True)
-    pick = lambda values: values.gather(-1, best)[..., 0]  # noqa: E731
-    heading = pick(window[..., 2])
-    along = torch.cos(heading) * pick(d[..., 0]) + torch.sin(heading) * pick(d[..., 1])
-    return pick(index).float() * SPACING_M + along
-
-
-def _place(poses: Tensor, pose: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """(lateral error [B,N] m, heading error [B,N] rad) of poses beside their paths."""
-    on = interpolate(poses, s[..., None])[..., 0, :]
-    heading = on[..., 2].contiguous()
-    d = pose[..., :2] - on[..., :2]
-    lateral = -torch.sin(heading) * d[..., 0] + torch.cos(heading) * d[..., 1]
-    turn = torch.remainder(pose[..., 2] - heading + torch.pi, 2 * torch.pi) - torch.pi
-    return lateral, turn
 
 
 def leaders(state: WorldState, poses: Tensor, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,7 +188,7 @@ def leaders(state: WorldState, poses: Tensor, s: Tensor, v: Tensor) -> tuple[Ten
     return gap.clamp_min(MINIMUM_GAP_M).view(B, N), lead.view(B, N)
 
 
-def _stop_points(state: WorldState, paths: Paths) -> Tensor:
+def stop_points(state: WorldState, paths: Paths) -> Tensor:
     """[B,N,K] position along each path of each light's stop point, inf where the path does not pass it."""
     scenes = state.scenes
     stop, direction = scenes.light_stop, scenes.light_direction
