@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
-from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.errors import CorruptFile, DataError, MissingError, TriviumError
 from navsim_ext.files import atomic_file, write_atomic, write_json_atomic
 from navsim_ext.fingerprint import Fingerprint, digest_json
 from navsim_ext.maps.vector_map import VectorMap
@@ -35,6 +35,7 @@ from navsim_ext.prompts import IMAGE_PLACEHOLDER, prompt_digest, trajectory_prom
 from navsim_ext.questions.catalogue import QUESTIONS, is_correct
 from navsim_ext.questions.facts import facts_of
 from navsim_ext.readers import SceneSource, open_configured
+from navsim_ext.runtime.checksums import CHECKSUM_KEY, checked_line, checked_lines, file_checksums
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.progress import track
@@ -182,7 +183,7 @@ def write_qa(
     with FolderLock(folder):
         plan_path, parts = folder / f"{name}.plan.json", folder / f"{name}.parts"
         if plan_path.is_file():
-            stored = Fingerprint.from_json(json.loads(plan_path.read_text()))
+            stored = Fingerprint.read(plan_path)
             remedy = "choose another name or output_dir, or delete this one"
             plan.require_equal(stored, mine="the questions asked for", theirs=str(plan_path), remedy=remedy)
         else:
@@ -207,8 +208,8 @@ def _write_parts(source: SceneSource, parts: Path, *, camera: str, **options: An
             except TriviumError as error:
                 source.report.add(error, log_name=log_name, token=scene.token)
                 continue
-            lines += [json.dumps(record) for record in records]
-        write_atomic(parts / f"{log_name}.jsonl", "".join(f"{line}\n" for line in lines))
+            lines += [checked_line(record) for record in records]
+        write_atomic(parts / f"{log_name}.jsonl", "".join(lines))
     source.report.write()
 
 
@@ -261,15 +262,18 @@ def _merge(source: SceneSource, folder: Path, parts: Path, name: str, max_share:
     for part, length in lengths.items():
         if not length:
             (folder / f"{name}_{part}.jsonl").unlink()
+    checksums = file_checksums(folder, [entry["annotation"] for entry in meta.values()])
+    meta = {key: entry | {CHECKSUM_KEY: checksums[entry["annotation"]]} for key, entry in meta.items()}
     write_json_atomic(folder / f"{name}.counts.json", counts.table())
     write_json_atomic(folder / f"{name}.json", meta)
 
 
 def _records(paths: Sequence[Path]) -> Iterator[Record]:
     for path in paths:
-        with open(path, encoding="utf-8") as stream:
-            for line in stream:
-                yield json.loads(line)
+        for number, record in checked_lines(path.read_bytes()):
+            if record is None:
+                raise CorruptFile(f"{path}, line {number} is damaged: delete the file and run the same command again")
+            yield record
 
 
 class Counts:

@@ -19,6 +19,7 @@ from PIL import Image
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.files import write_json_atomic
 from navsim_ext.prompts import IMAGE_PLACEHOLDER
+from navsim_ext.runtime.checksums import CHECKSUM_KEY, file_checksums
 from navsim_ext.runtime.config import job
 
 _log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ def convert_drivelm(
                         stream.write(json.dumps(record, ensure_ascii=False) + "\n")
                         counts[group] += 1
     mixture = {"DriveLM": {"root": str(root.resolve()), "annotation": "drivelm.jsonl", "repeat_time": 1}}
-    mixture["DriveLM"] |= {"data_augment": False, "length": sum(counts.values())}
+    checksum = file_checksums(output_dir, ["drivelm.jsonl"])["drivelm.jsonl"]
+    mixture["DriveLM"] |= {"data_augment": False, "length": sum(counts.values()), CHECKSUM_KEY: checksum}
     write_json_atomic(output_dir / "mixture.json", mixture)
     return dict(counts)
 

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from navsim_ext.errors import DataError, MissingError
-from navsim_ext.files import atomic_stream, write_json_atomic
+from navsim_ext.errors import CorruptFile, DataError, MissingError
+from navsim_ext.files import atomic_stream
 from navsim_ext.fingerprint import digest_json
 from navsim_ext.prompts import IMAGE_PLACEHOLDER
+from navsim_ext.runtime.checksums import CheckedFiles, file_checksums, read_checked_json, write_checked_json
 from navsim_ext.runtime.progress import track
 from navsim_ext.runtime.workers import map_items
 from stage1_vlm.data.mixture import DatasetEntry
@@ -31,7 +32,8 @@ from stage1_vlm.processor import ChatProcessor, turns_from_conversation
 _log = logging.getLogger(__name__)
 
 CHUNK_LINES = 2048
-INDEX_VERSION = 1
+INDEX_VERSION = 2  # 1 had no checksums
+REMEDY = "the index of the lines is made again"
 
 
 class SkipLine(Exception):
@@ -211,9 +213,8 @@ def build_index(
         "rules": vars(rules),
     }  # fmt: skip
     stored = None if cache is None else cache / f"{entry.name}-{digest_json(key)[:16]}"
-    if stored is not None and stored.with_suffix(".json").is_file():
-        index = _load(entry, stored)
-    else:
+    index = None if stored is None else _load(entry, stored)
+    if index is None:
         index = _scan(entry, processor, rules, workers)
         if stored is not None:
             _store(index, stored, key)
@@ -251,17 +252,29 @@ def _scan(entry: DatasetEntry, processor: ChatProcessor, rules: LineRules, worke
 
 
 def _store(index: LineIndex, stored: Path, key: dict[str, Any]) -> None:
-    for name, array in (("offsets", index.offsets), ("lengths", index.lengths)):
-        with atomic_stream(stored.with_name(f"{stored.name}.{name}.npy")) as stream:
+    for name, array in zip(_arrays(stored), (index.offsets, index.lengths), strict=True):
+        with atomic_stream(stored.with_name(name)) as stream:
             np.save(stream, array, allow_pickle=False)
-    skipped = [vars(line) for line in index.skipped]
-    write_json_atomic(stored.with_suffix(".json"), {"key": key, "lines": index.num_lines, "skipped": skipped})
+    content = {"key": key, "lines": index.num_lines, "skipped": [vars(line) for line in index.skipped]}
+    files = file_checksums(stored.parent, _arrays(stored))
+    write_checked_json(stored.with_suffix(".json"), content | {"files": files})
 
 
-def _load(entry: DatasetEntry, stored: Path) -> LineIndex:
-    content = json.loads(stored.with_suffix(".json").read_text())
-    arrays = [
-        np.load(stored.with_name(f"{stored.name}.{name}.npy"), mmap_mode="r", allow_pickle=False)
-        for name in ("offsets", "lengths")
-    ]
+def _load(entry: DatasetEntry, stored: Path) -> LineIndex | None:
+    """The stored index; None where there is none, or a damaged one, or one of an earlier version: it is made again."""
+    path = stored.with_suffix(".json")
+    if not path.is_file():
+        return None
+    try:
+        content = read_checked_json(path, REMEDY)
+        files = CheckedFiles(stored.parent, content["files"], REMEDY)
+        arrays = [np.load(files.check(name), mmap_mode="r", allow_pickle=False) for name in _arrays(stored)]
+    except (CorruptFile, MissingError) as error:
+        _log.warning("%s", error)
+        return None
     return LineIndex(entry, *arrays, content["lines"], tuple(SkippedLine(**line) for line in content["skipped"]))
+
+
+def _arrays(stored: Path) -> list[str]:
+    """File names of offsets and lengths."""
+    return [f"{stored.name}.{name}.npy" for name in ("offsets", "lengths")]

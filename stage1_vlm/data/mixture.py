@@ -4,6 +4,9 @@ Form (InternVL's): ``{"name": {"root": picture folder, "annotation": JSONL, "rep
 "data_augment": false, "length": lines}}``. ``$VARIABLES`` in paths are expanded; relative paths start at the JSON's
 folder. Counts are exact: n items with repeat_time r give floor(r n) entries: floor(r) whole copies and, for the
 rest, a seeded choice without replacement.
+
+The programs here that write question files add ``"checksum"`` of the JSONL, which is compared when the mixture is
+read; whoever edits such a file takes the key away.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.runtime.checksums import CHECKSUM_KEY, CheckedFiles
 from navsim_ext.runtime.rng import derive_seed
 
-_KEYS = {"root", "annotation", "repeat_time", "data_augment", "length"}
+_KEYS = {"root", "annotation", "repeat_time", "data_augment", "length", CHECKSUM_KEY}
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,13 @@ def _entry(path: Path, name: str, fields: dict) -> DatasetEntry:
     repeat = Fraction(str(fields.get("repeat_time", 1)))
     if repeat <= 0:
         raise DataError(f"{path}, data set {name!r}: repeat_time {fields['repeat_time']} must be positive")
+    annotation = _resolve(path, name, fields["annotation"])
+    if CHECKSUM_KEY in fields:
+        remedy = f"write it again, or take {CHECKSUM_KEY!r} of {name!r} out of {path} if you edited it"
+        CheckedFiles(annotation.parent, {annotation.name: fields[CHECKSUM_KEY]}, remedy).check(annotation.name)
     return DatasetEntry(
         name=name,
-        annotation=_resolve(path, name, fields["annotation"]),
+        annotation=annotation,
         root=_resolve(path, name, fields["root"]),
         repeat_time=repeat,
         data_augment=bool(fields.get("data_augment", False)),

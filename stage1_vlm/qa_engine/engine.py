@@ -11,7 +11,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -26,6 +28,7 @@ from navsim_ext.errors import TriviumError
 from navsim_ext.files import atomic_stream, write_atomic, write_json_atomic
 from navsim_ext.fingerprint import Fingerprint, digest_tokens
 from navsim_ext.prompts import IMAGE_PLACEHOLDER, format_trajectory, prompt_digest, trajectory_prompt
+from navsim_ext.runtime.checksums import CHECKSUM_KEY, checked_line, checked_lines, file_checksums
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import preflight
 from navsim_ext.runtime.progress import track
@@ -44,11 +47,25 @@ from stage1_vlm.qa_engine.phases import (
     scene_facts,
 )
 
+log = logging.getLogger(__name__)
+
 JOURNAL, FAILED = "journal.jsonl", "failed.jsonl"
 
 
 class ServerDown(TriviumError):
     """So many scenes in a row failed that the server, not the scenes, must be the reason."""
+
+
+def _journal_line(text: bytes) -> dict[str, Any] | None:
+    """An intact line of the journal, or one of an earlier version, without checksum: its answers were paid for."""
+    for _, line in checked_lines(text):
+        if line is not None:
+            return line
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and line.keys() >= {"token", "pairs"} and CHECKSUM_KEY not in line:
+                return line
+    return None
 
 
 class QaEngine:
@@ -118,7 +135,7 @@ class QaEngine:
                     raise ServerDown(f"{self._in_a_row} scenes in a row failed; the last: {outcome['failed']}")
                 continue
             self._in_a_row = 0
-            journal.write(json.dumps(outcome, ensure_ascii=False) + "\n")
+            journal.write(checked_line(outcome))
             journal.flush()
             os.fsync(journal.fileno())
 
@@ -245,20 +262,22 @@ class QaEngine:
             mine.save(self.output_dir)
 
     def _done(self) -> set[str]:
-        """Tokens in the journal; a last line that was cut short is dropped from the file."""
+        """Tokens in the journal; lines that are damaged or cut short are dropped from the file: asked again."""
         path = self.output_dir / JOURNAL
         if not path.is_file():
             return set()
         content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
+        intact = [line for line in map(_journal_line, content.split(b"\n")) if line is not None]
+        whole = "".join(map(checked_line, intact)).encode()
         if whole != content:
+            log.warning("%s: brought into order; scenes whose lines were damaged or cut short are asked again", path)
             write_atomic(path, whole)
-        return {json.loads(line)["token"] for line in whole.splitlines()}
+        return {line["token"] for line in intact}
 
     def _publish(self, failed: int) -> dict[str, int]:
         """Writes the data sets in the order of the index, whatever order the scenes finished in."""
-        with open(self.output_dir / JOURNAL, encoding="utf-8") as stream:
-            by_token = {content["token"]: content["pairs"] for content in map(json.loads, stream)}
+        lines = [line for _, line in checked_lines((self.output_dir / JOURNAL).read_bytes()) if line is not None]
+        by_token = {line["token"]: line["pairs"] for line in lines}
         kept, rejected, trajectories = [], [], []
         for place, token in enumerate(self.scenes.tokens):
             scene = self.scenes[place]
@@ -276,6 +295,7 @@ class QaEngine:
                 "repeat_time": repeat,
                 "data_augment": False,
                 "length": len(records),
+                CHECKSUM_KEY: file_checksums(self.output_dir, [f"{file}.jsonl"])[f"{file}.jsonl"],
             }
             for name, file, repeat, records in (
                 ("Navsim", "trajectories", 2, trajectories),

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import damages, judge_damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from navsim_ext.errors import DataError, MissingError
+from navsim_ext.errors import CorruptFile, DataError, MissingError
+from navsim_ext.runtime.checksums import file_checksums
 from navsim_ext.runtime.config import config_root
 from navsim_ext.runtime.sampler import LengthGrouped, PositionSampler
 from stage1_vlm.backbone import load_processor
@@ -158,6 +160,35 @@ def test_index_is_stored_and_follows_the_file(processor, tmp_path, monkeypatch):
     monkeypatch.undo()
     changed = build_index(entry(tmp_path, lines[:3]), processor, LineRules(200), cache=tmp_path / "index")
     assert len(changed) == 3
+
+
+def test_a_damaged_stored_index_is_made_again(processor, tmp_path):
+    one = entry(tmp_path, [text_line(f"Is {i} even?", "yes") for i in range(6)])
+
+    def read():
+        index = build_index(one, processor, LineRules(200), cache=tmp_path / "index")
+        return index.offsets.tolist(), index.lengths.tolist(), index.num_lines, index.skipped
+
+    read()
+    verdicts = judge_damage(tmp_path / "index", read, np.random.default_rng(0), 20)
+    assert len(verdicts) == 3
+    assert all(verdict == {"named": 0, "without effect": 20} for verdict in verdicts.values())
+
+
+def test_damage_of_question_files_that_we_wrote_is_named(tmp_path):
+    annotation = tmp_path / "qa.jsonl"
+    annotation.write_text("".join(json.dumps(text_line(f"Is {i}?", "yes")) + "\n" for i in range(50)))
+    checksum = file_checksums(tmp_path, ["qa.jsonl"])["qa.jsonl"]
+    mixture = tmp_path / "mixture.json"
+    mixture.write_text(json.dumps({"toy": {"root": ".", "annotation": "qa.jsonl", "checksum": checksum}}))
+    content = annotation.read_bytes()
+    assert [one.annotation for one in read_mixture(mixture)] == [annotation]
+    for damaged in damages(content, np.random.default_rng(0), 40):
+        annotation.write_bytes(damaged)
+        with pytest.raises(CorruptFile, match=r"qa\.jsonl.*take 'checksum' of 'toy' out of"):
+            read_mixture(mixture)
+    mixture.write_text(json.dumps({"toy": {"root": ".", "annotation": "qa.jsonl"}}))  # as the remedy says
+    assert len(read_mixture(mixture)) == 1
 
 
 def test_lengths_are_known_before_pictures_are_read(toy_mixture, processor):
