@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from navsim_ext.errors import DataError
+from navsim_ext.files import read_json
 from navsim_ext.hidden_cache.cached import CachedHiddenStates
 from navsim_ext.hidden_cache.codecs import CODECS, states_to_bits
 from navsim_ext.hidden_cache.record import CacheSettings, decode_record, encode_with_error
@@ -70,7 +70,7 @@ def stats(folder: str | os.PathLike[str], *, sample: int = 32) -> CacheStats:
         file_bytes=held.file_bytes,
         shards=held.shards,
         identical_duplicates=held.identical_duplicates,
-        rejected=sum(len(json.loads(path.read_text())) for path in Path(folder).glob("rejected-*.json")),
+        rejected=sum(len(read_json(path)) for path in Path(folder).glob("rejected-*.json")),
         settings=cache.settings,
         sampled=len(chosen),
         codecs=codec_figures(cache, chosen),

@@ -7,7 +7,6 @@ does it (geopandas ``to_crs``), so that vertices agree with it bit for bit. Layo
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -20,14 +19,17 @@ import shapely
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.files import read_json
 from navsim_ext.fingerprint import digest_file
 from navsim_ext.maps.layers import NONE, LaneLayer, LineLayer, PolygonLayer, baseline_arrays
 from navsim_ext.maps.vector_map import VectorMap, sorted_edges
+from navsim_ext.runtime.checksums import check_listed
 
 logger = logging.getLogger(__name__)
 
 MAPS_INDEX = "nuplan-maps-v1.0.json"
 CACHE_VARIABLE = "TRIVIUM_MAP_CACHE"
+EDITED = "delete the file and make it again; where you edited it yourself, delete the checksums.json of the maps"
 MAX_UNREADABLE_SHARE = 0.1  # of the features of a layer; a map that lacks more is another map
 
 
@@ -37,10 +39,13 @@ def map_file(maps_root: str | os.PathLike[str], location: str) -> Path:
     index = root / MAPS_INDEX
     if not index.is_file():
         raise MissingError(f"{index} is missing: set data.maps_root or NUPLAN_MAPS_ROOT to the folder of nuPlan maps")
-    versions = json.loads(index.read_text())
+    check_listed(root, index, EDITED)
+    versions = read_json(index, EDITED)
+    if not isinstance(versions, dict) or not all(isinstance(each, dict) for each in versions.values()):
+        raise DataError(f"{index} is no object of locations with their versions: download it again")
     if location not in versions:
         raise MissingError(f"{index} does not list location {location!r}; it has {', '.join(sorted(versions))}")
-    path = root / location / str(versions[location]["version"]) / "map.gpkg"
+    path = root / location / str(versions[location].get("version")) / "map.gpkg"
     if not path.is_file():
         raise MissingError(f"{path} is missing: download the map of {location} (version as in {index})")
     return path
@@ -60,6 +65,7 @@ def load_map(
     may do it at once. Raises MissingError for absent files, DataError for a GeoPackage without the nuPlan layers.
     """
     path = map_file(maps_root, location)
+    check_listed(maps_root, path, EDITED)
     digest = digest_file(path)
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     cached = folder / f"{location}-{digest[:24]}.npz"

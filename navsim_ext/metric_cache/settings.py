@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.files import read_json
 from navsim_ext.fingerprint import digest_file, digest_json, digest_tokens
 from navsim_ext.maps.nuplan_gpkg import MAPS_INDEX, map_file
 from navsim_ext.pdm.version import VERSIONS
@@ -161,7 +162,7 @@ class BuildSettings:
         if not index.is_file():
             raise MissingError(f"{index} is missing: set data.maps_root or NUPLAN_MAPS_ROOT to the folder of the maps")
         digests = {}
-        for location in sorted(json.loads(index.read_text())):
+        for location in sorted(read_json(index)):
             try:
                 digests[location] = digest_file(map_file(root, location))
             except MissingError:  # a location that no log of the split needs may be absent

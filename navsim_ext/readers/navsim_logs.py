@@ -18,11 +18,16 @@ from navsim_ext.readers.log_files import LogFiles
 from navsim_ext.readers.navsim_frames import Frame, cameras_of, join_frames, parse_frame
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.readers.source import SkipReport
+from navsim_ext.runtime.checksums import check_listed
 from navsim_ext.scene import Camera, Scene
 
 if TYPE_CHECKING:
     from navsim_ext.maps.vector_map import VectorMap
 
+EDITED = (
+    "delete the file and run the command that made the data again; where you edited it yourself, delete the "
+    "checksums.json beside it"
+)
 NUM_MAPS_IN_MEMORY = 4  # nuPlan has four cities
 
 
@@ -86,6 +91,7 @@ class NavsimLogs(LogFiles):
     def _read_log(self, log_name: str, path: Path) -> Iterator[Scene]:
         """Selected scenes of one log; bad frames spoil only the windows that contain them."""
         try:
+            check_listed(path.parent, path, EDITED)
             frames = restricted_pickle.load(path)
             if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
                 raise DataError(

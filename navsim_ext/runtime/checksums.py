@@ -34,13 +34,13 @@ CHECKSUMS_FILE = "checksums.json"  # of a folder whose files have no JSON of the
 CHECKSUM_KEY = "checksum"  # of the stamp in a JSON object
 MARK = b"trivium-xxh3:"
 PLACE = (MARK + b"0" * 32).decode()  # where a stamp goes
-SMALLEST_BLOCK = 1 << 16  # bytes
+SMALLEST_BLOCK = 1 << 14  # bytes
 MOST_BLOCKS = 1024  # of one file; larger files have larger blocks
 _DIGITS = 16  # hexadecimal digits of a block's XXH3
 
 
 def block_bytes(size: int) -> int:
-    """Bytes of one block of a file: the smallest power of two from 64 KiB on that gives at most 1,024 blocks."""
+    """Bytes of one block of a file: the smallest power of two from 16 KiB on that gives at most 1,024 blocks."""
     block = SMALLEST_BLOCK
     while size > block * MOST_BLOCKS:
         block *= 2
@@ -62,6 +62,17 @@ def file_checksums(folder: str | os.PathLike[str], names: Iterable[str]) -> dict
 def seal_folder(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
     """Writes ``checksums.json`` over the named files (paths relative to the folder), after them and atomically."""
     write_checked_json(Path(folder) / CHECKSUMS_FILE, {"files": file_checksums(folder, names)})
+
+
+def check_listed(folder: str | os.PathLike[str], path: Path, remedy: str) -> None:
+    """Compares a file below a folder, where the folder has a ``checksums.json`` that lists it.
+
+    For data in other people's formats: the synthetic world lists its logs and maps, a download lists nothing.
+    """
+    if (Path(folder) / CHECKSUMS_FILE).is_file():
+        files, name = CheckedFiles.sealed(folder, remedy), str(path.relative_to(folder))
+        if name in files.entries:
+            files.check(name)
 
 
 class CheckedFiles:
@@ -287,18 +298,23 @@ def checked_line(content: Mapping[str, Any]) -> str:
     return f'{text[:-1]}{", " if content else ""}"{CHECKSUM_KEY}": "{xxhash.xxh3_64_hexdigest(text.encode())}"}}\n'
 
 
-def checked_lines(content: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(1-based number, object) of each line of a journal; None for a line that is damaged or cut short."""
+def checked_lines(content: bytes, *, required: bool = True) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(1-based number, object) of each line of a journal; None for a line that is damaged or cut short.
+
+    ``required=False`` accepts lines without a checksum: of an earlier version, where making them again is too dear.
+    """
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line:
-            yield number, _parse_line(line)
+            yield number, _parse_line(line, required)
 
 
-def _parse_line(line: bytes) -> dict[str, Any] | None:
+def _parse_line(line: bytes, required: bool) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
-        stored = found.pop(CHECKSUM_KEY)
+        stored = found.pop(CHECKSUM_KEY, None)
+        if stored is None and not required:
+            return found
         intact = checked_line(found).encode() == line + b"\n"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         return None
-    return found if intact and isinstance(stored, str) else None
+    return found if intact else None

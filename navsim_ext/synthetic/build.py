@@ -30,6 +30,7 @@ from rich.progress import track
 
 from navsim_ext.files import cannot_write
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint, package_versions
+from navsim_ext.runtime.checksums import seal_folder
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import preflight
@@ -68,12 +69,12 @@ def build(folder: Path, recipe: Recipe, *, workers: int = 1) -> Manifest:
         check_same(folder, recipe)
         manifest = Manifest(folder)
         shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
-        todo = [index for index in range(recipe.logs) if not _finished(recipe, manifest, index)]
+        todo = [index for index in range(recipe.logs) if not _finished(recipe, folder, manifest, index)]
+        try:
+            write_maps(folder / "maps", recipe.seed)  # those that are not there
+        except OSError as error:
+            raise cannot_write(error, folder / "maps") from error
         if todo:
-            try:
-                write_maps(folder / "maps", recipe.seed)
-            except OSError as error:
-                raise cannot_write(error, folder / "maps") from error
             first = _first(recipe, folder, manifest, todo, workers)
             made = itertools.chain(first, _produce_all(recipe, folder, todo[1:], workers))
             before = recipe.logs - len(todo)
@@ -83,12 +84,23 @@ def build(folder: Path, recipe: Recipe, *, workers: int = 1) -> Manifest:
                 manifest.add(record)
             shutil.rmtree(folder / "qa", ignore_errors=True)  # questions about fewer logs
         write_splits(folder, manifest.ordered())
+        seal_data(folder, manifest)
         if recipe.qa:
             write_questions(folder, recipe, manifest)
         shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     scenes = sum(len(record.tokens) for record in manifest.records.values())
     log.info("%s: %d logs, %d scenes in %.1f s", folder, len(manifest.records), scenes, time.perf_counter() - started)
     return manifest
+
+
+def seal_data(folder: Path, manifest: Manifest) -> None:
+    """Checksums of logs and maps, which the readers compare; pictures carry none."""
+    for split in sorted({FOLDER_OF_PART[record.part] for record in manifest.records.values()}):
+        logs = folder / "navsim_logs" / split
+        seal_folder(logs, [path.name for path in logs.glob("*.pkl")])
+    maps = folder / "maps"
+    files = [*maps.glob("nuplan-maps-*.json"), *maps.rglob("map.gpkg")]
+    seal_folder(maps, [str(path.relative_to(maps)) for path in files])
 
 
 def write_questions(folder: Path, recipe: Recipe, manifest: Manifest) -> None:
@@ -131,10 +143,12 @@ def _plain(fields: dict) -> dict:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
-def _finished(recipe: Recipe, manifest: Manifest, index: int) -> bool:
-    """A log is done when it has the windows asked for (the last log of a smaller build may have fewer)."""
+def _finished(recipe: Recipe, folder: Path, manifest: Manifest, index: int) -> bool:
+    """A log is done when it is there with the windows asked for (the last log of a smaller build may have fewer)."""
     done = manifest.records.get(index)
-    return done is not None and len(done.tokens) >= recipe.scenes_of(index)
+    if done is None or len(done.tokens) < recipe.scenes_of(index):
+        return False
+    return (folder / "navsim_logs" / FOLDER_OF_PART[done.part] / f"{done.name}.pkl").is_file()
 
 
 def _first(recipe: Recipe, folder: Path, manifest: Manifest, todo: list[int], workers: int) -> list[Record]:

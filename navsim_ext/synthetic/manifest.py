@@ -6,12 +6,12 @@ writing) is cut off; its log is made again, to the same bytes.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from navsim_ext.errors import DataError
+from navsim_ext.runtime.checksums import checked_line, checked_lines
 
 FILE_NAME = "manifest.jsonl"
 
@@ -44,14 +44,13 @@ class Manifest:
     def _read(self) -> None:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, fields in checked_lines(whole, required=False):
             try:
-                fields = json.loads(line)
                 record = Record(**{**fields, "tokens": tuple(fields["tokens"])})
-            except (ValueError, TypeError, KeyError) as error:
+            except (TypeError, KeyError) as error:
                 raise DataError(
-                    f"{self.path}, line {number} is no record of a log ({error}): remove the line, its log will be "
-                    "made again"
+                    f"{self.path}, line {number} is damaged or no record of a log ({error}): remove the line, its log "
+                    "will be made again"
                 ) from None
             self.records[record.index] = record
         if len(whole) < len(content):
@@ -61,7 +60,7 @@ class Manifest:
     def add(self, record: Record) -> None:
         """Appends and syncs a record."""
         with open(self.path, "a") as stream:
-            stream.write(json.dumps(asdict(record), separators=(",", ":")) + "\n")
+            stream.write(checked_line(asdict(record)))
             stream.flush()
             os.fsync(stream.fileno())
         self.records[record.index] = record

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -54,18 +53,6 @@ JOURNAL, FAILED = "journal.jsonl", "failed.jsonl"
 
 class ServerDown(TriviumError):
     """So many scenes in a row failed that the server, not the scenes, must be the reason."""
-
-
-def _journal_line(text: bytes) -> dict[str, Any] | None:
-    """An intact line of the journal, or one of an earlier version, without checksum: its answers were paid for."""
-    for _, line in checked_lines(text):
-        if line is not None:
-            return line
-        with contextlib.suppress(ValueError):
-            line = json.loads(text)
-            if isinstance(line, dict) and line.keys() >= {"token", "pairs"} and CHECKSUM_KEY not in line:
-                return line
-    return None
 
 
 class QaEngine:
@@ -267,7 +254,8 @@ class QaEngine:
         if not path.is_file():
             return set()
         content = path.read_bytes()
-        intact = [line for line in map(_journal_line, content.split(b"\n")) if line is not None]
+        lines = checked_lines(content, required=False)  # answers of an earlier version were paid for
+        intact = [line for _, line in lines if line is not None]
         whole = "".join(map(checked_line, intact)).encode()
         if whole != content:
             log.warning("%s: brought into order; scenes whose lines were damaged or cut short are asked again", path)

@@ -269,7 +269,7 @@ def test_files_meta_and_counts(tmp_path, town):
     for name, entry in meta.items():
         lines = [json.loads(line) for line in (tmp_path / "qa" / entry["annotation"]).read_text().splitlines()]
         assert entry["length"] == len(lines) > 0
-        assert set(entry) == {"annotation", "root", "repeat_time", "data_augment", "length"}
+        assert set(entry) == {"annotation", "root", "repeat_time", "data_augment", "length", "checksum"}
         assert all((tmp_path / "qa" / entry["root"] / line["image"]).is_file() for line in lines)
         assert all(line["image_size"] == [64, 36] for line in lines)
         assert all((line["type"] == "trajectory") == (name == "train_trajectory") for line in lines)

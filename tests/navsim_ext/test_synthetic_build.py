@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from damage import damages
 from PIL import Image
 
-from navsim_ext.errors import DataError, MissingError
+from navsim_ext.errors import CorruptFile, DataError, MissingError
 from navsim_ext.files import CannotWrite
 from navsim_ext.fingerprint import FingerprintMismatch
 from navsim_ext.readers import open_source
@@ -83,7 +85,7 @@ def test_a_larger_build_extends_a_smaller_one(world, tmp_path):
     build(tmp_path, recipe("scenes=46", *BLIND))
     after = digests(tmp_path, "navsim_logs")
     assert after == digests(world, "navsim_logs")
-    assert len(before) == 2
+    assert sum(name.endswith(".pkl") for name in before) == 2
     assert sum(after[name] == digest for name, digest in before.items()) == 1
 
 
@@ -106,6 +108,42 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(world, tmp_path):
     assert digests(tmp_path, "navsim_logs", "maps") == digests(world, "navsim_logs", "maps")
     assert sum(path.stat().st_mtime_ns == when for path, when in kept.items()) >= finished
     assert len(Manifest(tmp_path).records) == 12
+
+
+def test_a_damaged_log_or_map_is_named_and_made_again(world, tmp_path):
+    """As the message says: delete the file, run the same command."""
+    copy = tmp_path / "world"
+    shutil.copytree(world, copy)
+    rng = np.random.default_rng(0)
+    for path in (min((copy / "navsim_logs" / "trainval").glob("*.pkl")), min((copy / "maps").rglob("map.gpkg"))):
+        source = open_source(copy, "trainval", scene_filter=SceneFilter(log_names=[log_on(copy, path)]))
+        content = path.read_bytes()
+        for damaged in damages(content, rng, 12):
+            path.write_bytes(damaged)
+            with pytest.raises(CorruptFile, match=rf"{path.name}.*delete the file"):
+                source.map_for(source.scenes_of(source.log_names[0])[0])
+        path.unlink()
+        build(copy, recipe("scenes=46", *BLIND))
+        assert path.read_bytes() == content
+        source.map_for(source.scenes_of(source.log_names[0])[0])
+    manifest = copy / "manifest.jsonl"
+    whole = manifest.read_bytes()
+    for damaged in damages(whole, rng, 12):
+        manifest.write_bytes(damaged)
+        try:
+            records = Manifest(copy).records
+        except DataError as error:
+            assert "manifest.jsonl, line" in str(error)  # noqa: PT017
+        else:
+            assert records.items() <= Manifest(world).records.items()
+
+
+def log_on(root, path) -> str:
+    """The log itself, or one on the map."""
+    if path.suffix == ".pkl":
+        return path.stem
+    location = path.relative_to(root / "maps").parts[0]
+    return next(r.name for r in Manifest(root).ordered() if r.location == location and r.part in ("train", "val"))
 
 
 def test_no_process_of_a_build_loads_torch():
