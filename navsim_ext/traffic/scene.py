@@ -44,7 +44,7 @@ class TrafficScene:
     piece_start: NDArray[np.int32]  # [M+1]
     piece_kind: NDArray[np.uint8]  # [M] PieceKind
     piece_subtype: NDArray[np.uint8]  # [M] LaneType, EdgeType or LineType of lanes, road edges, lines; else 0
-    piece_closed: NDArray[np.bool_]  # [M] the last point is joined to the first (which is not repeated)
+    piece_closed: NDArray[np.bool_]  # [M] the last point is joined to the first (it may be repeated at the end)
     piece_id: NDArray[np.int64]  # [M] unique
     speed_limit: NDArray[np.float32]  # [M] m/s of lanes; NaN: not known
     edges: NDArray[np.int32]  # [E,2] lane graph: rows of pieces (i, j)

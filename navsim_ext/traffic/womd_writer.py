@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 TYPE_OF_KIND = {AgentKind.VEHICLE: 1, AgentKind.PEDESTRIAN: 2, AgentKind.CYCLIST: 3, AgentKind.OTHER: 4}
 LINE_OF_KIND = {PieceKind.LINE_BROKEN: 1, PieceKind.LINE_SOLID: 2, PieceKind.LINE_DOUBLE: 3, PieceKind.UNKNOWN: 0}
 FIELD_OF_AREA = {PieceKind.CROSSWALK: "crosswalk", PieceKind.SPEED_BUMP: "speed_bump", PieceKind.DRIVEWAY: "driveway"}
+CLOSED_GAP_M = 1.0  # WOMD's own tools take a line whose ends are nearer than this for closed
 
 
 def write_womd(path: str | os.PathLike[str], scenes: Iterable[TrafficScene]) -> int:
@@ -94,7 +95,8 @@ def _map(message: Message, scene: TrafficScene) -> None:
             polyline = fill(feature.road_line, type=subtype or LINE_OF_KIND[kind]).polyline
         elif kind == PieceKind.ROAD_EDGE:
             polyline = fill(feature.road_edge, type=subtype).polyline
-            points = points + points[:1] if scene.piece_closed[m] else points
+            open_m = float(np.hypot(points[0][0] - points[-1][0], points[0][1] - points[-1][1]))
+            points = points + points[:1] if scene.piece_closed[m] and open_m > CLOSED_GAP_M else points
         elif kind == PieceKind.STOP_SIGN:
             feature.stop_sign.lane.extend(out.get((m, EdgeKind.STOPS), ()))
             fill(feature.stop_sign.position, x=points[0][0], y=points[0][1], z=points[0][2])

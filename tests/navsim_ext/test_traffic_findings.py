@@ -59,6 +59,14 @@ def test_a_drivable_area_decides_where_there_is_one_and_without_any_nothing_is_s
     assert off_road(street(piece_kind=kinds)) is None
 
 
+def test_who_leaves_the_map_is_not_called_off_the_road():
+    values = street_values()
+    values["xy"][1] = [5000.0, 0.0] + 0.1 * np.arange(31)[:, None]  # far beyond all edges
+    values["xy"][3] = [5.0, -6.0]
+    (found,) = off_road(street(**values))
+    assert found.agent == 4
+
+
 @pytest.fixture
 def store(tmp_path):
     scenes = [street(id=f"s{k}", notes={"odd": k + 1}) for k in range(4)]
@@ -88,6 +96,9 @@ def test_a_report_counts_and_lists_and_goes_on_after_a_kill(store, tmp_path, mon
         assert report(store, tmp_path / "r") == summary
         assert (tmp_path / "r" / "scenes.jsonl").read_bytes() == lines
     assert told == ["s3", "s0", "s1", "s2", "s3", "s0", "s1", "s2", "s3"]
+    few = report(store, tmp_path / "few", count=2, num_workers=2)
+    assert few["totals"]["scenes"] == 2
+    assert (tmp_path / "few" / "scenes.jsonl").read_bytes() == b"".join(lines.splitlines(keepends=True)[:3])
     assert "share" in str([column.header for column in report_module.table(summary).columns])
 
 

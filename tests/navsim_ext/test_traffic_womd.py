@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.realism.features import log_features
+from navsim_ext.realism.scenario import scenario_of as realism_scenario
 from navsim_ext.traffic import scene_v1, tfrecord
 from navsim_ext.traffic.codes import EdgeKind, LightState, PieceKind, Role
 from navsim_ext.traffic.messages import FlatMessages, fill, message_types
@@ -178,6 +181,17 @@ def test_reference_scenes_written_and_read_again_stand_where_they_stood(tmp_path
         del order
         edges = lambda one: set(map(tuple, np.column_stack([one.edges, one.edge_kind]).tolist()))  # noqa: E731
         assert edges(again) == edges(scene)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "golden" / "wosac").glob("*.scene.npz")))
+def test_realism_of_the_recording_is_the_same_after_a_trip_through_womd(file):
+    """Edges, lights, headings and heights arrive where Waymo's metric looks for them."""
+    scene = scene_v1.read_scene(file)
+    again = scene_of(scenario_of(scene).SerializeToString(), "here")
+    before, after = (log_features(realism_scenario(one)) for one in (scene, again))
+    for name in before.__dataclass_fields__:
+        found, expected = getattr(after, name), getattr(before, name)
+        np.testing.assert_allclose(found, expected, atol=0 if found.dtype == bool else 3e-4, err_msg=name)
 
 
 SCENARIO = scenario_of(whole_street()).SerializeToString()
