@@ -7,6 +7,7 @@ from stage2_dit.diffusion.sampling import Steps, build_process, log_prob, sample
 from stage2_dit.inference import PlannerRunner, load_trajectory_planner
 from stage2_dit.noise import ChainNoise, keyed_generator, keyed_noise
 from stage2_dit.normaliser import NormaliserBounds, TrajectoryNormaliser
+from stage2_dit.not_finite import NotFiniteLoss, not_finite_loss
 from stage2_dit.planner import DiffusionPlanner, PlannerConfig
 from stage2_dit.published import CheckpointMismatch
 
@@ -21,6 +22,7 @@ __all__ = [
     "LoadedPlanner",
     "NoDensity",
     "NormaliserBounds",
+    "NotFiniteLoss",
     "PlannerConfig",
     "PlannerRunner",
     "Process",
@@ -33,6 +35,7 @@ __all__ = [
     "load_planner",
     "load_trajectory_planner",
     "log_prob",
+    "not_finite_loss",
     "planner_record",
     "require_hidden",
     "sample_chain",

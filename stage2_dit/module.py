@@ -10,18 +10,16 @@ The hidden states' fingerprint and the planner's configuration travel in every c
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import require_states
 from navsim_ext.runtime.collectives import gather_by_token
@@ -32,16 +30,13 @@ from stage2_dit.checkpoint import RECORD, load_planner, planner_record, require_
 from stage2_dit.inference import PlannerRunner
 from stage2_dit.metrics import displacement, pdm_means
 from stage2_dit.normaliser import fit_bounds
+from stage2_dit.not_finite import not_finite_loss
 from stage2_dit.planner import POSE_CHANNELS, DiffusionPlanner, PlannerConfig
 from stage2_dit.published import CheckpointMismatch
 
 log = logging.getLogger(__name__)
 
 MAX_LISTED = 8
-
-
-class NotFiniteLoss(TriviumError):
-    """Training met a NaN or infinite loss; the batch's tokens were saved."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +146,7 @@ class PlannerModule(pl.LightningModule):
         noise, time = self.draw(len(scenes))
         loss = self._loss(scenes, hidden, mask, noise, time)
         if not torch.isfinite(loss):  # before the backward pass, so that no weight has seen it
-            self._stop(scenes, hidden, loss)
+            raise not_finite_loss("loss", loss.item(), self.trainer, scenes, hidden)
         self._targets += len(scenes)
         self._outside = self._outside.to(loss.device) + self.planner.normaliser.outside(scenes.target).sum()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(scenes))
@@ -178,30 +173,6 @@ class PlannerModule(pl.LightningModule):
         if hidden.hidden.shape[0] != len(scenes):
             raise DataError(f"{hidden.hidden.shape[0]} hidden states came with {len(scenes)} scenes")
         return scenes, hidden.hidden, hidden.mask
-
-    def _stop(self, scenes: SceneBatch, hidden: Tensor, loss: Tensor) -> None:
-        """Saves what is needed to look at the batch, and ends the run."""
-        finite = {
-            name: torch.isfinite(values).flatten(1).all(1)
-            for name, values in (
-                ("hidden", hidden), ("target", scenes.target), ("history", scenes.history), ("status", scenes.status),
-            )
-        }  # fmt: skip
-        bad = {
-            name: [token for token, good in zip(scenes.token, flags.tolist()) if not good]
-            for name, flags in finite.items()
-        }
-        path = (
-            Path(self.trainer.default_root_dir) / f"not_finite_loss_step{self.global_step}_rank{self.global_rank}.json"
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"step": self.global_step, "loss": str(loss.item()), "tokens": scenes.token, "not_finite": bad}
-        path.write_text(json.dumps(content, indent=1) + "\n")
-        named = {name: tokens[:MAX_LISTED] for name, tokens in bad.items() if tokens}
-        reason = f"not finite in the data: {named}" if named else "all inputs are finite: lower the rate or use float32"
-        raise NotFiniteLoss(
-            f"the loss is {loss.item()} at step {self.global_step}; {reason}; the batch's tokens are in {path}"
-        )
 
     def on_train_epoch_end(self) -> None:
         outside = int(self._outside)

@@ -37,6 +37,7 @@ from navsim_ext.runtime.parquet import write_table
 from navsim_ext.runtime.run import run
 from navsim_ext.runtime.workers import map_items
 from stage2_dit import load_trajectory_planner
+from stage3_grpo.module import StoppedByAlarm
 from stage3_grpo.rewards.kinematics import reverses, stands
 from stage3_grpo.rewards.reward import TAIL_INTERVALS
 
@@ -130,9 +131,13 @@ def train(cfg: DictConfig, folders: Mapping[str, Path], seed: int) -> Path:
         f"data.train='{folders['train']}'", f"data.val='{folders['val']}'",
         f"data.hidden_cache='{cfg.data.hidden_cache}'", f"data.metric_cache='{cfg.data.metric_cache}'",
     ]  # fmt: skip
-    result = run(compose("stage3", overrides))
-    if result["module"].stopped_by_alarm:
-        log.warning("seed %d was stopped by an alarm; its best checkpoint is judged", seed)
+    try:
+        result = run(compose("stage3", overrides))
+        if result["module"].stopped_by_alarm:
+            raise result["module"].stopped("an alarm stopped the run")
+    except StoppedByAlarm as stop:  # now or when the experiment was run before
+        log.warning("seed %d: %s. Its best checkpoint is judged.", seed, stop)
+        return stop.checkpoint
     return Path(result["best"] or result["last"])
 
 

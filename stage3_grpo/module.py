@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -23,6 +24,7 @@ from torch import Tensor
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import require_states
+from navsim_ext.runtime.checkpoints import BestCheckpoints, resume_point
 from navsim_ext.runtime.collectives import share_of_count
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
 from navsim_ext.runtime.schedules import total_steps
@@ -34,6 +36,7 @@ from stage2_dit import (
     WrongProcess,
     build_process,
     load_planner,
+    not_finite_loss,
     planner_record,
     require_hidden,
 )
@@ -51,12 +54,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+RECORDED = {"total": "loss", "policy": "policy_loss", "kl": "kl_loss", "cloning": "bc_loss", "value": "value_loss"}
 MAX_LISTED = 8
 PROBED_SCENES = 4
 
 
 class NoValidReward(TriviumError):
     """Nothing of a batch could be scored."""
+
+
+class StoppedByAlarm(TriviumError):
+    """An alarm ended the run; ``checkpoint`` is the best one (without held-out scenes the last)."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, checkpoint: Path | None = None) -> None:
+        super().__init__(message)
+        self.checkpoint = checkpoint
 
 
 @dataclass(frozen=True)
@@ -167,6 +181,7 @@ class GrpoModule(pl.LightningModule):
 
     def training_step(self, batch: tuple[SceneBatch, Any], batch_idx: int) -> None:
         scenes, hidden, mask = checked(batch)
+        self._scenes = scenes, hidden
         self.planner.eval()  # dropout of the ego state would make old and new log-probabilities those of other policies
         self.drawn_at, self.record = self.global_step, {}
         number = self.rollouts
@@ -204,6 +219,9 @@ class GrpoModule(pl.LightningModule):
                 )  # fmt: skip
                 if algorithm.target_kl is not None and self._mean(losses.approx_kl) > algorithm.target_kl:
                     return done
+                self._require_finite("loss", losses.total)  # before the backward pass: no weight has seen it
+                if not float(losses.counted) and not self.bc_weight(number):
+                    continue
                 optimizer.zero_grad()
                 self.manual_backward(losses.total)
                 optimizer.step()
@@ -214,6 +232,15 @@ class GrpoModule(pl.LightningModule):
         """Clips here, where half-precision gradients are unscaled already; keeps the norm for the record."""
         weights = [weight for weight in self.parameters() if weight.grad is not None]
         self._gradient_norm = torch.nn.utils.clip_grad_norm_(weights, self.optimizer_settings.gradient_clip)
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # a scaler leaves such a step out itself
+            self._require_finite("norm of the gradient", self._gradient_norm)
+
+    def _require_finite(self, what: str, value: Tensor) -> None:
+        """Ends the run on all processes when the value is NaN or infinite on one of them."""
+        good = bool(torch.isfinite(value.detach()))
+        if not self.trainer.strategy.reduce_boolean_decision(good, all=True):
+            scenes, hidden = self._scenes
+            raise not_finite_loss(what, float(value), self.trainer, scenes, hidden)
 
     def bc_weight(self, number: int) -> float:
         return self.algorithm.bc_weight(number) + self.bc_boost
@@ -233,11 +260,7 @@ class GrpoModule(pl.LightningModule):
         if self.algorithm.kl_weight:
             record["beta"] = self.algorithm.kl_weight(number)
         if losses:
-            names = {"total": "loss", "policy": "policy_loss", "kl": "kl_loss", "cloning": "bc_loss",
-                     "value": "value_loss"}  # fmt: skip
-            for name in Losses._fields:
-                value = sum(getattr(each, name) for each in losses) / len(losses)
-                record[names.get(name, name)] = self._mean(value)
+            record |= {RECORDED.get(name, name): self._mean(value) for name, value in mean_losses(losses).items()}
             record["gradient_norm"] = float(self._gradient_norm)
         return record
 
@@ -271,6 +294,17 @@ class GrpoModule(pl.LightningModule):
             if math.isfinite(value):
                 self.log(f"val/{name}", value, prog_bar=name == "pdm_score", rank_zero_only=False)
 
+    def stopped(self, what: str) -> StoppedByAlarm:
+        """The error of a run that an alarm ended, with the checkpoint that it leaves."""
+        folder = Path(self.trainer.default_root_dir)
+        best = [each.link_path for each in self.trainer.checkpoint_callbacks if isinstance(each, BestCheckpoints)]
+        left = next((path for path in best if path is not None and path.exists()), None)
+        return StoppedByAlarm(
+            f"{what}: see {folder / 'alarms.csv'}. Change the reward or the algorithm and start afresh with "
+            "resume=never; to go on in spite of it: alarms=warn resume_ignore=[callbacks.alarms]",
+            left or resume_point(folder / "checkpoints"),
+        )
+
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -297,10 +331,29 @@ class GrpoModule(pl.LightningModule):
             self.scorer.fingerprint, mine="the scorer of the checkpoint", theirs="the scorer now",
             remedy="use the metric cache that the run began with, or start afresh with resume=never",
         )  # fmt: skip
+        if state["stopped_by_alarm"] and any(getattr(each, "can_stop", False) for each in self.trainer.callbacks):
+            raise self.stopped("an alarm stopped this run, and it does not go on of itself")
         self.rollouts, self.bc_boost = int(state["rollouts"]), float(state["bc_boost"])
         self.invalid_batches = int(state["invalid_batches"])
         self.held_out = HeldOut(self.reward, self.scorer, self.validation_seed)
         self.held_out.load_state_dict(state["held_out"])
+
+
+def mean_losses(losses: list[Losses]) -> dict[str, Tensor]:
+    """Means over the updates of a rollout.
+
+    The policy's terms have no value in an update that counts no decision; what was not asked for (a NaN KL) is left
+    out.
+    """
+    counted = [each for each in losses if float(each.counted)]
+    means = {}
+    for name in Losses._fields:
+        chosen = losses if name in ("total", "cloning") else counted
+        if chosen and name != "counted":
+            means[name] = torch.stack([getattr(each, name).detach() for each in chosen]).mean()
+    if "kl_reference" in means and bool(means["kl_reference"].isnan()):
+        del means["kl_reference"]
+    return means
 
 
 def rollout_process(planner: DiffusionPlanner, algorithm: Algorithm) -> Process:

@@ -18,7 +18,10 @@ from navsim_ext.runtime.run import run
 
 @job("stage3")
 def main(cfg: DictConfig) -> None:
-    """One training run; says where the checkpoints are, what the held-out scenes say, and whether an alarm rang."""
+    """One training run; says where the checkpoints are and what the held-out scenes say.
+
+    Raises StoppedByAlarm, exit code 3, when an alarm ended it: a pipeline does not go on with such a planner.
+    """
     result = run(cfg)
     console = Console(stderr=True, soft_wrap=True)
     names = ("val/pdm_score", "val/gain", "val/pdms_v1", "val/epdms_v2", "val/reverse_tail", "val/standing")
@@ -26,7 +29,7 @@ def main(cfg: DictConfig) -> None:
     console.print(f"{result['run_dir']}: step {result['global_step']}, last {result['last']}, best {result['best']}")
     console.print(f"held out: {values}" if values else "no held-out scenes were scored: set data.val")
     if result["module"].stopped_by_alarm:
-        console.print(f"STOPPED BY AN ALARM: see {result['run_dir']}/alarms.csv; the best checkpoint is kept")
+        raise result["module"].stopped("an alarm stopped the run")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,11 @@ class Credit(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Terms of one update, all []: ``total`` carries the gradient."""
+    """Terms of one update, all []: ``total`` carries the gradient.
+
+    ``counted``: decisions that count in the policy's terms, over all processes, divided by their number; with 0 those
+    terms say nothing, and with ``cloning`` 0 as well there is nothing to learn.
+    """
 
     total: Tensor
     policy: Tensor
@@ -57,6 +61,7 @@ class Losses(NamedTuple):
     clip_fraction: Tensor
     ratio_mean: Tensor
     approx_kl: Tensor
+    counted: Tensor
 
 
 def assign_credit(algorithm: Algorithm, experience: Experience) -> Credit:
@@ -139,7 +144,7 @@ class Updater:
         level = share_of_count(mask.any(dim=1)) if self.algorithm.ratio_level == "trajectory" else count
         taught = share_of_count(torch.ones(len(chosen), steps, device=mask.device))
         if len(chosen) == 0:
-            return self._nothing(planner, value_head)
+            return self._nothing(planner, value_head, count)
         if conditioning is None:
             conditioning = self._condition(planner, experience, chosen)
         chain, with_teacher = experience.chain.select(chosen), bc_weight > 0
@@ -162,7 +167,8 @@ class Updater:
         if value_head is not None:
             value = value_error(value_head(conditioning, chain), credit.target[rows], mask, count)
         total = term.loss + beta * kl + bc_weight * cloning + (self.algorithm.value_weight or 0.0) * value
-        terms = (total, term.loss, kl, exact, cloning, value, term.clip_fraction, term.ratio_mean, term.approx_kl)
+        terms = (total, term.loss, kl, exact, cloning, value, term.clip_fraction, term.ratio_mean, term.approx_kl,
+                 count)  # fmt: skip
         return Losses(terms[0], *(each.detach() for each in terms[1:]))
 
     def _condition(self, planner: DiffusionPlanner, experience: Experience, chosen: Tensor) -> Conditioning:
@@ -191,11 +197,12 @@ class Updater:
             return torch.zeros_like(exact), exact
         return sampled_kl(self.algorithm.kl, logp, log_prob.of(chain, reference), mask, count), exact
 
-    def _nothing(self, planner: DiffusionPlanner, value_head: ValueHead | None) -> Losses:
+    def _nothing(self, planner: DiffusionPlanner, value_head: ValueHead | None, count: Tensor) -> Losses:
         """Zero with zero gradients for every weight: the other processes wait for them."""
         modules = [planner] if value_head is None else [planner, value_head]
         total = sum(weight.sum() * 0.0 for module in modules for weight in module.parameters())
-        return Losses(total, *(torch.zeros((), device=total.device) for _ in range(len(Losses._fields) - 1)))
+        zeros = (torch.zeros((), device=total.device) for _ in range(len(Losses._fields) - 2))
+        return Losses(total, *zeros, counted=count)
 
 
 def join(chain: Chain, teacher: Chain) -> Chain:

@@ -218,6 +218,10 @@ class BestCheckpoints(Checkpoint):
         return f"{type(self).__name__}{{'monitor': {self.monitor!r}}}"
 
     @property
+    def link_path(self) -> Path | None:
+        return None if self.link is None else self.dirpath / self.link
+
+    @property
     def best(self) -> Path | None:
         """Path of the best checkpoint (its link where there is one), None before the first."""
         return self.dirpath / (self.link or next(iter(self.scores))) if self.scores else None
@@ -364,10 +368,15 @@ def resume_point(folder: Path) -> Path | None:
 
 def step_of(path: Path) -> int:
     """Optimizer steps that a checkpoint stands for, from its name (links are followed)."""
+    return place_of(path)[1]
+
+
+def place_of(path: Path) -> tuple[int, int]:
+    """Epoch and optimizer steps that a checkpoint stands for, from its name (links are followed)."""
     match = STEP_PATTERN.fullmatch(path.resolve().name)
     if match is None:
         raise CheckpointError(f"{path} is not named epoch=E-step=S.ckpt: resume from one that a run wrote")
-    return int(match[2])
+    return int(match[1]), int(match[2])
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,29 @@ from navsim_ext.files import atomic_file
 
 
 class CsvLog:
-    """One table with a ``step`` column; columns may appear later (the file is then rewritten atomically)."""
+    """One table with a ``step`` column; columns may appear later (the file is then rewritten atomically).
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    ``identified_by``: columns whose values tell two rows apart; without it the step and the names of the columns that
+    have a value do (the numbers of a training step and those of a validation at the same step are two rows).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], identified_by: Sequence[str] = ()) -> None:
+        self.path, self.identified_by = Path(path), tuple(identified_by)
         self.columns: list[str] = []
-        self._seen: set[tuple[str, frozenset[str]]] = set()
+        self._seen: set[tuple[str, ...] | tuple[str, frozenset[str]]] = set()
         if self.path.is_file():
-            rows = self.read()
-            self.columns = list(rows[0]) if rows else []
-            self._seen = {self._key(row) for row in rows}
+            self.columns = self._header()
+            self._seen = {self._key(row) for row in self.read()}
+
+    def begin(self, columns: Sequence[str]) -> None:
+        """Makes the table with these columns and no row, unless it is there."""
+        if not self.columns:
+            self.columns = list(columns)
+            self._rewrite([])
+
+    def _header(self) -> list[str]:
+        with open(self.path, newline="") as stream:
+            return next(csv.reader(stream), [])
 
     def read(self) -> list[dict[str, str]]:
         """All complete rows, as text; a last line that a crash cut short is left out."""
@@ -58,7 +71,9 @@ class CsvLog:
         self._seen = {self._key(row) for row in rows}
         self._rewrite(rows)
 
-    def _key(self, row: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
+    def _key(self, row: Mapping[str, Any]) -> tuple[str, ...] | tuple[str, frozenset[str]]:
+        if self.identified_by:
+            return tuple(str(row[name]) for name in self.identified_by)
         return str(row["step"]), frozenset(name for name, value in row.items() if value not in ("", None))
 
     def _rewrite(self, rows: list[Any]) -> None:

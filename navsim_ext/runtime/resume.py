@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,27 @@ from omegaconf import DictConfig, OmegaConf
 
 from navsim_ext.errors import MissingError
 from navsim_ext.files import write_json_atomic
-from navsim_ext.fingerprint import FILE_NAME, Fingerprint, flatten_json
-from navsim_ext.runtime.checkpoints import is_complete, resume_point, step_of
+from navsim_ext.fingerprint import FILE_NAME, Fingerprint, digest_file, digest_json, flatten_json
+from navsim_ext.runtime.checkpoints import is_complete, place_of, resume_point, step_of
 from navsim_ext.runtime.rng import ResumeMismatch
 
 IDENTITY_NAME = "identity.json"
+MODEL_CONFIG = "config.json"  # of a folder in transformers' form
+MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".txt", ".model")
 # what may change between two parts of one run without changing its result
 FREE_KEYS = frozenset(
-    {"num_workers", "prefetch_factor", "persistent_workers", "pin_memory", "index_folder", "report_folder"}
+    {"num_workers", "prefetch_factor", "persistent_workers", "pin_memory", "index_folder", "report_folder",
+     "index_workers", "threads", "run_dir", "dirpath"}
+)  # fmt: skip
+FREE_TRAINER_KEYS = frozenset(
+    {"_target_", "accelerator", "devices", "num_nodes", "log_every_n_steps", "num_sanity_val_steps",
+     "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "default_root_dir", "profiler",
+     "detect_anomaly", "benchmark", "barebones"}
+)  # fmt: skip
+FREE_CALLBACKS = frozenset(
+    {"checkpoint", "signals", "cost", "throughput", "learning_rate", "progress", "storage", "recorder"}
 )
-CONTENT = "fingerprint"  # of the artefact at a configured path, kept below the path's own key
-TRAINER_KEYS = ("precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches", "strategy")
+CONTENT = "fingerprint"  # of what lies at a configured path, kept below the path's own key
 
 
 @dataclass(frozen=True)
@@ -69,22 +80,56 @@ def plan_run(output_dir: Path, resume: str) -> Plan:
     return Plan(own or following, path)
 
 
-def identity(cfg: DictConfig, world_size: int) -> dict[str, Any]:
+def identity(cfg: DictConfig, world_size: int, reads: Mapping[str, str] | None = None) -> dict[str, Any]:
     """All configured values that a resumed run must share with its beginning, flat, as JSON.
 
-    The path of an artefact (scene index, cache) comes with the digest of its fingerprint under ``<key>.fingerprint``.
+    A path (scene index, cache, weights, question file) comes with a digest of what lies there under
+    ``<key>.fingerprint``; ``reads`` names further files that the data are read from, by key.
     """
     content = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("module", "datamodule")}
     trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
-    content["trainer"] = {key: trainer[key] for key in TRAINER_KEYS if key in trainer}
+    content["trainer"] = {key: value for key, value in trainer.items() if key not in FREE_TRAINER_KEYS}
     content |= {"seed": cfg.seed, "world_size": world_size}
     callbacks = OmegaConf.to_container(cfg.get("callbacks") or OmegaConf.create(), resolve=True)
-    content["callbacks"] = {name: each for name, each in callbacks.items() if name == "ema"}
-    flat = {key: value for key, value in flatten_json(content).items() if not _free(key)}
+    content["callbacks"] = {name: each for name, each in callbacks.items() if each and name not in FREE_CALLBACKS}
+    flat = {key: value for key, value in flatten_json(content).items() if not _free(key)} | dict(reads or {})
     for key, value in list(flat.items()):
-        if isinstance(value, str) and os.path.isfile(os.path.join(value, FILE_NAME)):
-            flat[f"{key}.{CONTENT}"] = Fingerprint.load(value).digest
+        if isinstance(value, str) and (digest := digest_path(value)) is not None:
+            flat[f"{key}.{CONTENT}"] = digest
     return flat
+
+
+def digest_path(path: str) -> str | None:
+    """Digest of an artefact's fingerprint, a file, or the files of a model's folder; None for anything else.
+
+    (Folders that are neither artefact nor model, such as one of pictures, are known by their path alone.)
+    """
+    if not os.path.isabs(path) and os.sep not in path and not os.path.exists(path):
+        return None  # a word, not a path
+    if os.path.isfile(os.path.join(path, FILE_NAME)):
+        return Fingerprint.load(path).digest
+    if os.path.isfile(path):
+        return digest_file(path)
+    if os.path.isfile(os.path.join(path, MODEL_CONFIG)):
+        files = sorted(each for each in Path(path).iterdir() if each.suffix in MODEL_SUFFIXES and each.is_file())
+        return digest_json({each.name: digest_file(each) for each in files})
+    return None
+
+
+def require_room(checkpoint: Path, trainer: DictConfig) -> None:
+    """Raises ResumeMismatch when the run would end before the checkpoint that it continues from."""
+    epoch, step = place_of(checkpoint)
+    epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
+    if epochs not in (None, -1) and epoch >= epochs:
+        raise ResumeMismatch(
+            f"{checkpoint} is in epoch {epoch} (the first is 0), trainer.max_epochs={epochs} ends before it: set "
+            f"trainer.max_epochs to {epoch + 1} or more, or start afresh with resume=never"
+        )
+    if steps not in (None, -1) and step > steps:
+        raise ResumeMismatch(
+            f"{checkpoint} is of step {step}, trainer.max_steps={steps} ends before it: set trainer.max_steps to "
+            f"{step} or more, or start afresh with resume=never"
+        )
 
 
 def _free(key: str) -> bool:

@@ -37,7 +37,7 @@ from navsim_ext.runtime.checkpoints import (
 from navsim_ext.runtime.collectives import connected, launched_rank
 from navsim_ext.runtime.csv_log import CsvLog
 from navsim_ext.runtime.lock import FolderLock
-from navsim_ext.runtime.resume import Plan, check_identity, identity, plan_run, save_identity
+from navsim_ext.runtime.resume import Plan, check_identity, identity, plan_run, require_room, save_identity
 from navsim_ext.runtime.rng_state import RngState
 from navsim_ext.runtime.signals import Interrupted
 
@@ -72,14 +72,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def _fit(cfg: DictConfig, plan: Plan, first: bool) -> dict[str, Any]:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     trainer = build_trainer(cfg)
-    trainer.callbacks.insert(0, Bookkeeping(cfg, plan))
+    bookkeeping = Bookkeeping(cfg, plan)
+    trainer.callbacks.insert(0, bookkeeping)
+    datamodule, module = make(cfg.datamodule), make(cfg.module)
+    reads = datamodule.reads() if hasattr(datamodule, "reads") else {}
+    bookkeeping.identity = identity(cfg, trainer.world_size, reads)
     if plan.checkpoint is not None:
-        check_identity(plan.checkpoint, identity(cfg, trainer.world_size), list(cfg.get("resume_ignore") or []))
+        check_identity(plan.checkpoint, bookkeeping.identity, list(cfg.get("resume_ignore") or []))
+        require_room(plan.checkpoint, cfg.trainer)
         log.info("continuing %s", plan.checkpoint)
         if first:
             for table in plan.run_dir.glob("*.csv"):
                 CsvLog(table).truncate(step_of(plan.checkpoint))
-    datamodule, module = make(cfg.datamodule), make(cfg.module)
     try:
         trainer.fit(
             module, datamodule=datamodule, ckpt_path=plan.checkpoint and str(plan.checkpoint), weights_only=True
@@ -136,6 +140,7 @@ class Bookkeeping(pl.Callback):
 
     def __init__(self, cfg: DictConfig, plan: Plan) -> None:
         self.cfg, self.plan = cfg, plan
+        self.identity: dict[str, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         mine = (str(self.plan.run_dir), str(self.plan.checkpoint))
@@ -151,7 +156,7 @@ class Bookkeeping(pl.Callback):
         output_dir, run_dir = Path(self.cfg.output_dir), self.plan.run_dir
         for folder in (output_dir, run_dir):
             remove_temporaries(folder)
-        save_identity(run_dir, identity(self.cfg, trainer.world_size))
+        save_identity(run_dir, self.identity)
         (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(self.cfg, resolve=True))
         nodes = {name: OmegaConf.to_container(self.cfg[name], resolve=True) for name in ("module", "datamodule")}
         (run_dir / "hparams.yaml").write_text(yaml.safe_dump(nodes, sort_keys=False))

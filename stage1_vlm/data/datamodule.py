@@ -82,6 +82,16 @@ class DrivingQuestionData(pl.LightningDataModule):
         self.report: dict[str, Any] = {}
         self._questions: DrivingQuestions | None = None
 
+    def reads(self) -> dict[str, str]:
+        """The question files that a run reads, by key of its identity: they count by content."""
+        named = {"mixture": (self.mixture, self.datasets), "validation": (self.validation, None)}
+        return {
+            f"datamodule.{key}.{entry.name}": str(entry.annotation)
+            for key, (path, names) in named.items()
+            if path
+            for entry in read_mixture(path, names)
+        }
+
     def prepare_data(self) -> None:
         """Builds the line indices on one process of each machine; the others read them."""
         if self.index_folder is not None:

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from navsim_ext.errors import TriviumError
 
+LEAST_COUNT = 1e-6  # below 1 / W of any number of processes
+
 
 class ZeroMask(TriviumError):
     """A mean over nothing was asked for."""
@@ -16,10 +18,12 @@ def masked_mean(value: Tensor, mask: Tensor, count: Tensor | float | None = None
 
     Values under a False mask do not matter, not even NaN. With data parallelism each of W processes passes
     count = (sum of all masks) / W: the average of their gradients is then that of one process with all the data.
-    Raises ZeroMask when nothing counts and no ``count`` was given.
+    A ``count`` of 0 (nothing counts on any process, so the sum is 0 too) gives 0 with gradient 0. Raises ZeroMask
+    when nothing counts and no ``count`` was given.
     """
     if count is None:
         count = mask.sum()
         if int(count) == 0:
             raise ZeroMask("a mean over 0 decisions: every trajectory is masked; drop the batch before")
-    return value.masked_fill(~mask, 0.0).sum() / count
+    total = value.masked_fill(~mask, 0.0).sum()
+    return total / (count.clamp_min(LEAST_COUNT) if isinstance(count, Tensor) else max(count, LEAST_COUNT))

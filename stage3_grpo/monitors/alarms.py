@@ -7,7 +7,8 @@ stays beyond its threshold it climbs the escalation, one rung per window:
     raise_bc  add to the weight of behaviour cloning: first ``bc_start``, then times ``bc_factor``, up to ``bc_max``
     stop      end the run; the best checkpoint by held-out score stays
 
-Everything goes to ``alarms.csv``. The state is part of the checkpoint.
+Everything goes to ``alarms.csv``, one row an alarm, also where several ring at one step. The state is part of the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 Action = Literal["warn", "raise_bc", "stop"]
 ACTIONS = ("warn", "raise_bc", "stop")
+COLUMNS = ("step", "rollout", "alarm", "action", "cause", "value", "bc_boost")  # of alarms.csv
 
 
 class AlarmError(TriviumError):
@@ -93,6 +95,18 @@ class Alarms(Callback):
         self.since = 0  # rollouts since the last look
         self.actions: list[dict[str, Any]] = []
 
+    @property
+    def can_stop(self) -> bool:
+        return "stop" in self.escalation and bool(self.rules)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The table is there from the start: without rows it says that no alarm rang."""
+        if trainer.is_global_zero:
+            self._table().begin(COLUMNS)
+
+    def _table(self) -> CsvLog:
+        return CsvLog(self.path, identified_by=("step", "alarm"))
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -132,7 +146,7 @@ class Alarms(Callback):
             name, entry["step"], cause, mean, sign, rule.threshold, len(values), action, pl_module.bc_boost,
         )  # fmt: skip
         if trainer.is_global_zero:
-            CsvLog(self.path).write(entry | {"step": f"{entry['step']}"})
+            self._table().write(entry)
 
     def _act(self, action: Action, pl_module: LightningModule, trainer: Trainer) -> None:
         if action == "raise_bc":

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from navsim_ext.errors import DataError
 from navsim_ext.runtime.collectives import gather_rows
 from stage3_grpo.collector import Experience
 from stage3_grpo.rewards.reward import Scores
@@ -34,7 +35,8 @@ def rollout_statistics(experience: Experience, credit: Credit) -> dict[str, floa
             difference = first[:, names.index(name)] - reference[:, reference_names.index(name)]
             statistics[f"{name}_gain"] = difference[~difference.isnan()].mean().item()  # NaN: no valid pair
     gain, judge = statistics["reward_gain"], statistics["judge_gain"]
-    statistics["divergence"] = gain - judge if judge < 0 < gain else 0.0
+    known = math.isfinite(gain) and math.isfinite(judge)  # else nothing is known, which is not "no divergence"
+    statistics["divergence"] = math.nan if not known else gain - judge if judge < 0 < gain else 0.0
     reward = values[:, names.index("reward")]
     known = reward[~reward.isnan()]
     if len(known):
@@ -66,9 +68,10 @@ def advantage_statistics(credit: Credit) -> dict[str, float]:
 
 def table(scores: Scores, device: torch.device) -> tuple[list[str], Tensor]:
     """Column names, and all rows of all processes [N,C] float64 with NaN for what is invalid or unknown."""
-    columns = {"reward": scores.reward}
-    columns |= {f"term_{name}": values for name, values in scores.terms.items()}
-    columns |= scores.columns
+    own = {"reward": scores.reward} | {f"term_{name}": values for name, values in scores.terms.items()}
+    if twice := sorted(own.keys() & scores.columns.keys()):
+        raise DataError(f"the scorer's columns {twice} would hide the trained reward and its terms of the same name")
+    columns = own | dict(scores.columns)
     names = sorted(columns)
     values = np.stack([np.where(scores.valid, columns[name], np.nan) for name in names], axis=1)
     dtype = torch.float64 if device.type != "mps" else torch.float32

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 TAIL_INTERVALS = 2  # of the "reverse tail": the last second of the plan
+SCORERS_REWARD = "reward"  # the scorer's column of that name is the PDM term in its weighting, not what is trained on
 
 
 class Scorer(Protocol):
@@ -85,7 +86,7 @@ class Reward:
             reward += self.score.weight * np.where(valid, base, 0.0)
         for name, term in self.terms.items():
             reward += term.weight * values[name]
-        columns = pdm.columns
+        columns = {name: value for name, value in pdm.columns.items() if name != SCORERS_REWARD}
         columns["judge"] = pdm[self.judge]
         columns["reverse_tail"] = reverses(trajectories, last=TAIL_INTERVALS).astype(float)
         columns["standing"] = stands(trajectories).astype(float)

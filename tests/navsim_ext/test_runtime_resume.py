@@ -142,7 +142,9 @@ def test_sigterm_in_the_last_batch_of_an_epoch(whole, tmp_path):
 def test_resume_at_the_end_of_an_epoch(whole, tmp_path):
     run(config(tmp_path, ["trainer.max_epochs=2"]))
     assert newest_complete(tmp_path / CHECKPOINTS).name == "epoch=1-step=24.ckpt"
-    result = run(config(tmp_path, []))
+    with pytest.raises(ResumeMismatch, match=r"trainer.max_epochs: 2 \| 3"):  # schedules know the end
+        run(config(tmp_path, []))
+    result = run(config(tmp_path, ["resume_ignore=[trainer.max_epochs]"]))  # the toy's does not
     assert result["resumed_from"].endswith("epoch=1-step=24.ckpt")
     assert_same_training(whole, tmp_path)
 
@@ -202,6 +204,58 @@ def test_another_configuration_is_refused_by_name(whole):
     before = final(whole)["global_step"]
     result = run(config(whole, ["module.lr=0.02", "resume_ignore=[module.lr]"]))
     assert result["global_step"] == before  # already finished: nothing to do, and no error
+
+
+def test_a_run_that_would_end_before_its_checkpoint_is_named(whole):
+    fewer = ["trainer.max_epochs=1", "resume_ignore=[trainer,module]"]
+    with pytest.raises(ResumeMismatch, match=r"is in epoch 2 .*max_epochs=1 ends before it: set .* to 3 or more"):
+        run(config(whole, fewer))
+    with pytest.raises(ResumeMismatch, match=r"trainer.max_epochs: 3 \| 1"):
+        run(config(whole, fewer[:1]))
+    with pytest.raises(ResumeMismatch, match=r"is of step 36, trainer.max_steps=7 ends before it"):
+        run(config(whole, ["trainer.max_steps=7", "resume_ignore=[trainer,module]"]))
+
+
+def one_that_differs(folder: Path, *overrides: str) -> list[str]:
+    """Keys in which the identity of a run differs from that without overrides."""
+    one, two = (identity(with_run_dir(config(folder, each), folder), 1) for each in ([], list(overrides)))
+    return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
+
+
+@pytest.mark.parametrize(("override", "differs"), [
+    ("trainer.max_epochs=4", True), ("trainer.max_steps=5", True), ("trainer.limit_train_batches=3", True),
+    ("trainer.val_check_interval=0.5", True), ("trainer.gradient_clip_val=2.0", True),
+    ("trainer.precision=bf16-mixed", True), ("trainer.accumulate_grad_batches=1", True),
+    ("trainer.something_new=1", True), ("callbacks.stopper={_target_: a.B, patience: 3}", True),
+    ("callbacks.ema.decay=0.5", True), ("datamodule.size=47", True), ("module.lr=0.5", True), ("seed=6", True),
+    ("trainer.log_every_n_steps=7", False), ("trainer.enable_progress_bar=true", False),
+    ("trainer.num_sanity_val_steps=0", False), ("callbacks.checkpoint.every_n_steps=1", False),
+    ("callbacks.checkpoint.keep=9", False), ("datamodule.num_workers=3", False), ("logger.csv=null", False),
+])  # fmt: skip
+def test_the_identity_holds_what_changes_the_result_and_nothing_else(tmp_path, override, differs):
+    assert bool(one_that_differs(tmp_path, override)) == differs
+
+
+def test_files_count_by_content_wherever_they_lie(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint = tmp_path / "checkpoints" / "epoch=0-step=1.ckpt"
+    for name, text in (("a.ckpt", "1"), ("moved.ckpt", "1"), ("other.ckpt", "2")):
+        (tmp_path / name).write_text(text)
+    for name, text in (("model", "w"), ("model_moved", "w"), ("model_other", "v")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_text(text)
+    save_identity(tmp_path, at(tmp_path, weights=str(tmp_path / "a.ckpt"), model=str(tmp_path / "model")))
+    moved = at(tmp_path, weights=str(tmp_path / "moved.ckpt"), model=str(tmp_path / "model_moved"))
+    check_identity(checkpoint, moved, [])
+    with pytest.raises(ResumeMismatch) as caught:
+        check_identity(checkpoint, at(tmp_path, weights=str(tmp_path / "other.ckpt"),
+                                      model=str(tmp_path / "model_other")), [])  # fmt: skip
+    assert {"datamodule.weights.fingerprint", "datamodule.model.fingerprint"} <= {
+        line.split(":")[0].strip() for line in str(caught.value).splitlines()}  # fmt: skip
+    (tmp_path / "a.ckpt").write_text("3")  # another file under the same name
+    with pytest.raises(ResumeMismatch, match=r"weights\.fingerprint"):
+        check_identity(checkpoint, at(tmp_path, weights=str(tmp_path / "a.ckpt"), model=str(tmp_path / "model")), [])
 
 
 def at(folder: Path, **datamodule: str) -> dict:

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from navsim_ext.errors import DataError
 from navsim_ext.runtime.config import compose
+from navsim_ext.runtime.rng import ResumeMismatch
 from stage1_vlm.backbone import load_backbone
 from stage1_vlm.strategies import StrategyError, resolve_auto
 from stage1_vlm.train import train
@@ -106,6 +107,23 @@ def test_output_folder_is_a_model_with_its_history(tiny_internvl, toy_mixture, t
     assert (run / "training_log.txt").read_text()
     again = train(compose("stage1", overrides(tiny_internvl, toy_mixture, run, strategy="single")))
     assert again == metrics  # finished: nothing is done again
+
+
+def test_an_edited_question_file_is_another_run(tiny_internvl, toy_mixture, tmp_path):
+    """Of the same length and number of lines: what was asked decides, not the name and size of the file."""
+    content = json.loads(Path(toy_mixture).read_text())
+    for name, entry in content.items():
+        entry["annotation"] = str(shutil.copy(entry["annotation"], tmp_path / f"{name}.jsonl"))
+    mixture = tmp_path / "mixture.json"
+    mixture.write_text(json.dumps(content))
+    changes = {"trainer.max_steps": 2, "callbacks.checkpoint.every_n_steps": 2, "strategy": "single"}
+    train(compose("stage1", overrides(tiny_internvl, mixture, tmp_path / "run", **changes)))
+    path = Path(next(iter(content.values()))["annotation"])
+    text = path.read_text()
+    path.write_text(text.replace("the", "teh", 1))
+    assert path.read_text() != text
+    with pytest.raises(ResumeMismatch, match=r"datamodule\.mixture\.\w+\.fingerprint"):
+        train(compose("stage1", overrides(tiny_internvl, mixture, tmp_path / "run", **changes)))
 
 
 def test_a_lora_run_leaves_a_plain_model_and_its_adapter(tiny_internvl, toy_mixture, tmp_path):

@@ -29,7 +29,7 @@ from navsim_ext.runtime.schedules import warmup_cosine_factor
 from navsim_ext.shards import ShardStore
 from stage2_dit import CheckpointMismatch, Exploration, load_planner, require_hidden, sample_chain, save_planner
 from stage2_dit.inference import PlannerRunner, load_trajectory_planner
-from stage2_dit.module import NotFiniteLoss
+from stage2_dit.not_finite import NotFiniteLoss
 
 PROGRAM = Path(planner_world.__file__)
 

@@ -131,7 +131,9 @@ class ToyScorer(PdmScorer):
             judge = 1.0 - score
         names = ("v1_nc", "v1_dac", "v1_ttc", "v1_ep", "v1_comfort", "v2_hc")
         columns = {name: np.ones(len(tokens)) for name in names}
-        columns |= {"pdms_v1": score, "reward": score, "epdms_v2_nofilter": judge, "epdms_v2": judge}
+        columns |= {"pdms_v1": score, "epdms_v2_nofilter": judge, "epdms_v2": judge}
+        weighted = term is not None and not term.standard  # as PDM's: its own reward is known in a weighting alone
+        columns["reward"] = score * 5.0 / term.progress if weighted else np.full(len(tokens), np.nan)
         valid = np.array([token not in self.invalid and token in self.known for token in tokens])
         reasons = np.array(["" if good else "toy: cannot be scored" for good in valid], dtype=object)
         unknown = np.full(len(tokens), np.nan)

@@ -173,7 +173,7 @@ def test_an_honest_reward_rings_nothing(planners, tmp_path):
     rules = ["alarms.rules.drift.above=100.0", "alarms.rules.reverse_tail.above=1.1", "trainer.max_epochs=10"]
     result = run(config(planners["ddim"], tmp_path, [], [*dotted, *rules]))
     assert not result["module"].stopped_by_alarm
-    assert not (tmp_path / "version_0/alarms.csv").exists()
+    assert rows(tmp_path, "alarms") == []
 
 
 @pytest.mark.parametrize(("error", "message", "overrides", "dotted"), [
@@ -212,8 +212,9 @@ def test_another_reference_is_refused(planners, tmp_path):
     from stage2_dit import save_planner
 
     save_planner(other, planner.planner, grpo_toy.HIDDEN)
+    again = [f"reference={other}", "resume_ignore=[module.reference]", "trainer.max_epochs=1"]
     with pytest.raises(ReferenceMismatch, match="trained against another reference"):
-        run(config(planners["ddim"], tmp_path / "c", [], [f"reference={other}", "resume_ignore=[module.reference]"]))
+        run(config(planners["ddim"], tmp_path / "c", [], again))
 
 
 def test_invalid_rewards_do_not_teach(planners, tmp_path):

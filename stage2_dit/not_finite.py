@@ -1,0 +1,35 @@
+"""Ending a run whose loss is NaN or infinite, with what is needed to look at the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from navsim_ext.errors import TriviumError
+from navsim_ext.files import write_json_atomic
+from navsim_ext.scene import SceneBatch
+
+MAX_LISTED = 8
+
+
+class NotFiniteLoss(TriviumError):
+    """Training met a NaN or infinite loss; the batch's tokens were saved."""
+
+
+def not_finite_loss(what: str, value: float, trainer: pl.Trainer, scenes: SceneBatch, hidden: Tensor) -> NotFiniteLoss:
+    """The error to raise; writes the batch's tokens, and which inputs are not finite, into the run's folder."""
+    inputs = {"hidden": hidden, "target": scenes.target, "history": scenes.history, "status": scenes.status}
+    bad = {}
+    for name, values in inputs.items():
+        if values is not None:
+            finite = torch.isfinite(values).flatten(1).all(1).tolist()
+            bad[name] = [token for token, good in zip(scenes.token, finite) if not good]
+    step = trainer.global_step
+    path = Path(trainer.default_root_dir) / f"not_finite_loss_step{step}_rank{trainer.global_rank}.json"
+    write_json_atomic(path, {"step": step, what: str(value), "tokens": scenes.token, "not_finite": bad})
+    named = {name: tokens[:MAX_LISTED] for name, tokens in bad.items() if tokens}
+    reason = f"not finite in the data: {named}" if named else "all inputs are finite: lower the rate or use float32"
+    return NotFiniteLoss(f"the {what} is {value} at step {step}; {reason}; the batch's tokens are in {path}")
