@@ -111,16 +111,15 @@ def test_output_folder_is_a_model_with_its_history(tiny_internvl, toy_mixture, t
 
 def test_an_edited_question_file_is_another_run(tiny_internvl, toy_mixture, tmp_path):
     """Of the same length and number of lines: what was asked decides, not the name and size of the file."""
-    content = json.loads(Path(toy_mixture).read_text())
-    for name, entry in content.items():
-        entry["annotation"] = str(shutil.copy(entry["annotation"], tmp_path / f"{name}.jsonl"))
-    mixture = tmp_path / "mixture.json"
-    mixture.write_text(json.dumps(content))
+    data = shutil.copytree(Path(toy_mixture).parent, tmp_path / "data")
     changes = {"trainer.max_steps": 2, "callbacks.checkpoint.every_n_steps": 2, "strategy": "single"}
+    mixture = data / Path(toy_mixture).name
     train(compose("stage1", overrides(tiny_internvl, mixture, tmp_path / "run", **changes)))
-    path = Path(next(iter(content.values()))["annotation"])
+    mixture = data.rename(tmp_path / "moved") / mixture.name
+    train(compose("stage1", overrides(tiny_internvl, mixture, tmp_path / "run", **changes)))  # the same questions
+    path = mixture.parent / "seen.jsonl"
     text = path.read_text()
-    path.write_text(text.replace("the", "teh", 1))
+    path.write_text(text.replace("the traffic", "teh traffic", 1))
     assert path.read_text() != text
     with pytest.raises(ResumeMismatch, match=r"datamodule\.mixture\.\w+\.fingerprint"):
         train(compose("stage1", overrides(tiny_internvl, mixture, tmp_path / "run", **changes)))

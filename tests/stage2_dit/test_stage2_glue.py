@@ -1,0 +1,87 @@
+"""What stands between stage 2's formulas and a run, against references written out by hand: no training."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import navsim_ext.pdm
+from stage2_dit.inference import medoid
+from stage2_dit.metrics import PdmScorer, displacement
+from stage2_dit.normaliser import PUBLISHED, TrajectoryNormaliser, fit_bounds
+from stage2_dit.schedules import total_steps, warmup_cosine_factor
+
+
+def test_validation_scores_are_means_over_valid_scenes(monkeypatch):
+    """Invalid rows may hold any number: it counts nowhere."""
+    table = pd.DataFrame({"valid": [True, False, True], "pdms_v1": [0.2, 0.9, 0.6], "epdms_v2": [0.1, 0.0, 0.5]})
+    asked = []
+
+    def score(tokens, trajectories, cache):
+        asked.append((tokens, trajectories))
+        return SimpleNamespace(to_frame=lambda: table)
+
+    monkeypatch.setattr(navsim_ext.pdm, "score", score)
+    scorer = object.__new__(PdmScorer)
+    scorer.cache, scorer.known = None, {"a", "b", "c"}
+    plans = np.arange(4 * 24.0).reshape(4, 8, 3)
+    told = scorer.score(["a", "x", "b", "c"], plans)
+    assert told == {"scored": 2.0, "unscored": 2.0, "pdms_v1": pytest.approx(0.4), "epdms_v2": pytest.approx(0.3)}
+    assert asked[0][0] == ["a", "b", "c"]
+    assert np.array_equal(asked[0][1], plans[[0, 2, 3]])
+
+
+def test_displacement_by_hand():
+    plan, target = torch.zeros(1, 2, 3), torch.tensor([[[3.0, 4.0, 0.5], [0.0, 1.0, 2 * math.pi - 0.1]]])
+    told = {name: float(value) for name, value in displacement(plan, target).items()}
+    assert told == pytest.approx({"ade": 3.0, "fde": 1.0, "heading_error": 0.3}, abs=1e-5)
+
+
+@pytest.mark.parametrize("component", range(3))
+@pytest.mark.parametrize("side", ["low", "high"])
+def test_outside_is_beyond_the_box_by_any_component(side, component):
+    normaliser = TrajectoryNormaliser(PUBLISHED["waypoint"])
+    low, high = torch.tensor(PUBLISHED["waypoint"].low), torch.tensor(PUBLISHED["waypoint"].high)
+    inside = ((low + high) / 2).repeat(3, 8, 1)
+    edge = (low if side == "low" else high)[component]
+    width = (high - low)[component] * (-1 if side == "low" else 1)
+    inside[1, 4, component] = edge - 0.001 * width
+    inside[2, 4, component] = edge + 0.001 * width
+    assert normaliser.outside(inside).tolist() == [False, False, True]
+
+
+def test_fitted_bounds_are_the_extremes_widened_by_the_margin():
+    targets = [torch.tensor([[[0.0, -1.0, 0.1]] * 8]), torch.tensor([[[10.0, 1.0, 0.3]] * 8])]
+    bounds = fit_bounds(targets, "waypoint", margin=0.1)
+    assert bounds.low == pytest.approx((-1.0, -1.2, 0.08), abs=1e-5)
+    assert bounds.high == pytest.approx((11.0, 1.2, 0.32), abs=1e-5)
+
+
+def test_the_medoid_by_hand():
+    points = torch.zeros(1, 4, 8, 3)
+    points[0, :, :, 0] = torch.tensor([0.0, 1.0, 1.5, 9.0])[:, None]
+    points[0, :, :, 2] = torch.tensor([5.0, 6.0, 7.0, 8.0])[:, None]  # headings do not count
+    assert medoid(points)[0, 0].tolist() in ([1.0, 0.0, 6.0], [1.5, 0.0, 7.0])
+    sums = [sum(abs(a - b) for b in (0.0, 1.0, 1.5, 9.0)) for a in (0.0, 1.0, 1.5, 9.0)]
+    assert float(medoid(points)[0, 0, 0]) == (0.0, 1.0, 1.5, 9.0)[int(np.argmin(sums))]
+
+
+@pytest.mark.parametrize(("limit", "accumulate", "epochs", "steps", "expected"), [
+    (1.0, 1, 3, -1, 30), (0.5, 1, 3, -1, 15), (4, 1, 3, -1, 12), (1.0, 4, 3, -1, 9), (1.0, 1, 3, 7, 7),
+    (1.0, 1, -1, 50, 50),
+])  # fmt: skip
+def test_steps_of_a_whole_run(limit, accumulate, epochs, steps, expected):
+    loader = SimpleNamespace(train_dataloader=lambda: range(10))
+    trainer = SimpleNamespace(datamodule=loader, limit_train_batches=limit, accumulate_grad_batches=accumulate,
+                              max_epochs=epochs, max_steps=steps)  # fmt: skip
+    assert total_steps(trainer) == expected
+
+
+def test_the_rate_warms_up_falls_and_stays():
+    factors = [warmup_cosine_factor(step, warmup=4, total=12, floor=0.1) for step in (0, 3, 4, 8, 12, 20)]
+    assert factors == pytest.approx([0.25, 1.0, 1.0, 0.55, 0.1, 0.1])
