@@ -18,16 +18,16 @@ from navsim_ext.runtime.csv_log import CsvLog
 
 def test_replicates_pool_the_values_of_the_drawn_logs():
     """Logs of unequal length: each replicate is the mean of the values themselves, not of the means of logs."""
-    lengths = (1, 2, 30)
-    logs = [name for name, length in zip("abc", lengths) for _ in range(length)]
-    values = np.concatenate([np.full(length, level) for length, level in zip(lengths, (0.0, 5.0, 1.0))])
-    drawn = np.random.default_rng(0).multinomial(3, np.full(3, 1 / 3), size=REPLICATES)
-    of_log = [values[np.array(logs) == name] for name in "abc"]
+    names, lengths = "abcdefgh", (1, 2, 30, 4, 9, 1, 50, 3)
+    logs = [name for name, length in zip(names, lengths) for _ in range(length)]
+    values = np.random.default_rng(7).random(len(logs)) + np.repeat(np.arange(8.0), lengths)
+    drawn = np.random.default_rng(0).multinomial(8, np.full(8, 1 / 8), size=REPLICATES)
+    of_log = [values[np.array(logs) == name] for name in names]
     pooled = [np.concatenate([np.repeat(*pair) for pair in zip(of_log, row)]).mean() for row in drawn]
     estimate = bootstrap_mean(values, logs)
     assert estimate.mean == pytest.approx(values.mean())
     assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(pooled, [0.025, 0.975])))
-    assert (estimate.count, estimate.logs) == (33, 3)
+    assert (estimate.count, estimate.logs) == (100, 8)
 
 
 def test_every_setting_that_changes_states_is_in_their_fingerprint():

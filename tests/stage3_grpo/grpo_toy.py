@@ -132,8 +132,8 @@ class ToyScorer(PdmScorer):
         names = ("v1_nc", "v1_dac", "v1_ttc", "v1_ep", "v1_comfort", "v2_hc")
         columns = {name: np.ones(len(tokens)) for name in names}
         columns |= {"pdms_v1": score, "epdms_v2_nofilter": judge, "epdms_v2": judge}
-        weighted = term is not None and not term.standard  # as PDM's: its own reward is known in a weighting alone
-        columns["reward"] = score * 5.0 / term.progress if weighted else np.full(len(tokens), np.nan)
+        # as PDM's: its own reward is known in a weighting alone
+        columns["reward"] = np.full(len(tokens), np.nan) if reward is None else score * 5.0 / reward.progress
         valid = np.array([token not in self.invalid and token in self.known for token in tokens])
         reasons = np.array(["" if good else "toy: cannot be scored" for good in valid], dtype=object)
         unknown = np.full(len(tokens), np.nan)

@@ -16,6 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from grpo_toy import Scenes, Source, ToyScorer, make_planner, token
 
 from navsim_ext.errors import DataError
+from navsim_ext.metric_cache.scorer import CoverageError, PdmScorer
+from navsim_ext.pdm import PdmResult
+from navsim_ext.pdm.columns import COLUMNS
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.run import make
 from navsim_ext.scene import collate_scenes
@@ -28,8 +31,7 @@ from stage3_grpo.module import mean_losses
 from stage3_grpo.monitors.alarms import AlarmRule, Alarms
 from stage3_grpo.monitors.statistics import column_means, rollout_statistics
 from stage3_grpo.reference import ReferencePolicy
-from stage3_grpo.rewards import PdmScorer, PdmTerm, Reward
-from stage3_grpo.rewards.scorer import CoverageError, PdmScores
+from stage3_grpo.rewards import PdmTerm, Reward
 from stage3_grpo.update import Losses, Updater, assign_credit, minibatches
 from stage3_grpo.value import ValueHead
 
@@ -174,12 +176,14 @@ class Told:
     def __init__(self, columns: dict, valid: list[bool]) -> None:
         self.columns, self.valid = columns, np.array(valid)
 
-    def score(self, tokens, trajectories, term) -> PdmScores:
-        return PdmScores(self.columns, self.valid, ("",) * len(tokens), 0.0)
+    def score(self, tokens, trajectories, reward=None) -> PdmResult:
+        unknown, empty = np.full(len(tokens), np.nan), np.full(len(tokens), "", dtype=object)
+        values = np.stack([self.columns.get(name, unknown) for name in COLUMNS], axis=1)
+        return PdmResult(tokens, values, self.valid, empty, empty)
 
-    def submit(self, tokens, trajectories, term) -> Future:
+    def submit(self, tokens, trajectories, reward=None) -> Future:
         future: Future = Future()
-        future.set_result(self.score(tokens, trajectories, term))
+        future.set_result(self.score(tokens, trajectories, reward))
         return future
 
 
