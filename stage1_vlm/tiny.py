@@ -5,6 +5,7 @@ They are written as ordinary checkpoint folders and read back by the same ``load
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
+from navsim_ext.errors import DataError
 from stage1_vlm.internvl import IMAGENET_MEAN, IMAGENET_STD, InternVLProcessor
 from stage1_vlm.weights import finish_model_folder
 
@@ -82,6 +84,27 @@ class TinySizes:
     vocabulary: int = 1024
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value < (0 if name == "seed" else 1):
+                raise DataError(f"tiny.{name}={value}: 1 or more was expected")
+        for width, heads in (("width", "heads"), ("vision_width", "vision_heads")):
+            if getattr(self, width) % getattr(self, heads):
+                raise DataError(f"tiny.{width}={getattr(self, width)} is no multiple of {heads}={getattr(self, heads)}")
+
+
+@dataclass(frozen=True)
+class TinyInternVL(TinySizes):
+    """Sizes of a tiny InternVL: those of every family, and its tiles (``tile`` in pixels, at most ``max_tiles``)."""
+
+    tile: int = 56
+    max_tiles: int = 12
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tile % (2 * self.patch):
+            raise DataError(f"tiny.tile={self.tile} is no multiple of two patches of {self.patch} pixels")
+
 
 def text_config(tokenizer: PreTrainedTokenizerFast, sizes: TinySizes) -> Qwen2Config:
     """A Qwen2 language model of that size; the vocabulary is rounded up to a multiple of 64."""
@@ -100,14 +123,13 @@ def text_config(tokenizer: PreTrainedTokenizerFast, sizes: TinySizes) -> Qwen2Co
     )
 
 
-def build_tiny_internvl(
-    folder: str | Path, texts: Iterable[str], *, tile: int = 56, max_tiles: int = 12, **sizes: int
-) -> Path:
+def build_tiny_internvl(folder: str | Path, texts: Iterable[str], **sizes: int) -> Path:
     """Writes a randomly initialised InternVL checkpoint folder; tokens per tile = (tile / patch / 2)^2.
 
-    ``sizes`` are fields of :class:`TinySizes`.
+    ``sizes`` are fields of :class:`TinyInternVL`.
     """
-    size = TinySizes(**sizes)
+    size = TinyInternVL(**sizes)
+    tile, max_tiles = size.tile, size.max_tiles
     texts = [*texts, *[f"system\n{InternVLProcessor.default_system}\nuser\nassistant\n"] * 100]
     tokenizer = train_tokenizer(texts, INTERNVL_TOKENS, vocabulary=size.vocabulary, roles=INTERNVL_ROLES)
     config = InternVLConfig(

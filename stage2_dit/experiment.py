@@ -30,7 +30,7 @@ from navsim_ext.files import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.planners import Planner, baseline
-from navsim_ext.runtime.config import compose, job
+from navsim_ext.runtime.config import configured, job
 from navsim_ext.runtime.parquet import write_table
 from navsim_ext.runtime.run import run
 from navsim_ext.runtime.workers import map_items
@@ -83,14 +83,18 @@ def judge(
     )  # fmt: skip
 
 
-def train(cfg: DictConfig, folders: Mapping[str, Path], name: str) -> Path:
-    """The checkpoint of one finished training; ``name`` says whether it sees."""
-    overrides = [
-        *cfg.training, f"output_dir='{cfg.output_dir}/{name}'", f"planner.zero_hidden={str(name == BLIND).lower()}",
-        f"data.train='{folders['train']}'", f"data.val='{folders['val']}'",
-        f"data.hidden_cache='{cfg.data.hidden_cache}'",
+def training(cfg: DictConfig, folders: Mapping[str, Path], name: str) -> DictConfig:
+    """The checked configuration of one training; ``name`` says whether it sees."""
+    arguments = [
+        *cfg.training, f"output_dir={cfg.output_dir}/{name}", f"planner.zero_hidden={str(name == BLIND).lower()}",
+        f"data.train={folders['train']}", f"data.val={folders['val']}", f"data.hidden_cache={cfg.data.hidden_cache}",
     ]  # fmt: skip
-    return Path(run(compose("stage2", overrides))["last"])
+    return configured("stage2", arguments)
+
+
+def train(cfg: DictConfig, folders: Mapping[str, Path], name: str) -> Path:
+    """The checkpoint of one finished training."""
+    return Path(run(training(cfg, folders, name))["last"])
 
 
 def train_all(cfg: DictConfig, folders: Mapping[str, Path]) -> dict[str, Path]:
@@ -137,6 +141,7 @@ def tell(console: Console, tables: Mapping[str, pd.DataFrame], verdict: SightVer
 @job("stage2_experiment")
 def main(cfg: DictConfig) -> None:
     """Runs what is left of the experiment and judges it."""
+    training(cfg, {"train": Path("train"), "val": Path("val")}, SEEING)  # a wrong option of a training is said now
     folders = part_indices(cfg.data, Path(cfg.output_dir) / "index")
     dataset = SceneDataset(folders["test"], cameras=())  # before the training, so that what is missing is said now
     hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)

@@ -26,7 +26,7 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.evaluation.drawing import scene_figure
 from navsim_ext.frames import POSE_INTERVAL_S
 from navsim_ext.hidden_cache import HiddenStateSource
-from navsim_ext.readers import SceneFilter, open_source
+from navsim_ext.readers import open_configured
 from navsim_ext.runtime.config import job
 from navsim_ext.scene import Scene, SceneBatch
 from stage2_dit.checkpoint import LoadedPlanner, load_planner, require_hidden
@@ -46,11 +46,7 @@ def find_scene(cfg: DictConfig) -> OneScene:
     if cfg.image is not None:
         scene = scene_of_picture(cfg.image, instantiate(cfg.ego), instantiate(cfg.camera))
         return OneScene(scene, Path(cfg.image).absolute().parent, empty_map("picture"))
-    if cfg.data.root is None:
-        raise MissingError("data.root is not set: give data.root=... or the variable OPENSCENE_DATA_ROOT")
-    source = open_source(
-        cfg.data.root, cfg.data.split, maps_root=cfg.data.maps_root, scene_filter=SceneFilter(tokens=[cfg.token])
-    )
+    source = open_configured(cfg.data, tokens=(cfg.token,))
     scene = source.scene(cfg.token)
     try:
         vector_map = source.map_for(scene)
@@ -67,7 +63,9 @@ def plan_scene(
     """[G,F,3] trajectories of one scene, G = num_samples, and the sampler's name."""
     require_hidden(loaded, source.fingerprint, allow_mismatch=cfg.allow_hidden_mismatch)
     planner = loaded.planner.to(cfg.device)
-    process = build_process(cfg.process, cfg.num_steps).to(cfg.device) if cfg.process else planner.process
+    process = planner.process
+    if cfg.process or cfg.num_steps:
+        process = build_process(cfg.process or planner.process.name, cfg.num_steps).to(cfg.device)
     hidden = source.fetch(batch.token).to(cfg.device)
     batch = batch.to(cfg.device)
     conditioning = planner.condition(hidden.hidden, hidden.mask, batch.history, batch.status)

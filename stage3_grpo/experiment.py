@@ -32,7 +32,7 @@ from navsim_ext.evaluation.paired import TABLE_FILE, align, points, rises, score
 from navsim_ext.files import write_json_atomic
 from navsim_ext.hidden_cache import CachedHiddenStates
 from navsim_ext.metric_cache.schema import MetricCache
-from navsim_ext.runtime.config import compose, job
+from navsim_ext.runtime.config import configured, job
 from navsim_ext.runtime.parquet import write_table
 from navsim_ext.runtime.run import run
 from navsim_ext.runtime.workers import map_items
@@ -124,15 +124,20 @@ def judge(
     )  # fmt: skip
 
 
+def training(cfg: DictConfig, folders: Mapping[str, Path], seed: int) -> DictConfig:
+    """The checked configuration of one seed's training."""
+    arguments = [
+        *cfg.training, f"seed={seed}", f"output_dir={cfg.output_dir}/seed_{seed}", f"init={cfg.init}",
+        f"data.train={folders['train']}", f"data.val={folders['val']}",
+        f"data.hidden_cache={cfg.data.hidden_cache}", f"data.metric_cache={cfg.data.metric_cache}",
+    ]  # fmt: skip
+    return configured("stage3", arguments)
+
+
 def train(cfg: DictConfig, folders: Mapping[str, Path], seed: int) -> Path:
     """The best checkpoint by held-out score of one seed's finished training."""
-    overrides = [
-        *cfg.training, f"seed={seed}", f"output_dir='{cfg.output_dir}/seed_{seed}'", f"init='{cfg.init}'",
-        f"data.train='{folders['train']}'", f"data.val='{folders['val']}'",
-        f"data.hidden_cache='{cfg.data.hidden_cache}'", f"data.metric_cache='{cfg.data.metric_cache}'",
-    ]  # fmt: skip
     try:
-        result = run(compose("stage3", overrides))
+        result = run(training(cfg, folders, seed))
         if result["module"].stopped_by_alarm:
             raise result["module"].stopped("an alarm stopped the run")
     except StoppedByAlarm as stop:  # now or when the experiment was run before
@@ -181,6 +186,8 @@ def tell(console: Console, verdict: ReinforcementVerdict, rules: Mapping[str, fl
 @job("stage3_experiment")
 def main(cfg: DictConfig) -> None:
     """Runs what is left of the experiment and judges it."""
+    for seed in cfg.seeds:  # a wrong option of a training is said now
+        training(cfg, {"train": Path("train"), "val": Path("val")}, seed)
     folders = part_indices(cfg.data, Path(cfg.output_dir) / "index")
     dataset = SceneDataset(folders["test"], cameras=())  # before the training, so that what is missing is said now
     hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)

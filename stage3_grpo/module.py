@@ -374,6 +374,7 @@ def rollout_process(planner: DiffusionPlanner, algorithm: Algorithm) -> Process:
             f"algorithm {algorithm.name} would sample with {process.name}, whose steps have no density: set "
             "algorithm.process to ddim, or to flow_sde or flow_cps for a flow planner"
         )
+    process.require_read(algorithm.exploration)
     return process
 
 

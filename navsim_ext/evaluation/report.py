@@ -38,7 +38,7 @@ from navsim_ext.evaluation.table import (
 )
 from navsim_ext.files import write_atomic
 from navsim_ext.fingerprint import Fingerprint
-from navsim_ext.readers import SceneSource, open_source
+from navsim_ext.readers import SceneSource, open_configured
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.parquet import read_frame
 
@@ -208,7 +208,7 @@ def build_report(cfg: DictConfig) -> Path:
         )
     gallery = []
     if cfg.gallery.count:
-        source = open_source(cfg.data.root, cfg.data.split, maps_root=cfg.data.maps_root)
+        source = open_configured(cfg.data)
         gallery = gallery_section(
             scores,
             trajectories,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "SecondStageScenes",
     "SkipReport",
     "SplitConfig",
+    "configured_filter",
     "open_configured",
     "open_source",
     "read_split",
@@ -56,24 +58,33 @@ def open_source(
     raise MissingError(f"{root} holds neither navsim_logs/{split} nor ScenarioNet files (*.pkl): check the data root")
 
 
+def configured_filter(data: DictConfig) -> SceneFilter:
+    """The scene filter of a ``data`` node; without one, every window of 4 + 10 frames."""
+    return SceneFilter() if data.scene_filter is None else SceneFilter.from_yaml(data.scene_filter)
+
+
 def open_configured(
     data: DictConfig,
     *,
     required_cameras: Sequence[str] = (),
     skip_bad: bool = False,
     report_path: str | os.PathLike[str] | None = None,
+    tokens: Sequence[str] | None = None,
 ) -> NavsimLogs | ScenarioNetScenes:
     """The source of a command's ``data`` node (``configs/shared/data``); no filter is every window of 4 + 10 frames.
+
+    ``tokens`` in place of the filter's own.
 
     Raises MissingError when ``data.root`` has no value, and what :func:`open_source` raises.
     """
     if data.root is None:
         raise MissingError("data.root is not set: give data.root=... or the variable OPENSCENE_DATA_ROOT")
+    scene_filter = configured_filter(data)
     return open_source(
         data.root,
         data.split,
         maps_root=data.maps_root,
-        scene_filter=SceneFilter() if data.scene_filter is None else SceneFilter.from_yaml(data.scene_filter),
+        scene_filter=scene_filter if tokens is None else dataclasses.replace(scene_filter, tokens=tuple(tokens)),
         required_cameras=required_cameras,
         skip_bad=skip_bad,
         report_path=report_path,

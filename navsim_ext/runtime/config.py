@@ -20,13 +20,16 @@ import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, InstantiationException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from navsim_ext.errors import MissingError, TriviumError
+from navsim_ext.runtime.command_line import flags_of, overrides_from
+from navsim_ext.runtime.options import Field, OptionError, check, declared
+from navsim_ext.runtime.usage import usage
 
 
 class Stopped(TriviumError):
@@ -57,9 +60,10 @@ Plugins.instance().register(SharedConfigs)
 def job(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
     """Decorator: a function of a composed config becomes the command line of ``configs/<name>/config.yaml``.
 
-    A :class:`TriviumError` ends the command with its message on stderr and its ``exit_code``, also where Hydra wrapped
-    it while instantiating; so does a key without a value, a misspelt key or group choice (naming the nearest one that
-    exists), and an ``output_dir`` that cannot be written. Any other exception is a bug and keeps its traceback.
+    Before anything starts, every option is checked (:mod:`navsim_ext.runtime.options`). A :class:`TriviumError` ends
+    the command with its message on stderr and its ``exit_code``, also where Hydra wrapped it while instantiating. So
+    does what the machine refuses (a file that cannot be read or written, memory). Any other exception is a bug and
+    keeps its traceback.
     """
 
     def decorate(main: Callable[[DictConfig], object]) -> Callable[[], None]:
@@ -69,19 +73,26 @@ def job(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], No
         def guarded(cfg: DictConfig) -> object:
             try:
                 return main(cfg)
-            except (TriviumError, InstantiationException, MissingMandatoryValue) as error:
+            except (TriviumError, InstantiationException, OSError, MemoryError) as error:
                 end(error)
 
         def entry() -> None:
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                sys.stdout.write(usage(root, config_root() / "shared", options_of(name)))
+                return
             try:
-                check_choices(root, sys.argv[1:])
-                check_writable(sys.argv[1:])
+                flags, arguments = flags_of(sys.argv[1:])
+                overrides = overrides_from(arguments, options_of(name))
+                cfg = composed(name, overrides)
+                if not flags:
+                    check(cfg, root, config_root() / "shared", overrides)
+                    check_writable(OmegaConf.select(cfg, "output_dir"))
+            except TriviumError as error:
+                end(error)
+            sys.argv[1:] = [*flags, *overrides]
+            try:
                 hydra.main(version_base="1.3", config_path=str(root), config_name="config")(guarded)()
-            except ConfigCompositionException as error:
-                end(explain_key(name, error))
-            except (TriviumError, OverrideParseException, MissingMandatoryValue, InterpolationToMissingValueError) as e:
-                end(e)
             except KeyboardInterrupt:
                 end(Stopped("by Ctrl-C: what is finished is kept, and the same command goes on from there"))
 
@@ -91,32 +102,54 @@ def job(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], No
     return decorate
 
 
-def end(error: Exception) -> NoReturn:
+def end(error: BaseException) -> NoReturn:
     """Ends the process with the message of an error that the user can act on; raises any other one again."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, TriviumError):
+    while cause is not None and not isinstance(cause, (TriviumError, OSError, MemoryError)):
         cause = cause.__cause__
-    if isinstance(error, InstantiationException) and cause is None:
+    if cause is None:
         raise error
-    known = cause if isinstance(cause, TriviumError) else error
-    title, message = type(known).__name__, str(known)
-    if isinstance(known, (MissingMandatoryValue, InterpolationToMissingValueError)):
-        key = re.search(r"full_key: (\S+)|Missing mandatory value: (\S+)|to missing value: '?([\w.]+)", message)
-        found = next(filter(None, key.groups()), "a key") if key else "a key"
-        found = "output_dir" if found == "hydra.run.dir" else found  # which it is interpolated from
-        title, message = "MissingValue", f"{found} has no value: give {found}=..."
-    Console(stderr=True, soft_wrap=True).print(f"{title}: {message}", markup=False, highlight=False)
-    sys.exit(getattr(known, "exit_code", TriviumError.exit_code))
+    message = str(cause) or "this machine has not enough memory"
+    Console(stderr=True, soft_wrap=True).print(f"{type(cause).__name__}: {message}", markup=False, highlight=False)
+    sys.exit(getattr(cause, "exit_code", TriviumError.exit_code))
 
 
-def explain_key(name: str, error: ConfigCompositionException) -> Exception:
-    """The error of an override whose key does not exist, with the nearest key that does."""
+def options_of(name: str) -> dict[str, Field]:
+    """Everything that can be given to a command."""
+    return declared(config_root() / name, config_root() / "shared")
+
+
+def composed(name: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a job as its command line makes it. Raises OptionError where it cannot be made."""
+    root = config_root() / name
+    check_choices(root, overrides)
+    try:
+        return compose(name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(name, error) from error
+
+
+def checked(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The composed configuration of a job whose every option was checked. Raises OptionError."""
+    cfg = composed(name, overrides)
+    check(cfg, config_root() / name, config_root() / "shared", overrides)
+    return cfg
+
+
+def configured(name: str, arguments: Sequence[str]) -> DictConfig:
+    """The checked configuration of a job from arguments as one types them. Raises OptionError."""
+    return checked(name, overrides_from(arguments, options_of(name)))
+
+
+def explain(name: str, error: Exception) -> OptionError:
+    """The error of an override that Hydra refused, with the nearest key that exists."""
     found = re.search(r"Could not override '([^']+)'", str(error))
     if found is None:
-        return MissingError(f"{error}")
-    near = difflib.get_close_matches(found[1], list(dotted_keys(OmegaConf.to_container(compose(name)))), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"see {config_root() / name / 'config.yaml'}"
-    return MissingError(f"there is no key {found[1]}: {hint} (+{found[1]}=... adds a new one)")
+        return OptionError(" ".join(str(error).split()))
+    known = [*dotted_keys(OmegaConf.to_container(compose(name))), *options_of(name)]
+    near = difflib.get_close_matches(found[1], known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "--help lists all"
+    return OptionError(f"there is no key {found[1]}: {hint}")
 
 
 def dotted_keys(node: Mapping[str, Any], above: str = "") -> Iterator[str]:
@@ -127,12 +160,11 @@ def dotted_keys(node: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield from dotted_keys(value, f"{above}{key}.")
 
 
-def check_writable(overrides: Sequence[str]) -> None:
+def check_writable(output_dir: str | None) -> None:
     """Raises TriviumError where ``output_dir`` takes no file, before Hydra trips over it with a traceback."""
-    chosen = [override.partition("=")[2] for override in overrides if override.startswith("output_dir=")]
-    if not chosen or not chosen[-1]:
+    if output_dir is None:
         return
-    folder = Path(chosen[-1].strip("'\""))
+    folder = Path(output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
@@ -148,10 +180,12 @@ def check_choices(root: Path, overrides: Sequence[str]) -> None:
     """Raises MissingError for ``group=choice`` where the group is a folder and no such choice is in it."""
     for override in overrides:
         key, _, choice = override.lstrip("+~").partition("=")
-        key = key.partition("@")[0]
+        key, choice = key.partition("@")[0], choice.strip("'")
         folders = [folder for folder in (root / key, config_root() / "shared" / key) if key and folder.is_dir()]
         if not folders or not choice or "," in choice or choice[0] in "[{" or choice == "null":
             continue
+        if any(each.startswith("hydra.searchpath=") for each in overrides):
+            continue  # it may be in a folder of the user's
         known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
         if choice.removesuffix(".yaml") not in known:
             near = difflib.get_close_matches(choice, known, n=1)

@@ -1,4 +1,4 @@
-"""``python -m navsim_ext.synthetic.report root=DIR split=trainval metric_cache=CACHE``: does perception matter here?
+"""Does perception matter here? ``python -m navsim_ext.synthetic.report data.root=DIR data.split=... metric_cache=...``
 
 Scores the recorded drive and blind drivers (going on, standing still, constant decelerations) on a synthetic data set
 by situation. A world is fit for training when the recorded drive reaches TARGET on average and every blind driver
@@ -25,7 +25,7 @@ from navsim_ext.frames import NUM_FUTURE_POSES
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import score_pairs
 from navsim_ext.planners import ConstantDeceleration, ConstantVelocity, Human, Planner, StandingStill
-from navsim_ext.readers import open_source
+from navsim_ext.readers import SceneSource, open_configured
 from navsim_ext.runtime.config import job
 from navsim_ext.scene import Scene, SceneBatch
 from navsim_ext.synthetic.manifest import Manifest
@@ -65,15 +65,15 @@ def blind_drivers(decelerations: Sequence[float]) -> list[Planner]:
 
 
 def judge(
-    root: Path, split: str, metric_cache: Path, decelerations: Sequence[float], metrics: Sequence[str]
+    world: Path, source: SceneSource, metric_cache: Path, decelerations: Sequence[float], metrics: Sequence[str]
 ) -> Verdict:
-    """Scores every scene of the cache; raises DataError when cache and data set have no scene in common."""
-    kinds = {token: record.kind for record in Manifest(root).records.values() for token in record.tokens}
+    """Scores every scene of the cache; raises DataError when it and ``source`` have no scene of ``world`` in common."""
+    kinds = {token: record.kind for record in Manifest(world).records.values() for token in record.tokens}
     cache = MetricCache(metric_cache)
     known = set(cache.tokens)
     planners = blind_drivers(decelerations)
     tables = []
-    for log_name, scenes in open_source(root, split).logs():
+    for log_name, scenes in source.logs():
         scenes = [scene for scene in scenes if scene.token in known and scene.token in kinds]
         if not scenes:
             continue
@@ -85,7 +85,7 @@ def judge(
         frame["planner"], frame["log_name"] = names, log_name
         tables.append(frame)
     if not tables:
-        raise DataError(f"{metric_cache} holds no scene of {root} {split}: build the metric cache of that split")
+        raise DataError(f"{metric_cache} holds no scene of this split of {world}: build the metric cache of that split")
     scores = pd.concat(tables)
     scores["kind"] = scores["token"].map(kinds)
     order = [planner.name for planner in planners]
@@ -127,7 +127,10 @@ def show(verdict: Verdict, console: Console) -> None:
 
 @job("synthetic_report")
 def main(cfg: DictConfig) -> None:
-    verdict = judge(Path(cfg.root), cfg.split, Path(cfg.metric_cache), tuple(cfg.decelerations), tuple(cfg.metrics))
+    source = open_configured(cfg.data)
+    verdict = judge(
+        Path(cfg.data.root), source, Path(cfg.metric_cache), tuple(cfg.decelerations), tuple(cfg.metrics)
+    )
     show(verdict, Console(soft_wrap=True, width=200))
     write_json_atomic(
         Path(cfg.output_dir) / "synthetic_report.json",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stage2_dit.diffusion.process import Corrupted, Exploration, Process, StepDistribution
+from stage2_dit.diffusion.process import ETA, Corrupted, Exploration, Process, StepDistribution
 from stage2_dit.diffusion.schedule import TRAINING_STEPS, cosine_betas, spaced_times
 
 SIGMA_FLOOR = 1e-10  # keeps the logarithm of the published variance finite
@@ -47,6 +47,7 @@ class Ddim(NoisePrediction):
     """K steps with spacing T // K; 5 steps visit 80, 60, 40, 20, 0 as the published planner does."""
 
     name = "ddim"
+    explored_by = ("eta",)
     step_bar: Tensor
     step_previous: Tensor
 
@@ -59,7 +60,7 @@ class Ddim(NoisePrediction):
 
     def step(self, index: int | Tensor, x: Tensor, prediction: Tensor, exploration: Exploration) -> StepDistribution:
         bar, previous = self.at(self.step_bar, index), self.at(self.step_previous, index)
-        eta = 0.0 if exploration.deterministic else exploration.eta
+        eta = 0.0 if exploration.deterministic else ETA if exploration.eta is None else exploration.eta
         x0 = clipped_data(x, prediction, bar)
         noise = (x - torch.sqrt(bar) * x0) / torch.sqrt(1.0 - bar)
         sigma = (eta * torch.sqrt((1.0 - previous) / (1.0 - bar) * (1.0 - bar / previous))).clamp_min(SIGMA_FLOOR)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from navsim_ext.errors import DataError
-from stage2_dit.diffusion.process import Corrupted, Exploration, Process, StepDistribution
+from stage2_dit.diffusion.process import NOISE_LEVEL, Corrupted, Exploration, Process, StepDistribution
 
 TIME_BUCKETS = 1000
 BETA_SHAPE = 1.5  # of Beta(1.5, 1)
@@ -50,6 +50,7 @@ class Flow(Process):
         self.kind = kind
         self.name = f"flow_{kind}"
         self.has_density = kind != "ode"
+        self.explored_by = ("noise_level",) if self.has_density else ()
         self.times = tuple(int(k / num_steps * TIME_BUCKETS) for k in range(num_steps))
         steps = torch.arange(num_steps, dtype=torch.float32)
         self.register_buffer("t", steps / num_steps, persistent=False)
@@ -72,7 +73,8 @@ class Flow(Process):
     def step(self, index: int | Tensor, x: Tensor, prediction: Tensor, exploration: Exploration) -> StepDistribution:
         velocity, t, dt = prediction, self.at(self.t, index), 1.0 / self.num_steps
         remaining = self.at(self.remaining, index)
-        level = 0.0 if exploration.deterministic else exploration.noise_level
+        level = NOISE_LEVEL if exploration.noise_level is None else exploration.noise_level
+        level = 0.0 if exploration.deterministic else level
         mean = x + velocity * dt
         if self.kind == "ode":
             return StepDistribution(mean, torch.zeros_like(t))

@@ -35,14 +35,15 @@ class WrongProcess(TriviumError):
 class Exploration:
     """How much a rollout wanders. Recorded in the chain; the default samples and scores with equal densities.
 
-    ``eta``: DDIM's (0: no noise, 1: that of the ancestral sampler). ``noise_level``: of the flow SDE and CPS steps.
+    ``eta``: DDIM's alone (0: no noise, 1, which None means: that of the ancestral sampler). ``noise_level``: of the
+    flow SDE and CPS steps alone (None: 0.7). A sampler refuses the one that it would not read.
     ``sampling_std_floor``, ``log_prob_std_floor``: least standard deviation of a step when drawing and when scoring.
     ``noise_clip``: step noise is clipped to +- this; ``final_clip``: the last state is (None: not).
     ``last_step_noise`` False: the last step is its mean. ``deterministic``: every step is its mean (and eta 0).
     """
 
-    eta: float = 1.0
-    noise_level: float = 0.7
+    eta: float | None = None
+    noise_level: float | None = None
     sampling_std_floor: float = 0.04
     log_prob_std_floor: float = 0.04
     noise_clip: float | None = 5.0
@@ -65,6 +66,8 @@ class Exploration:
     def log_prob_std(self, std: Tensor) -> Tensor:
         return std.clamp_min(self.log_prob_std_floor)
 
+
+ETA, NOISE_LEVEL = 1.0, 0.7  # where the exploration sets none
 
 PRESETS: dict[str, Exploration] = {
     # the density that a state was drawn from is the density that it is scored with
@@ -145,6 +148,7 @@ class Process(Float32Tables):
     name: str
     prediction: Literal["noise", "velocity"]  # what the network is trained to say
     has_density: bool = True
+    explored_by: tuple[str, ...] = ()  # which of ``eta`` and ``noise_level`` this sampler reads
     times: tuple[int, ...]  # network time of each step, in sampling order
     anchor: Tensor  # for the device
 
@@ -164,6 +168,14 @@ class Process(Float32Tables):
         """What a chain must share with the process that scores it."""
         return {"name": self.name, "times": list(self.times)}
 
+    def require_read(self, exploration: Exploration) -> None:
+        """Raises DataError when the exploration sets a strength that this sampler does not read."""
+        for name in ("eta", "noise_level"):
+            value = getattr(exploration, name)
+            if value is not None and name not in self.explored_by:
+                own = f"it reads {self.explored_by[0]}" if self.explored_by else "its noise cannot be set"
+                raise DataError(f"exploration.{name}={value} has no effect on {self.name} ({own}): set it to null")
+
     @abstractmethod
     def draw_times(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
         """[R] training times on the CPU, from a CPU generator (None: torch's own)."""
@@ -180,6 +192,7 @@ class Process(Float32Tables):
         """All states [R,K+1,F,3] from the given noise."""
         if noise.steps.shape[1] != self.num_steps:
             raise DataError(f"noise of {noise.steps.shape[1]} steps was given to {self.name} of {self.num_steps} steps")
+        self.require_read(exploration)
         x = noise.initial.float()
         states, rows = [x], len(x)
         for k, time in enumerate(self.times):

@@ -7,6 +7,7 @@ import pytest
 
 from navsim_ext.metric_cache.build import build as build_metric_cache
 from navsim_ext.metric_cache.build import settings_from
+from navsim_ext.readers import open_source
 from navsim_ext.runtime.config import compose
 from navsim_ext.synthetic.build import build, recipe_of
 from navsim_ext.synthetic.report import ALL, MARGIN, TARGET, Verdict, blind_drivers, judge
@@ -37,7 +38,9 @@ def test_looking_is_rewarded(tmp_path):
     cache = tmp_path / "cache"
     cfg = compose("metric_cache", [f"data.root={tmp_path}/world", "data.split=trainval", f"output_dir={cache}"])
     build_metric_cache(settings_from(cfg), workers="sequential")
-    found = judge(tmp_path / "world", "trainval", cache, (1.0, 2.0, 2.5, 3.0, 4.0), ("pdms_v1",))
+    found = judge(
+        tmp_path / "world", open_source(tmp_path / "world", "trainval"), cache, (1.0, 2.0, 2.5, 3.0, 4.0), ("pdms_v1",)
+    )
     assert found.invalid == 0
     assert found.human >= TARGET
     assert found.human - found.best_blind >= MARGIN - 0.03  # 320 scenes of 80 logs scatter by about this much

@@ -229,3 +229,18 @@ def test_floors_and_clips_are_those_of_the_exploration():
         states = process.sample(lambda x, time: torch.zeros_like(x), wild, exploration)
         mean = process.step(0, states[:, 0], torch.zeros(1, 8, 3), exploration).mean
         assert (states[:, 1] - mean).max().item() == pytest.approx(largest, rel=1e-5)
+
+
+def test_a_sampler_refuses_a_strength_that_it_would_not_read():
+    """eta is DDIM's, noise_level that of the stochastic flow steps; no sampler takes the other's."""
+    reads = {"ddim": "eta", "flow_sde": "noise_level", "flow_cps": "noise_level"}
+    for name in PROCESSES:
+        process = build_process(name)
+        for key in ("eta", "noise_level"):
+            given = Exploration(**{key: 0.5})
+            if reads.get(name.replace("published_", "")) == key:
+                process.require_read(given)
+            else:
+                with pytest.raises(DataError, match=f"exploration.{key}=0.5 has no effect on {name}"):
+                    process.require_read(given)
+        process.require_read(Exploration())
