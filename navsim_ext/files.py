@@ -1,4 +1,5 @@
-"""Files that are there whole or not at all, also across a crash: the one way in which Trivium writes a file anew.
+"""Files that are there whole or not at all, also across a crash: the one way in which Trivium writes a file anew. And
+what is asked of files and names that others made.
 
     with atomic_file(path) as temporary:      # any writer that takes a path
         table.to_parquet(temporary)
@@ -6,6 +7,10 @@
         np.save(stream, array)
     write_atomic(path, content)               # bytes or text
     write_json_atomic(path, content)          # JSON, keys sorted
+
+    with reading(path):                       # any library that reads a file: its errors become ours
+        frame = pd.read_parquet(path)
+    plain_name(name, "name="), inside(path, "cams.data_path")   # names and paths out of data or options
 
 A reader sees the old file or the new one. kill -9 leaves at most a temporary file ``.NAME.*.tmp`` beside the target;
 :func:`remove_temporaries` takes it away, for whoever knows that nobody else is writing (holds the folder's lock).
@@ -23,8 +28,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from navsim_ext.errors import CorruptFile, MissingError, TriviumError
+from navsim_ext.errors import CorruptFile, DataError, MissingError, TriviumError
 
+MAX_NAME_BYTES = 150  # leaves room for what we add; file systems end at 255
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -127,6 +133,50 @@ def read_json(path: str | os.PathLike[str], remedy: str = "restore it or make it
         raise MissingError(f"{path} is missing: {remedy}") from None
     except (ValueError, OSError, RecursionError) as error:
         raise CorruptFile(f"{path} is no readable JSON ({error}): it is damaged; {remedy}") from error
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str], remedy: str = "copy or download it again") -> Iterator[None]:
+    """Around a library's reading of a file of unknown origin: whatever it says becomes MissingError or CorruptFile.
+
+    Libraries raise what they happen to meet (KeyError, struct.error, RuntimeError, plain Exception); so the block holds
+    the reading alone, none of our own work on what was read. Errors of ours pass.
+    """
+    try:
+        yield
+    except TriviumError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingError(f"{path} does not exist: {remedy}") from error
+    except Exception as error:
+        raise CorruptFile(f"{path} cannot be read ({type(error).__name__}: {error!s:.300}): {remedy}") from error
+
+
+def plain_name(name: str, what: str) -> str:
+    """``name`` if it can be a file's name in the folder it is meant for; raises DataError for a path, or nothing."""
+    if not isinstance(name, str) or not name.strip() or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
+        raise DataError(f"{what} is {name!r:.80}; a name of 1 to {MAX_NAME_BYTES} bytes was expected")
+    if name in (".", "..") or any(part in name for part in ("/", "\\", "\0")) or not name.isprintable():
+        raise DataError(f"{what} is {name!r:.80}; a name was expected, not a path: leave out separators")
+    return name
+
+
+def inside(path: str, what: str) -> str:
+    """``path`` if it is relative and stays below the folder it starts at; raises DataError otherwise.
+
+    Judged by the text alone: links that the user put into the folder are followed, as data sets are often joined by
+    them.
+    """
+    if not isinstance(path, str) or not path.strip() or "\0" in path:
+        raise DataError(f"{what} is {path!r:.120}; a relative path was expected")
+    depth = 0
+    for part in path.replace("\\", "/").split("/"):
+        depth += -1 if part == ".." else 0 if part in ("", ".") else 1
+        if depth < 0:
+            break
+    if depth <= 0 or path.startswith(("/", "\\")) or path[1:2] == ":":
+        raise DataError(f"{what} is {path!r:.120}, which leads out of its folder; a relative path was expected")
+    return path
 
 
 def remove_temporaries(folder: str | os.PathLike[str]) -> None:

@@ -25,14 +25,15 @@ from rich.table import Table
 from navsim_ext.bootstrap import Estimate, bootstrap_mean
 from navsim_ext.errors import DataError
 from navsim_ext.files import write_json_atomic
+from navsim_ext.pictures import open_picture
 from navsim_ext.questions.catalogue import QUESTIONS, is_correct
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.preflight import measure_slice, preflight
 from navsim_ext.runtime.progress import track
 from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone
-from stage1_vlm.data.line_index import LineRules, build_index, picture_paths, write_skipped
+from stage1_vlm.data.line_index import LineRules, build_index, write_skipped
 from stage1_vlm.data.mixture import read_mixture
-from stage1_vlm.data.questions import open_picture
+from stage1_vlm.data.records import picture_paths
 from stage1_vlm.export import device_of
 from stage1_vlm.processor import Example, turns_from_conversation
 

@@ -169,9 +169,13 @@ def turns_from_conversation(conversations: Sequence[Mapping[str, str]]) -> list[
     turns = []
     for message in conversations:
         if not isinstance(message, Mapping) or not isinstance(message.get("value"), str):
-            raise DataError(f"a message must be {{'from': ..., 'value': text}}, not {message!r}")
-        if message.get("from") not in roles:
+            raise DataError(f"a message must be {{'from': ..., 'value': text}}, not {message!r:.200}")
+        if not isinstance(message.get("from"), str) or message["from"] not in roles:
             raise DataError(f"unknown speaker {message.get('from')!r}; there are {sorted(roles)}")
+        try:
+            message["value"].encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"a text with half a character (a lone surrogate): {error!s:.100}") from error
         turns.append(Turn(roles[message["from"]], message["value"].strip()))
     spoken = [turn for turn in turns if turn.role != "system"]
     if any(turn.role == "system" for turn in turns[1:]):

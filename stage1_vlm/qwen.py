@@ -15,10 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
+from navsim_ext.errors import DataError
 from stage1_vlm.backbone import VisionLanguageBackbone
 from stage1_vlm.collate import VisionLanguageBatch
 from stage1_vlm.folder import load_pictures, load_tokenizer
 from stage1_vlm.processor import ChatProcessor
+
+MAX_ASPECT = 200  # of Qwen2-VL's own resizing
 
 
 class QwenProcessor(ChatProcessor):
@@ -54,6 +57,14 @@ class QwenProcessor(ChatProcessor):
 
     def image_tokens(self, width: int, height: int, pictures: int = 1) -> int:
         size = self.budget(pictures)
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise DataError(
+                f"a picture of {width} x {height} pixels: Qwen's pictures are at most {MAX_ASPECT} times as long as "
+                "wide: crop it"
+            )
+        least = (self.image_processor.patch_size * self.image_processor.merge_size) ** 2
+        if size["longest_edge"] < least:
+            raise DataError(f"{pictures} pictures share {size['longest_edge'] * pictures} pixels; each needs {least}")
         limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
         patches = self.image_processor.get_number_of_image_patches(height, width, limits)
         return patches // self.image_processor.merge_size**2

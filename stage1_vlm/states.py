@@ -16,11 +16,11 @@ from transformers import DynamicCache
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, package_versions
+from navsim_ext.pictures import open_picture
 from navsim_ext.prompts import prompt_digest, trajectory_prompt
 from navsim_ext.scene import SceneBatch
 from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone, weights_digest
 from stage1_vlm.collate import pad
-from stage1_vlm.data.questions import open_picture
 from stage1_vlm.internvl import InternVLBackbone
 from stage1_vlm.processor import ChatProcessor, Example, Turn
 

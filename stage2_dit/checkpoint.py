@@ -98,7 +98,11 @@ def save_planner(
     path: str | os.PathLike[str], planner: DiffusionPlanner, hidden: Fingerprint | None, *, averaged: bool = False
 ) -> Path:
     """Writes a single planner as ``.safetensors`` (float32), atomically."""
-    path = Path(path).with_suffix(".safetensors")
+    path = Path(path)
+    stem = (
+        path.stem if path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin") else path.name
+    )  # of "run.v2": all
+    path = path.with_name(f"{stem}.safetensors")
     record = planner_record(planner, hidden) | {"averaged": averaged}
     weights = {name: tensor.detach().cpu().float().contiguous() for name, tensor in planner.state_dict().items()}
     with atomic_file(path) as temporary:

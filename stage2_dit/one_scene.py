@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.frames import NUM_HISTORY_POSES, POSE_INTERVAL_S
 from navsim_ext.maps.layers import LaneLayer, PolygonLayer
 from navsim_ext.maps.vector_map import VectorMap
+from navsim_ext.pictures import open_picture
 from navsim_ext.readers import SceneFilter
 from navsim_ext.readers.source import SkipReport
 from navsim_ext.scene import COMMANDS, Annotations, Camera, Scene
@@ -61,15 +61,9 @@ class CameraMount:
 def scene_of_picture(path: str | Path, ego: EgoState, mount: CameraMount) -> Scene:
     """A scene of four frames that ends now. Raises MissingError or DataError for a lost or unreadable picture."""
     path = Path(path)
-    if not path.is_file():
-        raise MissingError(f"image {path} does not exist: check image=")
     if ego.command not in COMMANDS:
         raise DataError(f"ego.command is {ego.command!r}; choose one of {', '.join(COMMANDS)}")
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-    except UnidentifiedImageError as error:
-        raise DataError(f"image {path} is not a picture that can be read: {error}") from error
+    width, height = open_picture(path).size
     focal = mount.focal_px or FOCAL_SHARE * width
     camera = Camera(
         path=path.name,

@@ -17,10 +17,10 @@ from matplotlib.path import Path as MarkerPath
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
-from navsim_ext.errors import MissingError
 from navsim_ext.frames import rotate, to_global, to_local
 from navsim_ext.maps.layers import PolygonLayer
 from navsim_ext.maps.vector_map import VectorMap
+from navsim_ext.pictures import open_picture
 from navsim_ext.scene import Camera, Scene
 
 EGO_LENGTH_M, EGO_WIDTH_M, REAR_AXLE_TO_CENTER_M = 5.176, 2.297, 1.461  # nuPlan's Pacifica
@@ -233,12 +233,9 @@ def scene_figure(
     with_camera = sensor_root is not None and view in scene.cameras
     figure = Figure(figsize=(10.5, 4.6) if with_camera else (4.6, 5.6), dpi=110)
     if with_camera:
-        path = Path(sensor_root) / scene.cameras[view].path
-        if not path.is_file():
-            raise MissingError(f"{path} is missing: {view} of scene {scene.token}, log {scene.log_name}")
+        picture = open_picture(Path(sensor_root) / scene.cameras[view].path)
         camera_axes, bird_axes = figure.subplots(1, 2, width_ratios=(1.9, 1.0))
-        with Image.open(path) as picture:
-            camera_axes.imshow(np.asarray(draw_in_camera(picture.convert("RGB"), scene, trajectories, view=view)))
+        camera_axes.imshow(np.asarray(draw_in_camera(picture, scene, trajectories, view=view)))
         camera_axes.set_axis_off()
         camera_axes.set_title(title, fontsize=9, loc="left")
     else:

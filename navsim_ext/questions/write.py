@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
-from navsim_ext.errors import CorruptFile, DataError, MissingError, TriviumError
-from navsim_ext.files import atomic_file, write_atomic, write_json_atomic
+from navsim_ext.errors import CorruptFile, DataError, TriviumError
+from navsim_ext.files import atomic_file, plain_name, write_atomic, write_json_atomic
 from navsim_ext.fingerprint import Fingerprint, digest_json
 from navsim_ext.maps.vector_map import VectorMap
+from navsim_ext.pictures import picture_size
 from navsim_ext.prompts import IMAGE_PLACEHOLDER, prompt_digest, trajectory_prompt
 from navsim_ext.questions.catalogue import QUESTIONS, is_correct
 from navsim_ext.questions.facts import facts_of
@@ -163,9 +163,9 @@ def write_qa(
     """Writes the questions of all scenes of ``source`` into ``folder``; returns counts by type and answer.
 
     Goes on where an interrupted run stopped (one part per log); a finished data set is left as it is. Raises DataError
-    when the folder holds ``name`` made in another way, or when no question could be asked.
+    when ``name`` is a path, when the folder holds it made in another way, or when no question could be asked.
     """
-    folder = Path(folder)
+    folder, name = Path(folder), plain_name(name, "name=")
     fields = {
         "format": FORMAT,
         "name": name,
@@ -216,17 +216,7 @@ def _write_parts(source: SceneSource, parts: Path, *, camera: str, **options: An
 def _picture_size(sensor_root: Path, scene: Scene, camera: str) -> tuple[int, int]:
     if camera not in scene.cameras:
         raise DataError(f"scene {scene.token} of {scene.log_name} has cameras {sorted(scene.cameras)}, not {camera}")
-    path = sensor_root / scene.cameras[camera].path
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except FileNotFoundError as error:
-        raise MissingError(
-            f"log {scene.log_name}, frame {scene.token}: cams.{camera} {path} does not exist: download the sensor "
-            "blobs or build the pictures"
-        ) from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"log {scene.log_name}, frame {scene.token}: {path} is not a picture ({error})") from error
+    return picture_size(sensor_root / scene.cameras[camera].path)
 
 
 def _merge(source: SceneSource, folder: Path, parts: Path, name: str, max_share: float, seed: int) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from PIL import Image
 
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.files import write_json_atomic
+from navsim_ext.files import atomic_stream, read_json, write_json_atomic
+from navsim_ext.pictures import picture_size
 from navsim_ext.prompts import IMAGE_PLACEHOLDER
 from navsim_ext.runtime.checksums import CHECKSUM_KEY, file_checksums
 from navsim_ext.runtime.config import job
@@ -25,6 +25,10 @@ from navsim_ext.runtime.config import job
 _log = logging.getLogger(__name__)
 _TAG = re.compile(r"<c\d+,(CAM_[A-Z_]+),")
 FRONT = "CAM_FRONT"
+FORM = (
+    "DriveLM's form {scene: {key_frames: {frame: {image_paths: {camera: path}, QA: {group: [{Q, A}]}}}}} was expected: "
+    "give train.json of DriveLM-nuScenes (a list of conversations needs no conversion)"
+)
 
 
 def convert_drivelm(
@@ -44,15 +48,20 @@ def convert_drivelm(
     output_dir.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
     sizes: dict[str, list[int]] = {}
-    with open(output_dir / "drivelm.jsonl", "w", encoding="utf-8") as stream:
-        for scene_token, scene in json.loads(source.read_text(encoding="utf-8")).items():
-            for frame_token, frame in scene["key_frames"].items():
-                for group, questions in frame["QA"].items():
-                    for question in questions:
-                        record = _record(question, frame["image_paths"], cameras, root, sizes)
+    with atomic_stream(output_dir / "drivelm.jsonl") as stream:
+        for scene_token, scene in _part(read_json(source), dict, f"{source}").items():
+            where = f"{source}, scene {scene_token}"
+            for frame_token, frame in _part(scene, dict, where, "key_frames").items():
+                place = f"{where}, frame {frame_token}"
+                pictures = _part(frame, dict, place, "image_paths")
+                for group, questions in _part(frame, dict, place, "QA").items():
+                    for question in _part(questions, list, f"{place}, {group}"):
+                        record = _record(question, pictures, cameras, root, sizes, f"{place}, {group}")
                         record |= {"scene_id": frame_token, "scene": scene_token, "type": group}
-                        stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+                        stream.write((json.dumps(record) + "\n").encode())
                         counts[group] += 1
+        if not counts:
+            raise DataError(f"{source} holds no question: {FORM}")
     mixture = {"DriveLM": {"root": str(root.resolve()), "annotation": "drivelm.jsonl", "repeat_time": 1}}
     checksum = file_checksums(output_dir, ["drivelm.jsonl"])["drivelm.jsonl"]
     mixture["DriveLM"] |= {"data_augment": False, "length": sum(counts.values()), CHECKSUM_KEY: checksum}
@@ -60,22 +69,38 @@ def convert_drivelm(
     return dict(counts)
 
 
+def _part(holder: Any, kind: type, where: str, key: str | None = None) -> Any:
+    """``holder``, or its value under ``key``, of the type that DriveLM's form has there."""
+    if key is not None:
+        holder = _part(holder, dict, where).get(key)
+        where = f"{where}: {key}"
+    if not isinstance(holder, kind):
+        raise DataError(f"{where} is {holder!r:.80}; {FORM}")
+    return holder
+
+
 def _record(
-    question: dict[str, Any], pictures: dict[str, str], cameras: str, root: Path, sizes: dict[str, list[int]]
+    question: Any, pictures: dict[str, str], cameras: str, root: Path, sizes: dict[str, list[int]], where: str
 ) -> dict[str, Any]:
-    named = list(dict.fromkeys(_TAG.findall(f"{question['Q']} {question['A']}")))
+    asked, answer = _part(question, dict, where).get("Q"), question.get("A") or ""
+    if not isinstance(asked, str) or not isinstance(answer, str):
+        raise DataError(f"{where}: Q is {asked!r:.80}, A is {answer!r:.80}; {FORM}")
+    named = list(dict.fromkeys(_TAG.findall(f"{asked} {answer}")))
     chosen = list(pictures) if cameras == "all" else [name for name in named if name in pictures] or [FRONT]
-    paths = [pictures[name] for name in chosen]
+    paths = [pictures.get(name) for name in chosen]
+    if not paths or not all(isinstance(path, str) and path for path in paths):
+        raise DataError(
+            f"{where}: image_paths {pictures!r:.200} without a path for {', '.join(chosen) or 'any'}; {FORM}"
+        )
     for path in paths:
         if path not in sizes and (root / path).is_file():
-            with Image.open(root / path) as picture:
-                sizes[path] = list(picture.size)
+            sizes[path] = list(picture_size(root / path))
     views = "\n".join(f"{name}: {IMAGE_PLACEHOLDER}" for name in chosen)
     record: dict[str, Any] = {
         "image": paths,
         "conversations": [
-            {"from": "human", "value": f"{views}\n{question['Q']}"},
-            {"from": "gpt", "value": question["A"] or ""},
+            {"from": "human", "value": f"{views}\n{asked}"},
+            {"from": "gpt", "value": answer},
         ],
     }
     if all(path in sizes for path in paths):

@@ -1,4 +1,5 @@
 """Byte offsets of the good lines of a JSONL file, token lengths beside them, bad lines listed with their reason.
+A file that is one JSON array is read too; its elements are counted as lines.
 
 The file is read once; the index is stored (atomically) under a key of everything that it depends on: file size and
 time, picture folder, tokeniser and picture settings, the length limit. Later runs map it.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from navsim_ext.errors import CorruptFile, DataError, MissingError
 from navsim_ext.files import atomic_stream
@@ -27,21 +28,23 @@ from navsim_ext.runtime.checksums import CheckedFiles, file_checksums, read_chec
 from navsim_ext.runtime.progress import track
 from navsim_ext.runtime.workers import map_items
 from stage1_vlm.data.mixture import DatasetEntry
+from stage1_vlm.data.records import (
+    SkipLine,
+    elements,
+    first_value,
+    is_array,
+    lines,
+    parse_record,
+    picture_paths,
+    picture_sizes,
+)
 from stage1_vlm.processor import ChatProcessor, turns_from_conversation
 
 _log = logging.getLogger(__name__)
 
 CHUNK_LINES = 2048
-INDEX_VERSION = 2  # 1 had no checksums
+INDEX_VERSION = 3  # 1 had no checksums, 2 no JSON arrays and no pictures without a placeholder
 REMEDY = "the index of the lines is made again"
-
-
-class SkipLine(Exception):
-    """One line cannot be used; ``reason`` is a short class of failure, ``detail`` says what exactly."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,22 @@ class LineIndex:
     lengths: NDArray[np.int32]
     num_lines: int
     skipped: tuple[SkippedLine, ...]
+    array: bool = False  # the file is one JSON array
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def record(self, item: int) -> dict[str, Any]:
+        """The item's record; raises DataError when the file is no longer the one that was indexed."""
         with open(self.entry.annotation, "rb") as stream:
             stream.seek(int(self.offsets[item]))
-            return json.loads(stream.readline())
+            content = first_value(stream) if self.array else stream.readline()
+        try:
+            return parse_record(content)
+        except SkipLine as skip:
+            raise DataError(
+                f"{self.entry.annotation}, byte {self.offsets[item]}: {skip}: the file was changed after it was indexed"
+            ) from skip
 
     def reasons(self) -> dict[str, int]:
         return dict(Counter(line.reason for line in self.skipped))
@@ -93,50 +104,9 @@ class LineRules:
     verify_pictures: bool = False
 
 
-def picture_paths(record: dict[str, Any]) -> list[str]:
-    """``image`` is absent, a path, or a list of paths."""
-    image = record.get("image")
-    if image is None or image == "":
-        return []
-    paths = [image] if isinstance(image, str) else image
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise SkipLine("malformed record", f"image is {image!r}")
-    return paths
-
-
-def picture_sizes(record: dict[str, Any], paths: list[str], root: Path, verify: bool) -> list[tuple[int, int]]:
-    """(width, height) of each picture, from ``image_size`` where it is given, else from the file's header."""
-    stated = record.get("image_size")
-    sizes = [stated] if len(paths) == 1 and stated and isinstance(stated[0], int) else stated
-    if sizes is not None and (len(sizes) != len(paths) or any(len(size) != 2 or min(size) < 1 for size in sizes)):
-        raise SkipLine("malformed record", f"image_size {stated!r} for {len(paths)} pictures")
-    found = []
-    for position, path in enumerate(paths):
-        if not (root / path).is_file():
-            raise SkipLine("missing picture", str(root / path))
-        if sizes is not None and not verify:
-            found.append(tuple(sizes[position]))
-            continue
-        try:
-            with Image.open(root / path) as picture:
-                found.append(picture.size)
-                if verify:
-                    picture.load()
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise SkipLine("unreadable picture", f"{root / path}: {error}") from error
-        if sizes is not None and tuple(sizes[position]) != found[-1]:
-            raise SkipLine("wrong image_size", f"{root / path} is {found[-1]}, the line says {sizes[position]}")
-    return found
-
-
 def examine(line: bytes, root: Path, processor: ChatProcessor, rules: LineRules) -> int:
     """Tokens of the conversation on a line; raises SkipLine when it cannot be used."""
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SkipLine("broken line", str(error)) from error
-    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
-        raise SkipLine("malformed record", "an object with a list `conversations` was expected")
+    record = parse_record(line)
     paths = picture_paths(record)
     try:
         turns = turns_from_conversation(record["conversations"])
@@ -146,7 +116,10 @@ def examine(line: bytes, root: Path, processor: ChatProcessor, rules: LineRules)
     if wanted != len(paths):
         raise SkipLine("picture count", f"{wanted} {IMAGE_PLACEHOLDER} in the text, {len(paths)} pictures")
     sizes = picture_sizes(record, paths, root, rules.verify_pictures)
-    counts = [processor.image_tokens(*size, pictures=len(sizes)) for size in sizes]
+    try:
+        counts = [processor.image_tokens(*size, pictures=len(sizes)) for size in sizes]
+    except DataError as error:
+        raise SkipLine("picture size", str(error)) from error
     if sum(counts) >= rules.max_sequence_length:
         raise SkipLine("too many image tokens", f"{sum(counts)} of at most {rules.max_sequence_length}")
     try:
@@ -158,26 +131,28 @@ def examine(line: bytes, root: Path, processor: ChatProcessor, rules: LineRules)
     return len(ids)
 
 
-def _chunks(path: Path) -> Iterator[tuple[int, int, list[bytes]]]:
-    """(first line number, byte offset, lines) of consecutive pieces of a file."""
-    with open(path, "rb") as stream:
-        number, offset, lines, size = 1, 0, [], 0
-        for line in stream:
-            lines.append(line)
-            size += len(line)
-            if len(lines) == CHUNK_LINES:
-                yield number, offset, lines
-                number, offset, lines, size = number + len(lines), offset + size, [], 0
-        if lines:
-            yield number, offset, lines
+Chunk = tuple[int, list[tuple[int, bytes]]]
+
+
+def _chunks(path: Path) -> Iterator[Chunk]:
+    """(number of the first, [(byte offset, line)]) of consecutive pieces of a file: of its lines, or of the elements of
+    the JSON array that it is."""
+    number, chunk = 1, []
+    for entry in elements(path) if is_array(path) else lines(path):
+        chunk.append(entry)
+        if len(chunk) == CHUNK_LINES:
+            yield number, chunk
+            number, chunk = number + len(chunk), []
+    if chunk:
+        yield number, chunk
 
 
 def _examine_chunk(
-    chunk: tuple[int, int, list[bytes]], name: str, root: Path, processor: ChatProcessor, rules: LineRules
+    chunk: Chunk, name: str, root: Path, processor: ChatProcessor, rules: LineRules
 ) -> tuple[list[int], list[int], list[SkippedLine], int]:
-    number, offset, lines = chunk
+    number, entries = chunk
     offsets, lengths, skipped, used = [], [], [], 0
-    for line in lines:
+    for offset, line in entries:
         if line.strip():
             used += 1
             try:
@@ -186,7 +161,6 @@ def _examine_chunk(
             except SkipLine as skip:
                 skipped.append(SkippedLine(name, number, skip.reason, skip.detail))
         number += 1
-        offset += len(line)
     return offsets, lengths, skipped, used
 
 
@@ -212,12 +186,20 @@ def build_index(
         "root": str(entry.root), "processor": processor.fingerprint_fields(), "system": processor.default_system,
         "rules": vars(rules),
     }  # fmt: skip
-    stored = None if cache is None else cache / f"{entry.name}-{digest_json(key)[:16]}"
+    plain = re.sub(r"[^\w.-]+", "_", entry.name)[:60]  # the name is of the user's choice, and not of a path
+    stored = None if cache is None else cache / f"{plain}-{digest_json(key)[:16]}"
     index = None if stored is None else _load(entry, stored)
     if index is None:
         index = _scan(entry, processor, rules, workers)
         if stored is not None:
-            _store(index, stored, key)
+            try:
+                _store(index, stored, key)
+            except OSError as error:
+                _log.warning(
+                    "the index of %s is not kept, every start reads the file again (%s); set index_folder",
+                    entry.name,
+                    error,
+                )
     if entry.length is not None and entry.length != index.num_lines:
         raise DataError(
             f"data set {entry.name!r}: {entry.annotation} has {index.num_lines} lines, the mixture says length "
@@ -248,7 +230,12 @@ def _scan(entry: DatasetEntry, processor: ChatProcessor, rules: LineRules, worke
         skipped.extend(some_skipped)
         num_lines += used
     arrays = np.asarray(offsets, dtype=np.int64), np.asarray(lengths, dtype=np.int32)
-    return LineIndex(entry, *arrays, num_lines, tuple(skipped))
+    return LineIndex(entry, *arrays, num_lines, tuple(skipped), is_array(entry.annotation))
+
+
+def _table(stored: Path) -> Path:
+    """Beside the arrays. Not ``with_suffix``: in "nuscenes-v1.0" that would take the end of the name away."""
+    return stored.with_name(f"{stored.name}.json")
 
 
 def _store(index: LineIndex, stored: Path, key: dict[str, Any]) -> None:
@@ -257,12 +244,12 @@ def _store(index: LineIndex, stored: Path, key: dict[str, Any]) -> None:
             np.save(stream, array, allow_pickle=False)
     content = {"key": key, "lines": index.num_lines, "skipped": [vars(line) for line in index.skipped]}
     files = file_checksums(stored.parent, _arrays(stored))
-    write_checked_json(stored.with_suffix(".json"), content | {"files": files})
+    write_checked_json(_table(stored), content | {"files": files})
 
 
 def _load(entry: DatasetEntry, stored: Path) -> LineIndex | None:
     """The stored index; None where there is none, or a damaged one, or one of an earlier version: it is made again."""
-    path = stored.with_suffix(".json")
+    path = _table(stored)
     if not path.is_file():
         return None
     try:
@@ -272,7 +259,8 @@ def _load(entry: DatasetEntry, stored: Path) -> LineIndex | None:
     except (CorruptFile, MissingError) as error:
         _log.warning("%s", error)
         return None
-    return LineIndex(entry, *arrays, content["lines"], tuple(SkippedLine(**line) for line in content["skipped"]))
+    skipped = tuple(SkippedLine(**line) for line in content["skipped"])
+    return LineIndex(entry, *arrays, content["lines"], skipped, is_array(entry.annotation))
 
 
 def _arrays(stored: Path) -> list[str]:

@@ -12,7 +12,6 @@ read; whoever edits such a file takes the key away.
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import os
 import re
@@ -21,14 +20,17 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.files import read_json
 from navsim_ext.runtime.checksums import CHECKSUM_KEY, CheckedFiles
 from navsim_ext.runtime.rng import derive_seed
 
+MAX_REPEAT = 1_000_000
 _KEYS = {"root", "annotation", "repeat_time", "data_augment", "length", CHECKSUM_KEY}
 
 
@@ -65,10 +67,7 @@ def read_mixture(
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"mixture file {path} does not exist")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+    content = read_json(path, "correct or copy it again")
     if not isinstance(content, dict) or not content:
         raise DataError(f"{path} must hold an object of data sets by name")
     for name in names or ():
@@ -89,13 +88,23 @@ def read_mixture(
     return entries
 
 
-def _entry(path: Path, name: str, fields: dict) -> DatasetEntry:
+def _entry(path: Path, name: str, fields: Any) -> DatasetEntry:
+    if not isinstance(fields, dict):
+        raise DataError(f"{path}, data set {name!r} is {fields!r:.80}; an object with root and annotation was expected")
     unknown, missing = set(fields) - _KEYS, {"root", "annotation"} - set(fields)
     if unknown or missing:
         raise DataError(f"{path}, data set {name!r}: unknown keys {sorted(unknown)}, missing {sorted(missing)}")
-    repeat = Fraction(str(fields.get("repeat_time", 1)))
-    if repeat <= 0:
-        raise DataError(f"{path}, data set {name!r}: repeat_time {fields['repeat_time']} must be positive")
+    stated = fields.get("repeat_time", 1)
+    if type(stated) not in (int, float) or not 0 < stated <= MAX_REPEAT:
+        raise DataError(
+            f"{path}, data set {name!r}: repeat_time {stated!r:.80}; it must be positive, up to {MAX_REPEAT:,}"
+        )
+    repeat = Fraction(str(stated))
+    length, augment = fields.get("length"), fields.get("data_augment", False)
+    if length is not None and (type(length) is not int or length < 0):
+        raise DataError(f"{path}, data set {name!r}: length {length!r:.80}; a number of lines was expected")
+    if type(augment) is not bool:
+        raise DataError(f"{path}, data set {name!r}: data_augment {augment!r:.80}; true or false was expected")
     annotation = _resolve(path, name, fields["annotation"])
     if CHECKSUM_KEY in fields:
         remedy = f"write it again, or take {CHECKSUM_KEY!r} of {name!r} out of {path} if you edited it"
@@ -105,12 +114,14 @@ def _entry(path: Path, name: str, fields: dict) -> DatasetEntry:
         annotation=annotation,
         root=_resolve(path, name, fields["root"]),
         repeat_time=repeat,
-        data_augment=bool(fields.get("data_augment", False)),
-        length=fields.get("length"),
+        data_augment=augment,
+        length=length,
     )
 
 
-def _resolve(path: Path, name: str, text: str) -> Path:
+def _resolve(path: Path, name: str, text: Any) -> Path:
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise DataError(f"{path}, data set {name!r}: {text!r:.80} is no path")
     expanded = os.path.expandvars(text)
     if unset := re.findall(r"\$\{?(\w+)", expanded):
         raise MissingError(f"{path}, data set {name!r}: environment variables {unset} of {text!r} are not set")

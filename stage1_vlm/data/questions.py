@@ -5,30 +5,20 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
 from navsim_ext.errors import DataError
-from stage1_vlm.data.line_index import LineIndex, picture_paths
+from navsim_ext.pictures import open_picture
+from stage1_vlm.data.line_index import LineIndex
+from stage1_vlm.data.records import picture_paths
 from stage1_vlm.processor import ChatProcessor, Example, turns_from_conversation
 
 JPEG_QUALITIES = range(75, 101)  # InternVL's augmentation: one random recompression
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A decoded RGB picture; raises DataError naming the file."""
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(
-            f"picture {path} cannot be read ({error}): index again with data.verify_pictures=true"
-        ) from error
 
 
 def recompress(picture: Image.Image) -> Image.Image:

@@ -20,12 +20,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from PIL import Image
-
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.errors import TriviumError
 from navsim_ext.files import atomic_stream, write_atomic, write_json_atomic
 from navsim_ext.fingerprint import Fingerprint, digest_tokens
+from navsim_ext.pictures import picture_size
 from navsim_ext.prompts import IMAGE_PLACEHOLDER, format_trajectory, prompt_digest, trajectory_prompt
 from navsim_ext.runtime.checksums import CHECKSUM_KEY, checked_line, checked_lines, file_checksums
 from navsim_ext.runtime.lock import FolderLock
@@ -302,10 +301,7 @@ class QaEngine:
         self, scene: SceneBatch, before: list[dict[str, str]], question: str, answer: str, kind: str
     ) -> dict[str, Any]:
         paths = [scene.cameras[0][camera] for camera in self.cameras]
-        sizes = []
-        for path in paths:
-            with Image.open(self.scenes.sensor_root / path) as picture:
-                sizes.append(list(picture.size))
+        sizes = [list(picture_size(self.scenes.sensor_root / path)) for path in paths]
         turns = [*before, {"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         return {
             "image": paths[0] if len(paths) == 1 else paths,

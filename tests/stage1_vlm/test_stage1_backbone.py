@@ -180,3 +180,12 @@ def test_cache_bytes_are_those_of_the_keys_and_values(backbone, make_picture):
         cache = backbone.model(**backbone.model_inputs(batch), use_cache=True).past_key_values
     stored = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
     assert stored == batch.input_ids.numel() * backbone.cache_bytes()
+
+
+def test_pictures_that_a_family_cannot_take_are_named(tiny_qwen):
+    processor = load_backbone(tiny_qwen, max_image_tokens=16).processor
+    assert processor.image_tokens(2000, 10) > 0
+    with pytest.raises(DataError, match="at most 200 times as long as wide"):
+        processor.image_tokens(2001, 10)
+    with pytest.raises(DataError, match="100000 pictures share"):
+        processor.image_tokens(100, 100, pictures=100_000)

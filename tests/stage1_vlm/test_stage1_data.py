@@ -1,6 +1,7 @@
 """Mixtures with exact counts, line indices that list what they skip, grouping and packing that really save padding."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -88,13 +89,110 @@ def test_mixture_mistakes_are_named(tmp_path, monkeypatch):
         ({"a": {"root": ".", "annotation": "a", "repeats": 2}}, "repeats"),
         ({"a": {"root": ".", "annotation": "a", "repeat_time": 0}}, "positive"),
         ([], "object"),
+        ({"a": "."}, "object with root"),
+        ({"a": {"root": 3, "annotation": "a"}}, "no path"),
+        ({"a": {"root": ".", "annotation": "a\0"}}, "no path"),
+        ({"a": {"root": ".", "annotation": "a", "repeat_time": "two"}}, "positive"),
+        ({"a": {"root": ".", "annotation": "a", "repeat_time": float("inf")}}, "positive"),
+        ({"a": {"root": ".", "annotation": "a", "length": "many"}}, "number of lines"),
+        ({"a": {"root": ".", "annotation": "a", "data_augment": "no"}}, "true or false"),
     ):
         path.write_text(json.dumps(content))
         with pytest.raises(DataError, match=message):
             read_mixture(path)
-    path.write_text("{")
-    with pytest.raises(DataError, match="not JSON"):
-        read_mixture(path)
+    for broken in (b"{", b"\xff", b"[" * 100_000):
+        path.write_bytes(broken)
+        with pytest.raises(CorruptFile, match=r"m\.json is no readable JSON"):
+            read_mixture(path)
+
+
+PLAIN = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "red"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"image": "a.jpg"}, "<image>\nWhat?"),
+        ({"images": ["a.jpg"]}, "<image>\nWhat?"),
+        ({"images": ["a.jpg", "a.jpg"]}, "<image>\n<image>\nWhat?"),
+        ({"image": []}, "What?"),
+    ],
+)
+def test_pictures_without_a_placeholder_stand_before_the_question(processor, tmp_path, make_picture, fields, text):
+    """InternVL's own convention; never are the pictures of a record left out without a word."""
+    make_picture(0).save(tmp_path / "a.jpg")
+    for system in ([], [{"from": "system", "value": "Drive."}]):
+        line = {"conversations": [*system, *PLAIN], **fields}
+        index = build_index(entry(tmp_path, [line]), processor, LineRules(900))
+        assert index.record(0)["conversations"][len(system)]["value"] == text
+        example = DrivingQuestions([index], processor)[0]
+        assert (example.input_ids == processor.image_token_id).any() == ("<image>" in text)
+        assert bool(example.pixels) == ("<image>" in text)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"video": "a.mp4"}, {"videos": ["a.mp4"]}, {"audio": "a.wav"}, {"image": "a.jpg", "images": ["a.jpg"]}]
+)
+def test_what_is_not_read_is_not_left_out(processor, tmp_path, make_picture, fields):
+    make_picture(0).save(tmp_path / "a.jpg")
+    lines = [{"conversations": PLAIN, **fields}, text_line("Is it?", "yes")]
+    index = build_index(entry(tmp_path, lines), processor, LineRules(900), max_skipped_share=0.5)
+    assert [line.line for line in index.skipped] == [1]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_json_array_is_read_as_its_lines(processor, tmp_path, indent, cached):
+    lines = [text_line("路口 <b>" + "x" * number, f"answer {number}\n\u2028") for number in range(5)]
+    lines.insert(2, {"conversations": []})
+    one = entry(tmp_path, [])
+    one.annotation.write_text("\n" + json.dumps(lines, indent=indent, ensure_ascii=False), encoding="utf-8")
+    cache = tmp_path / "cache" if cached else None
+    if cached:
+        cache.mkdir()
+    for _ in range(2):
+        index = build_index(one, processor, LineRules(900), cache=cache, max_skipped_share=0.5)
+        assert [line.line for line in index.skipped] == [3]
+        assert [index.record(i) for i in range(len(index))] == [line for line in lines if line["conversations"]]
+    one.annotation.write_text(json.dumps(lines)[:-30])
+    with pytest.raises(CorruptFile, match="no JSON array"):
+        build_index(one, processor, LineRules(900), max_skipped_share=0.5)
+
+
+def test_names_with_dots_and_separators_keep_indices_of_their_own(processor, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for number, name in enumerate(["nuscenes-v1.0", "nuscenes-v1.1", "../../x", "a/b"]):
+        one = replace(entry(tmp_path, [text_line("Is it?", f"answer {number}")]), name=name)
+        build_index(one, processor, LineRules(900), cache=cache)
+    assert len(list(cache.glob("*.json"))) == 4
+    assert sorted(path.parent for path in tmp_path.rglob("*.json")) == [cache] * 4
+
+
+WRONG = [
+    None, 3, -1.5, True, "", "text", "\ud800", "\0", "x" * 5000, [], [[]], {}, {"a": 1}, [None], [3], ["a", 3],
+    "../a.jpg",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["image", "images", "image_size", "conversations", "from", "value", "message", "video"])
+def test_wrong_fields_are_skipped_with_a_reason(processor, tmp_path, make_picture, key):
+    make_picture(0).save(tmp_path / "a.jpg")
+    lines = []
+    for value in WRONG:
+        record = {"image": "a.jpg", "conversations": [dict(PLAIN[0]), dict(PLAIN[1])]}
+        if key in ("from", "value"):
+            record["conversations"][0][key] = value
+        elif key == "message":
+            record["conversations"][1] = value
+        else:
+            record[key] = value
+        lines.append(record)
+    lines.append(text_line("Is it?", "yes"))
+    index = build_index(entry(tmp_path, lines), processor, LineRules(900), max_skipped_share=0.99)
+    questions = DrivingQuestions([index], processor)
+    assert all(len(questions[i]) for i in range(len(questions)))
+    assert len(index) + len(index.skipped) == len(lines)
 
 
 def test_bad_lines_are_listed_with_number_and_reason(processor, tmp_path, make_picture):

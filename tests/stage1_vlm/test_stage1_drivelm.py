@@ -44,6 +44,27 @@ def test_each_question_gets_the_views_that_it_names(small, tiny_internvl, tmp_pa
     assert (tmp_path / "all" / "drivelm.jsonl").read_text().count("CAM_FRONT_LEFT.jpg") == 4
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        [], {}, [{"id": 1, "image": "a.jpg", "conversations": []}], {"scene": []}, {"scene": {"key_frames": None}},
+        {"scene": {"key_frames": {"frame": {"QA": {}}}}},
+        {"scene": {"key_frames": {"frame": {"QA": [], "image_paths": {}}}}},
+        {"scene": {"key_frames": {"frame": {"QA": {"planning": {}}, "image_paths": {}}}}},
+        {"scene": {"key_frames": {"frame": {"QA": {"planning": [{"question": "?"}]}, "image_paths": {}}}}},
+        {"scene": {"key_frames": {"frame": {"QA": {"planning": [{"Q": 3}]}, "image_paths": {"CAM_FRONT": "a"}}}}},
+        {"scene": {"key_frames": {"frame": {"QA": {"planning": [{"Q": "?"}]}, "image_paths": {"CAM_BACK": "a"}}}}},
+        {"scene": {"key_frames": {"frame": {"QA": {"planning": [{"Q": "?"}]}, "image_paths": {"CAM_FRONT": 3}}}}},
+    ],
+)  # fmt: skip
+def test_another_form_is_named_and_nothing_is_left(tmp_path, content):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"train\.json.*DriveLM's form"):
+        convert_drivelm(path, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
+
+
 def test_mistakes_are_named(small, tmp_path):
     with pytest.raises(MissingError, match="DriveLM's JSON"):
         convert_drivelm(tmp_path / "no.json", tmp_path)
