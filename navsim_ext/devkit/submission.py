@@ -176,7 +176,8 @@ def _checked_poses(path: str | os.PathLike[str], token: str, trajectory: object)
     known = all(isinstance(value, int | float) and np.isfinite(value) for value in (count, interval, horizon))
     if not known or len(poses) != count or abs(interval * count - horizon) > 1e-6:
         raise InvalidSubmission(
-            f"{path}: token {token} has poses {poses.shape} for {count} poses every {interval} s over {horizon} s"
+            f"{path}: token {token} has poses {poses.shape} for {count!s:.40} poses every "
+            f"{interval!s:.40} s over {horizon!s:.40} s"
         )
     if not np.isfinite(poses).all():
         raise InvalidSubmission(f"{path}: token {token} has a pose that is not finite")

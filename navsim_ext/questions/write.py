@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 
-from navsim_ext.errors import CorruptFile, DataError, TriviumError
+from navsim_ext.errors import CorruptFile, DataError, MissingError, TriviumError
 from navsim_ext.files import atomic_file, plain_name, write_atomic, write_json_atomic
 from navsim_ext.fingerprint import Fingerprint, digest_json
 from navsim_ext.maps.vector_map import VectorMap
@@ -216,7 +216,14 @@ def _write_parts(source: SceneSource, parts: Path, *, camera: str, **options: An
 def _picture_size(sensor_root: Path, scene: Scene, camera: str) -> tuple[int, int]:
     if camera not in scene.cameras:
         raise DataError(f"scene {scene.token} of {scene.log_name} has cameras {sorted(scene.cameras)}, not {camera}")
-    return picture_size(sensor_root / scene.cameras[camera].path)
+    where = f"log {scene.log_name}, frame {scene.token}: cams.{camera}"
+    path = sensor_root / scene.cameras[camera].path
+    if not path.is_file():
+        raise MissingError(f"{where} {path} does not exist: download the sensor blobs or build the pictures")
+    try:
+        return picture_size(path)
+    except DataError as error:
+        raise DataError(f"{where} {path} is not a picture: {error}") from error
 
 
 def _merge(source: SceneSource, folder: Path, parts: Path, name: str, max_share: float, seed: int) -> None:

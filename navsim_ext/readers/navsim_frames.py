@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
+from navsim_ext.files import inside
 from navsim_ext.frames import quaternion_to_heading
 from navsim_ext.scene import CAMERAS, COMMANDS, MAP_LOCATIONS, OBJECT_TYPES, Annotations, Camera, Scene
 
 QUATERNION_TOLERANCE = 1e-3  # of the squared norm; beyond it the rotation was not one
+LATEST_US = 1 << 53  # the year 2255; integers that floats hold exactly
+LARGEST = 1e7  # m: beyond it a coordinate is no place on a map
 _QUATERNION_EXACT = 1e-14  # pyquaternion, which NAVSIM uses, leaves quaternions this close to 1 as they are
 _DEPLOYED_ALIASES = {"las_vegas": "us-nv-las-vegas-strip"}  # also known to NAVSIM's scenario class
 _OBJECT_TYPES = frozenset(OBJECT_TYPES)
@@ -52,26 +55,44 @@ class _Fields:
 
     def __init__(self, content: Mapping[str, Any], path: Path, index: int) -> None:
         self._content = content
-        self._where = f"{path}, frame {index} (token {content.get('token')})"
+        self._where = f"{path}, frame {index} (token {content.get('token')!s:.40})"
 
     def fail(self, key: str, found: Any, expected: str, remedy: str = "repair or remove the log") -> DataError:
-        return DataError(f"{self._where}: {key} is {found}; {expected} was expected: {remedy}")
+        return DataError(f"{self._where}: {key} is {found!s:.200}; {expected} was expected: {remedy}")
 
     def get(self, key: str, content: Mapping[str, Any] | None = None, prefix: str = "") -> Any:
         content = self._content if content is None else content
+        if not isinstance(content, Mapping):
+            raise self.fail(prefix.rstrip("."), short(content), "a dictionary")
         if key not in content:
-            raise self.fail(prefix + key, "absent", f"one of the keys {sorted(map(str, content))} with that name")
+            raise self.fail(
+                prefix + key, "absent", f"one of the keys {sorted(map(str, content))!s:.200} with that name"
+            )
         return content[key]
+
+    def texts(self, key: str, value: Any) -> tuple[str, ...]:
+        """A list of ids: texts, or the integers that some converters write."""
+        if not is_list(value) or getattr(value, "ndim", 1) != 1:
+            raise self.fail(key, short(value), "a list of texts")
+        bad = next((entry for entry in value if not isinstance(entry, str | int | np.integer)), None)
+        if bad is not None or any(isinstance(entry, bool) for entry in value):
+            raise self.fail(key, f"a list with {short(bad)}", "a list of texts")
+        return tuple(str(entry) for entry in value)
 
     def vector(self, key: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
         try:
-            array = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise self.fail(key, repr(value), f"numbers of shape {shape}") from None
+            array = np.asarray(value)
+            if array.dtype.kind not in "fiu":
+                raise TypeError("no numbers")
+            array = array.astype(np.float64, copy=False)
+        except (TypeError, ValueError, OverflowError, MemoryError, RecursionError):
+            raise self.fail(key, short(value), f"numbers of shape {shape}") from None
         if array.shape != shape:
             raise self.fail(key, f"of shape {array.shape}", f"shape {shape}")
         if not np.isfinite(array).all():
             raise self.fail(key, array.tolist(), "finite values")
+        if np.abs(array).max() > LARGEST:
+            raise self.fail(key, array.tolist(), f"values within {LARGEST:g}")
         return array
 
     def rotation(self, key: str, value: Any) -> NDArray[np.float64]:
@@ -83,18 +104,34 @@ class _Fields:
         return quaternion / square**0.5 if abs(1.0 - square) > _QUATERNION_EXACT else quaternion
 
 
+def is_list(value: Any) -> bool:
+    """A list, tuple, or array of at least one dimension."""
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def short(value: Any) -> str:
+    """What a wrong value is, in a few words, however large it is."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} and shape {value.shape}"
+    if isinstance(value, list | tuple | dict | set | frozenset) and len(value) > 4:
+        return f"a {type(value).__name__} of {len(value)} elements"
+    return f"{value!r:.60}"
+
+
 def parse_frame(content: Mapping[str, Any], path: Path, index: int) -> Frame:
     """Checks and converts frame ``index`` of the log file ``path``; raises DataError at the first broken promise."""
     fields = _Fields(content, path, index)
     token, timestamp = fields.get("token"), fields.get("timestamp")
     if not isinstance(token, str) or not token:
-        raise fields.fail("token", repr(token), "a string of 16 hexadecimal characters")
+        raise fields.fail("token", short(token), "a string of 16 hexadecimal characters")
     if isinstance(timestamp, bool) or not isinstance(timestamp, int | np.integer):
-        raise fields.fail("timestamp", repr(timestamp), "integer microseconds")
+        raise fields.fail("timestamp", short(timestamp), "integer microseconds")
+    if not 0 <= timestamp < LATEST_US:
+        raise fields.fail("timestamp", timestamp, "microseconds since 1970")
     location = fields.get("map_location")
-    location = _DEPLOYED_ALIASES.get(location, location)
-    if location not in MAP_LOCATIONS:
-        raise fields.fail("map_location", repr(location), f"one of {', '.join(MAP_LOCATIONS)}")
+    location = _DEPLOYED_ALIASES.get(location, location) if isinstance(location, str) else location
+    if not isinstance(location, str) or location not in MAP_LOCATIONS:
+        raise fields.fail("map_location", short(location), f"one of {', '.join(MAP_LOCATIONS)}")
     translation = fields.vector("ego2global_translation", fields.get("ego2global_translation"), (3,))
     rotation = fields.rotation("ego2global_rotation", fields.get("ego2global_rotation"))
     dynamics = fields.vector("ego_dynamic_state", fields.get("ego_dynamic_state"), (4,))
@@ -103,10 +140,10 @@ def parse_frame(content: Mapping[str, Any], path: Path, index: int) -> Frame:
         raise fields.fail("driving_command", command.tolist(), f"a one-hot of {COMMANDS}")
     return Frame(
         token=token,
-        log_name=str(content.get("log_name") or ""),
+        log_name=_log_name(fields, content.get("log_name")),
         timestamp_us=int(timestamp),
         map_location=location,
-        roadblock_ids=tuple(str(block) for block in fields.get("roadblock_ids")),
+        roadblock_ids=fields.texts("roadblock_ids", fields.get("roadblock_ids")),
         traffic_lights=_traffic_lights(fields),
         annotations=_annotations(fields),
         ego_global=np.array([translation[0], translation[1], quaternion_to_heading(rotation)]),
@@ -116,25 +153,47 @@ def parse_frame(content: Mapping[str, Any], path: Path, index: int) -> Frame:
     )
 
 
+def _log_name(fields: _Fields, name: Any) -> str:
+    """Frames need not state it."""
+    if name is not None and not isinstance(name, str):
+        raise fields.fail("log_name", short(name), "a text")
+    return name or ""
+
+
 def _traffic_lights(fields: _Fields) -> tuple[tuple[str, bool], ...]:
     lights = fields.get("traffic_lights")
-    try:
-        return tuple((str(connector), bool(is_red)) for connector, is_red in lights)
-    except (TypeError, ValueError):
-        raise fields.fail("traffic_lights", repr(lights)[:80], "a list of (lane connector id, is red)") from None
+    if not is_list(lights):
+        raise fields.fail("traffic_lights", short(lights), "a list of (lane connector id, is red)")
+    for light in lights:
+        pair = is_list(light) and len(light) == 2
+        if not pair or not isinstance(light[0], str | int | np.integer) or not _is_flag(light[1]):
+            raise fields.fail(
+                "traffic_lights", f"{short(lights)} with {short(light)}", "a list of (lane connector id, is red)"
+            )
+    return tuple((str(connector), bool(is_red)) for connector, is_red in lights)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_) or (isinstance(value, int | np.integer) and value in (0, 1))
 
 
 def _annotations(fields: _Fields) -> Annotations:
     content = fields.get("anns")
     keys = ("gt_boxes", "gt_names", "gt_velocity_3d", "instance_tokens", "track_tokens")
     values = {key: fields.get(key, content, "anns.") for key in keys}
+    for key, value in values.items():
+        if not is_list(value):
+            raise fields.fail(f"anns.{key}", short(value), "an array with one row for each object")
     lengths = {key: len(value) for key, value in values.items()}
     if len(set(lengths.values())) != 1:
         raise fields.fail("anns", f"of lengths {lengths}", "five arrays of equal length")
     count = lengths["gt_boxes"]
     arrays = {}
     for key, width in (("gt_boxes", 7), ("gt_velocity_3d", 3)):
-        array = np.asarray(values[key])
+        try:
+            array = np.asarray(values[key])
+        except (TypeError, ValueError, OverflowError, MemoryError) as error:
+            raise fields.fail(f"anns.{key}", short(values[key]), f"numbers ({count}, {width})") from error
         if count == 0:
             array = np.zeros((0, width), dtype=array.dtype if array.dtype.kind == "f" else np.float64)
         if array.shape != (count, width) or array.dtype.kind not in "fiu":
@@ -142,13 +201,17 @@ def _annotations(fields: _Fields) -> Annotations:
         if not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0, 0])
             track = values["track_tokens"][row]
-            raise fields.fail(f"anns.{key}[{row}] of track {track}", array[row].tolist(), "finite values")
+            raise fields.fail(f"anns.{key}[{row}] of track {track!s:.40}", array[row].tolist(), "finite values")
+        if count and np.abs(array.astype(np.float64)).max() > LARGEST:
+            raise fields.fail(f"anns.{key}", f"up to {np.abs(array).max():g}", f"metres and m/s within {LARGEST:g}")
         arrays[key] = array
-    names = tuple(str(name) for name in values["gt_names"])
+    if count and (arrays["gt_boxes"][:, 3:6] < 0).any():
+        raise fields.fail("anns.gt_boxes", "of negative size", "lengths, widths and heights of at least 0")
+    names = fields.texts("anns.gt_names", values["gt_names"])
     unknown = sorted(set(names) - _OBJECT_TYPES)
     if unknown:
         raise fields.fail("anns.gt_names", repr(unknown[0]), f"one of {', '.join(OBJECT_TYPES)}")
-    tracks = tuple(str(token) for token in values["track_tokens"])
+    tracks = fields.texts("anns.track_tokens", values["track_tokens"])
     return Annotations(arrays["gt_boxes"], arrays["gt_velocity_3d"], names, tracks)
 
 
@@ -171,7 +234,10 @@ def cameras_of(content: Mapping[str, Any], path: Path, index: int) -> dict[str, 
     """The cameras of a frame by name of CAMERAS; empty where a log carries none (test servers hide them)."""
     fields = _Fields(content, path, index)
     cameras = {}
-    stored = content.get("cams") or {}
+    stored = content.get("cams")
+    stored = {} if stored is None else stored
+    if not isinstance(stored, Mapping):
+        raise fields.fail("cams", short(stored), "a dictionary of cameras by name")
     for name in (name for name in CAMERAS if name in stored):
         prefix = f"cams.{name}."
         arrays = {
@@ -179,13 +245,22 @@ def cameras_of(content: Mapping[str, Any], path: Path, index: int) -> dict[str, 
             for key, shape in _CAMERA_SHAPES.items()
         }
         cameras[name] = Camera(
-            path=str(fields.get("data_path", stored[name], prefix)),
+            path=_picture_path(fields, prefix, stored[name]),
             intrinsics=arrays["cam_intrinsic"],
             sensor2lidar_rotation=arrays["sensor2lidar_rotation"],
             sensor2lidar_translation=arrays["sensor2lidar_translation"],
             distortion=arrays["distortion"],
         )
     return cameras
+
+
+def _picture_path(fields: _Fields, prefix: str, camera: Mapping[str, Any]) -> str:
+    """Relative to the sensor root and below it: a log must not lead to other files of the machine."""
+    path = fields.get("data_path", camera, prefix)
+    try:
+        return inside(path if isinstance(path, str) else short(path), f"{prefix}data_path")
+    except DataError as error:
+        raise fields.fail(f"{prefix}data_path", short(path), "a relative path below the sensor root") from error
 
 
 def join_frames(

@@ -107,7 +107,7 @@ class NavsimLogs(LogFiles):
         for start in range(0, len(frames) - size + 1, self.scene_filter.stride):
             now = start + history - 1
             token = frames[now].get("token")
-            if wanted is not None and token not in wanted:
+            if wanted is not None and (not isinstance(token, str) or token not in wanted):
                 continue
             for index in [index for index in parsed if index < start]:
                 del parsed[index]
@@ -123,7 +123,7 @@ class NavsimLogs(LogFiles):
                     continue
                 yield self._scene(log_name, window, cameras_of(frames[now], path, now))
             except TriviumError as error:
-                self.report.add(error, log_name=log_name, token=str(token), frame=now if bad is None else bad)
+                self.report.add(error, log_name=log_name, token=f"{token!s:.40}", frame=now if bad is None else bad)
 
     def _scene(self, log_name: str, window: list[Frame], cameras: dict[str, Camera]) -> Scene:
         now = window[self.scene_filter.num_history - 1]

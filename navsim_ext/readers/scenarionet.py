@@ -18,6 +18,7 @@ import shapely
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.files import reading
 from navsim_ext.frames import POSE_INTERVAL_S, rotate
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.readers import restricted_pickle
@@ -120,20 +121,21 @@ class ScenarioNetScenes(LogFiles):
         content = restricted_pickle.load(path)
         if not isinstance(content, dict):
             raise DataError(f"{path} holds a {type(content).__name__}; a ScenarioNet dictionary was expected")
-        drive = read_drive(content, str(path))
-        location = f"{drive.dataset or 'scenario'}/{drive.place or drive.name}"
-        vector_map = build_map(
-            content["map_features"],
-            location=location,
-            dataset=drive.dataset,
-            driven=drive.ego_fine[:, :2],
-            lights=drive.lights,
-            parked=parked(drive),
-        )
-        scenario = _Scenario(
-            drive, vector_map, route_of(vector_map, drive.ego), _inside(vector_map, drive.ego_fine), (), {}
-        )
-        scenes, invalid = _windows(scenario, self.scene_filter, log_name, self.split, location)
+        with reading(path, "repair or remove the scenario"):  # converters differ; what is wrong must not end a run
+            drive = read_drive(content, str(path))
+            location = f"{drive.dataset or 'scenario'}/{drive.place or drive.name}"
+            vector_map = build_map(
+                content["map_features"],
+                location=location,
+                dataset=drive.dataset,
+                driven=drive.ego_fine[:, :2],
+                lights=drive.lights,
+                parked=parked(drive),
+            )
+            scenario = _Scenario(
+                drive, vector_map, route_of(vector_map, drive.ego), _inside(vector_map, drive.ego_fine), (), {}
+            )
+            scenes, invalid = _windows(scenario, self.scene_filter, log_name, self.split, location)
         return replace(scenario, scenes=tuple(scenes), invalid=invalid)
 
 

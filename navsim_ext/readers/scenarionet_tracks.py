@@ -85,12 +85,18 @@ def read_drive(scenario: Mapping[str, Any], where: str) -> Drive:
         if key not in scenario:
             raise DataError(f"{where}: {key} is absent (keys {sorted(map(str, scenario))}): not a ScenarioNet scenario")
     metadata = scenario["metadata"]
+    for key in ("tracks", "map_features", "metadata"):
+        if not isinstance(scenario[key], Mapping):
+            raise DataError(f"{where}: {key} is a {type(scenario[key]).__name__}; a dictionary was expected")
     dataset = str(metadata.get("dataset", "")).lower()
     tracks = {str(name): _track(track, f"{where}, track {name}") for name, track in scenario["tracks"].items()}
     ego_name = str(metadata.get("sdc_id"))
     if ego_name not in tracks:
         raise DataError(f"{where}: metadata.sdc_id is {ego_name!r}, which is not among {len(tracks)} tracks")
     ego = tracks.pop(ego_name)
+    for name, other in tracks.items():
+        if len(other.xy) != len(ego.xy):
+            raise DataError(f"{where}, track {name:.60}: {len(other.xy)} samples, the ego track has {len(ego.xy)}")
     times = np.asarray(metadata.get("ts", ()), dtype=np.float64)
     count = len(ego.xy)
     if len(times) != count or count < 2:
@@ -136,7 +142,9 @@ def read_drive(scenario: Mapping[str, Any], where: str) -> Drive:
 
 
 def _track(track: Mapping[str, Any], where: str) -> Track:
-    state = track.get("state", {})
+    state = track.get("state", {}) if isinstance(track, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise DataError(f"{where}: its state is no dictionary")
     missing = [key for key in ("position", "heading", "valid", "length", "width", "height") if key not in state]
     if missing:
         raise DataError(f"{where}: state.{missing[0]} is absent")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.files import reading
 
+MOST = 1_000_000_000
 # Keys of NAVSIM's own YAML files -> fields here; the rest selects NAVSIM 2's synthetic second stage.
 _YAML_KEYS = {
     "log_names": "log_names",
@@ -54,19 +56,25 @@ class SceneFilter:
         for name in ("log_names", "tokens"):
             values = getattr(self, name)
             if isinstance(values, str):
-                raise DataError(f"scene filter: {name} is the single string {values!r}; a list was expected")
+                raise DataError(f"scene filter: {name} is the single string {values!r:.80}; a list was expected")
             if values is not None:
+                if not isinstance(values, Sequence | Set) or not all(isinstance(value, str) for value in values):
+                    raise DataError(f"scene filter: {name} is {values!r:.80}; a list of texts was expected")
                 object.__setattr__(self, name, tuple(values))
                 twice = [value for value, count in Counter(values).items() if count > 1]
                 if twice:
                     raise DataError(
-                        f"scene filter: {name} lists {twice[0]!r} {Counter(values)[twice[0]]} times "
+                        f"scene filter: {name} lists {twice[0]!r:.80} {Counter(values)[twice[0]]} times "
                         f"({len(twice)} entries are repeated): list each once"
                     )
         for name, least in (("frame_interval", 1), ("num_history", 1), ("num_future", 0), ("max_scenes", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise DataError(f"scene filter: {name} is {value}; at least {least} was expected")
+            optional = name in ("frame_interval", "max_scenes")
+            if (value is None and optional) or (type(value) is int and least <= value <= MOST):
+                continue
+            raise DataError(f"scene filter: {name} is {value!r:.80}; a whole number of {least} to {MOST} was expected")
+        if type(self.has_route) is not bool:
+            raise DataError(f"scene filter: has_route is {self.has_route!r:.80}; true or false was expected")
 
     @property
     def num_frames(self) -> int:
@@ -86,9 +94,10 @@ class SceneFilter:
         file = Path(path)
         if not file.is_file():
             raise MissingError(f"scene filter {file} does not exist")
-        content: Any = yaml.safe_load(file.read_text())
-        if not isinstance(content, dict):
-            raise DataError(f"scene filter {file} holds a {type(content).__name__}; a mapping was expected")
+        with reading(file, "correct or copy it again"):
+            content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+            raise DataError(f"scene filter {file} holds a {type(content).__name__}; a mapping of texts was expected")
         fields = {}
         for key, value in content.items():
             if key in _YAML_KEYS:
@@ -97,7 +106,7 @@ class SceneFilter:
                 continue
             elif not key.startswith("_"):  # _target_, _convert_
                 remedy = "give the split's YAML as data.split_config" if key in _SECOND_STAGE_KEYS else "remove it"
-                raise DataError(f"scene filter {file}: key {key!r} = {str(value)[:60]} is not supported; {remedy}")
+                raise DataError(f"scene filter {file}: key {key!r:.80} = {str(value)[:60]} is not supported; {remedy}")
         return cls(**fields)
 
     def describe(self) -> dict[str, Any]:
