@@ -11,11 +11,11 @@ import shapely
 from navsim_ext.errors import DataError
 from navsim_ext.maps.nuplan_gpkg import read_gpkg
 from navsim_ext.synthetic.gpkg_writer import map_path
+from navsim_ext.synthetic.traffic import STEP_S, Resumed, resume
 from navsim_ext.synthetic.traffic_scenes import SyntheticTraffic
 from navsim_ext.traffic.codes import LANES, AgentKind, EdgeKind, LightState, PieceKind, Role
 from navsim_ext.traffic.findings import off_road, overlaps
 from navsim_ext.traffic.source import TrafficSource
-from tests.navsim_ext.traffic_law import rerun
 
 MIX = {"turn": 1.0, "start": 1.0, "cruise": 1.0}
 
@@ -108,13 +108,19 @@ def test_lights_stand_at_the_start_of_their_connector_and_hold_the_ego(scenes):
     assert crossed
 
 
-def test_the_law_in_a_scene_makes_the_same_drive_again(source, scenes):
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_law_goes_on_from_the_states_in_a_scene_as_recorded(scenes, which):
+    """From the first step and from the present one, with nothing but the arrays of the scene."""
     for scene in scenes:
-        again = rerun(scene.law, scene.num_steps)
-        assert np.array_equal(again[..., :2].astype(np.float32), scene.pose[..., :2])
-        now = scene.law["state_speed"][1]
-        moving = scene.kind == AgentKind.VEHICLE
-        assert np.abs(now - scene.speed[:, scene.now])[moving].max() < 0.5
+        law, nobody = scene.law, np.zeros(scene.num_agents, np.bool_)
+        begin = round(float(law["clock"][which]) / STEP_S)
+        states = [law[f"state_{name}"][which] for name in ("s", "speed", "acceleration", "waiting")]
+        first = scene.now * which
+        motion = resume(
+            law, Resumed(begin, *states, nobody, np.zeros((scene.num_agents, 3))), scene.num_steps - 1 - first
+        )
+        again = motion.pose.transpose(1, 0, 2)[..., :2].astype(np.float32)
+        assert np.array_equal(again, scene.pose[:, first:, :2])
 
 
 def test_a_scene_depends_on_seed_and_index_alone(source, scenes):
