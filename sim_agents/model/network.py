@@ -1,0 +1,291 @@
+"""The next-token network: p(A_t | A_<t, S) = prod_n p(a_t^n | A_<t, S).
+
+Legend: S scenes, B = S R worlds, N road users, K poses half a second apart, M map pieces, L lights, P neighbours, W
+window of tokens, d width, V tokens.
+
+At each half second every road user has one feature. A block lets it look at its own past (temporal), at the map and the
+lights around it, and at the others at the same moment; the head gives the logits of its next token. Everybody is
+asked at once: given the past, road users choose independently. Sources: SMART (arXiv 2405.15677), MotionLM (arXiv
+2309.16534).
+
+Deviations: a road user's last motion enters as numbers, not as an embedding of its token, so any vocabulary and any
+driver (also one without tokens) can be in the world; relations enter linearly; lights are looked at with their
+state of the moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from navsim_ext.closed_loop.kinematics import TOKEN_S, relative
+from sim_agents.data.scene_tokens import NUM_LIGHT_STATES, SceneTokens
+from sim_agents.model.attention import RelativeAttention, gather_rows
+from sim_agents.model.map_encoder import SCENE_FEATURES, MapContext, MapEncoder, scene_features
+from sim_agents.model.relations import nearest_within, relation
+from sim_agents.model.settings import NetworkSettings
+from sim_agents.vocabulary.motion import CLASSES, class_of
+
+AGENT_FEATURES = 4 + 2 + len(CLASSES) + 1
+"""Last motion and whether it is known, size, class, ego."""
+
+
+@dataclass(frozen=True)
+class Roadside:
+    """What does not change while the world moves: the encoded map, its keys and values in each block, lights. World b
+    belongs to scene b // ``rollouts``."""
+
+    context: MapContext
+    key_values: tuple[Tensor, ...]  # per block [S, M, 2 d]
+    light_pose: Tensor  # [S, L, 3]
+    light_valid: Tensor  # [S, L]
+    rollouts: int = 1
+
+    def repeat(self, rollouts: int) -> Roadside:
+        """The same scenes, each driven by ``rollouts`` worlds; nothing is copied."""
+        return replace(self, rollouts=rollouts)
+
+
+@dataclass(frozen=True)
+class Past:
+    """The last W - 1 half seconds of every road user: ``pose`` [B, N, W-1, 3], ``valid`` [B, N, W-1], and keys and
+    values ``key_values`` [B, N, W-1, 2 d] of each block; newest last."""
+
+    pose: Tensor
+    valid: Tensor
+    key_values: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Agents:
+    """Road users at K moments: ``pose`` [B, N, K, 3], ``valid`` [B, N, K], ``motion`` [B, N, K, 4] (see
+    :func:`last_motion`), ``light_state`` [B, L, K]; and what stays: ``kind`` [B, N], ``size`` [B, N, 2], ``ego`` [B,
+    N]."""
+
+    pose: Tensor
+    valid: Tensor
+    motion: Tensor
+    light_state: Tensor
+    kind: Tensor
+    size: Tensor
+    ego: Tensor
+
+    def moments(self, first: int, last: int) -> Agents:
+        """Those from ``first`` to before ``last``."""
+        span = slice(first, last)
+        return replace(
+            self,
+            pose=self.pose[:, :, span],
+            valid=self.valid[:, :, span],
+            motion=self.motion[:, :, span],
+            light_state=self.light_state[..., span],
+        )
+
+
+def last_motion(pose: Tensor, before: Tensor, known: Tensor) -> Tensor:
+    """[..., 4]: where the pose half a second ago [..., 3] lies seen from the present one, and whether it is ``known``
+    [...]."""
+    seen = relative(pose, before[..., None, :])[..., 0, :] * pose.new_tensor([0.2, 1.0, 1.0])
+    return torch.cat([torch.where(known[..., None], seen, 0.0), known[..., None].to(pose.dtype)], dim=-1)
+
+
+def agents_of(scenes: SceneTokens, pose: Tensor | None = None) -> Agents:
+    """All moments of a batch of scenes; ``pose`` [S, N, K, 3] replaces the recorded poses (rolled ones, say)."""
+    pose = scenes.pose if pose is None else pose
+    known = scenes.valid.clone()
+    known[..., 0] = False
+    known[..., 1:] &= scenes.valid[..., :-1]
+    motion = last_motion(pose, torch.roll(pose, 1, dims=2), known)
+    return Agents(pose, scenes.valid, motion, scenes.light_state, scenes.kind, scenes.size, scenes.ego)
+
+
+class Block(nn.Module):
+    """Own past, map and lights, others."""
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        super().__init__()
+        d, heads, dropout = settings.width, settings.heads, settings.dropout
+        everywhere = settings.geometry == "relative"
+        self.past = RelativeAttention(d, heads, dropout=dropout)
+        self.map = RelativeAttention(d, heads, dropout=dropout, relative=everywhere)
+        self.others = RelativeAttention(d, heads, dropout=dropout, relative=everywhere)
+
+
+class NextTokenNetwork(nn.Module):
+    """``forward`` gives the logits of all moments of recorded scenes at once; ``begin`` and ``advance`` those of one
+    moment after another, with the map encoded once and the past kept. Both give the same numbers."""
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        d = settings.width
+        self.map_encoder = MapEncoder(settings)
+        self.agent = nn.Sequential(nn.Linear(AGENT_FEATURES, d), nn.GELU(), nn.Linear(d, d))
+        self.light = nn.Embedding(NUM_LIGHT_STATES, d)
+        self.place = nn.Linear(SCENE_FEATURES, d) if settings.geometry == "scene" else None
+        self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.blocks))
+        self.head = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, d), nn.GELU(), nn.Linear(d, settings.tokens))
+
+    # -- the map, once per scene
+
+    def roadside(self, scenes: SceneTokens, now: int) -> Roadside:
+        """Encodes map and lights of S scenes; ``now`` is the index of the present."""
+        context = self.map_encoder(scenes, now)
+        key_values = tuple(block.map.project(context.features) for block in self.blocks)
+        return Roadside(context, key_values, scenes.light_pose, scenes.light_valid)
+
+    # -- all moments at once
+
+    def forward(self, scenes: SceneTokens, now: int, pose: Tensor | None = None) -> Tensor:
+        """Logits [S, N, K, V] of the token after each moment; ``pose`` [S, N, K, 3] replaces the recorded poses."""
+        return self.logits(self.features(self.roadside(scenes, now), agents_of(scenes, pose)))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits [..., V] of features [..., d]."""
+        return self.head(features)
+
+    def features(self, roadside: Roadside, agents: Agents, hidden: Tensor | None = None) -> Tensor:
+        """Features [B, N, K, d] of all moments, each seeing nothing later than itself.
+
+        ``hidden`` [B, N, K]: moments that a road user does not see of its own past (in training).
+        """
+        B, N, K, _ = agents.pose.shape
+        moments = torch.arange(K, device=agents.pose.device)
+        W = min(self.settings.window, K)
+        rows = moments[:, None] - torch.arange(W, device=moments.device)  # [K, W], newest first
+        there = rows >= 0
+        # A row before the first moment is masked, but no row may stand twice: it takes a later one of its own.
+        rows = torch.where(there, rows, rows + K)
+        pose, valid = agents.pose.flatten(0, 1), agents.valid.flatten(0, 1)  # [B N, K, ...]
+        gap = (moments[:, None] - rows) * TOKEN_S
+        own = relation(pose[:, :, None], pose[:, rows], gap)
+        mask = there & valid[:, rows]
+        if hidden is not None:
+            mask = mask & (~hidden.flatten(0, 1)[:, rows] | (gap == 0))
+        rows = rows.expand(B * N, -1, -1)
+        x, sight = self._embed(agents), self._sight(roadside, agents)
+        for number, block in enumerate(self.blocks):
+            x = x.flatten(0, 1)
+            x = block.past(x, block.past.project(x), mask, rows, own).unflatten(0, (B, N))
+            x = self._around(x, block, roadside.key_values[number], sight)
+        return x
+
+    # -- one moment after another
+
+    def begin(self, roadside: Roadside, agents: Agents) -> tuple[Tensor, Past]:
+        """Features [B, N, d] of the last of K moments, and the past from which :meth:`advance` goes on."""
+        empty = Past(agents.pose[:, :, :0], agents.valid[:, :, :0], self._no_key_values(agents))
+        moments = [agents.moments(k, k + 1) for k in range(agents.pose.shape[2])]
+        features, past = self.advance(roadside, empty, moments[0])
+        for moment in moments[1:]:
+            features, past = self.advance(roadside, past, moment)
+        return features, past
+
+    def advance(self, roadside: Roadside, past: Past, agents: Agents) -> tuple[Tensor, Past]:
+        """Features [B, N, d] of one further moment (K = 1), and the past with it."""
+        B, N = agents.kind.shape
+        pose = torch.cat([past.pose, agents.pose], dim=2)
+        valid = torch.cat([past.valid, agents.valid], dim=2)
+        gap = torch.arange(pose.shape[2] - 1, -1, -1, device=pose.device) * TOKEN_S
+        own = relation(agents.pose[:, :, :, None], pose[:, :, None], gap).flatten(0, 1)  # [B N, 1, W, F]
+        mask = valid.flatten(0, 1)[:, None]
+        x, sight = self._embed(agents), self._sight(roadside, agents)
+        kept = []
+        for number, block in enumerate(self.blocks):
+            key_value = torch.cat([past.key_values[number], block.past.project(x)], dim=2)
+            x = block.past(x.flatten(0, 1), key_value.flatten(0, 1), mask, None, own).unflatten(0, (B, N))
+            x = self._around(x, block, roadside.key_values[number], sight)
+            kept.append(key_value)
+        first = max(pose.shape[2] - (self.settings.window - 1), 0)
+        later = Past(pose[:, :, first:], valid[:, :, first:], tuple(one[:, :, first:] for one in kept))
+        return x[:, :, 0], later
+
+    # -- parts
+
+    def _no_key_values(self, agents: Agents) -> tuple[Tensor, ...]:
+        B, N = agents.kind.shape
+        return tuple(agents.pose.new_zeros(B, N, 0, 2 * self.settings.width) for _ in self.blocks)
+
+    def _embed(self, agents: Agents) -> Tensor:
+        K = agents.pose.shape[2]
+        classes = nn.functional.one_hot(class_of(agents.kind), len(CLASSES)).to(agents.pose.dtype)
+        fixed = torch.cat([agents.size / 5.0, classes, agents.ego[..., None].to(agents.pose.dtype)], dim=-1)
+        x = self.agent(torch.cat([agents.motion, fixed[:, :, None].expand(-1, -1, K, -1)], dim=-1))
+        return x if self.place is None else x + self.place(scene_features(agents.pose))
+
+    def _sight(self, roadside: Roadside, agents: Agents) -> _Sight:
+        """Who sees which pieces, lights and others at each moment; the same in every block."""
+        settings, pose = self.settings, agents.pose
+        B, N = agents.kind.shape
+        everybody = torch.arange(N, device=pose.device)
+        by_moment = pose.transpose(1, 2).flatten(0, 1)  # [B K, N, 3]
+        allowed = agents.valid.transpose(1, 2).flatten(0, 1)[:, None] & (everybody != everybody[:, None])
+        if settings.geometry == "scene":
+            latents = torch.ones(len(roadside.context.features), 1, roadside.context.valid.shape[1], dtype=torch.bool)
+            return _Sight(_Seen(allowed), _Seen(latents.to(pose.device)), None)
+        apart = _distances(by_moment, by_moment)
+        rows, near = nearest_within(apart, allowed, settings.near_agents, settings.radius_agents)
+        others = _Seen(near, rows, relation(by_moment[:, :, None], gather_rows(by_moment, rows)))
+        askers = pose.reshape(B // roadside.rollouts, -1, 3)  # [S, R N K, 3]
+        around = torch.cat([roadside.context.pose, roadside.light_pose], dim=1)
+        distance = _distances(askers, around)
+        pieces = roadside.context.pose.shape[1]
+        in_map, map_near = nearest_within(
+            distance[..., :pieces], roadside.context.valid[:, None], settings.near_map, settings.radius_map
+        )
+        if around.shape[1] == pieces:
+            seen = gather_rows(around, in_map)
+            return _Sight(others, _Seen(map_near, in_map, relation(askers[:, :, None], seen)), None)
+        lit, lit_near = nearest_within(
+            distance[..., pieces:], roadside.light_valid[:, None], settings.near_lights, settings.radius_map
+        )
+        states = agents.light_state.transpose(1, 2)[:, None].expand(-1, N, -1, -1)  # [B, N, K, L]
+        states = states.reshape(*askers.shape[:2], -1).gather(-1, lit)
+        # Every light stands in the table once for each of its states.
+        rows = torch.cat([in_map, pieces + states * (around.shape[1] - pieces) + lit], dim=-1)
+        seen = torch.cat([in_map, pieces + lit], dim=-1)
+        near = torch.cat([map_near, lit_near], dim=-1)
+        return _Sight(
+            others, _Seen(near, rows, relation(askers[:, :, None], gather_rows(around, seen))), around.shape[1] - pieces
+        )
+
+    def _around(self, x: Tensor, block: Block, key_value: Tensor, sight: _Sight) -> Tensor:
+        """Map and lights, then the others: [B, N, K, d] -> [B, N, K, d]; ``key_value`` [S, M, 2 d] of the map."""
+        B, N, K, _ = x.shape
+        if sight.lights is not None:
+            states = block.map.project(self.light.weight)  # [4, 2 d]
+            lit = states[:, None].expand(-1, sight.lights, -1).flatten(0, 1)
+            key_value = torch.cat([key_value, lit.expand(len(key_value), -1, -1)], dim=1)
+        askers = x.reshape(len(key_value), -1, x.shape[-1])
+        seen = sight.map
+        mask = seen.mask.expand(-1, askers.shape[1], -1)
+        x = block.map(askers, key_value, mask, seen.rows, seen.relation).view(B, N, K, -1)
+        by_moment = x.transpose(1, 2).flatten(0, 1)
+        seen = sight.others
+        x = block.others(by_moment, block.others.project(by_moment), seen.mask, seen.rows, seen.relation)
+        return x.unflatten(0, (B, K)).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Neighbours of askers, as :class:`RelativeAttention` takes them."""
+
+    mask: Tensor
+    rows: Tensor | None = None
+    relation: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Sight:
+    others: _Seen
+    map: _Seen
+    lights: int | None  # L, where lights are looked at
+
+
+def _distances(one: Tensor, other: Tensor) -> Tensor:
+    """[..., n, m] m between the positions of poses [..., n, 3] and [..., m, 3]."""
+    return torch.hypot(
+        one[..., :, None, 0] - other[..., None, :, 0], one[..., :, None, 1] - other[..., None, :, 1]
+    )

@@ -1,0 +1,127 @@
+"""A next-token model as a policy of the moving world: it drives any of the road users, whoever drives the others.
+
+Legend: B = S R worlds, N road users (padded), V tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from navsim_ext.closed_loop.kinematics import TOKEN_STEPS
+from navsim_ext.closed_loop.moves import Moves
+from navsim_ext.closed_loop.state import WorldState
+from navsim_ext.errors import DataError
+from navsim_ext.traffic.scene import TrafficScene
+from sim_agents.data.scene_tokens import Bounds, collate, scene_tokens
+from sim_agents.model.network import Agents, NextTokenNetwork, Past, Roadside, last_motion
+from sim_agents.model.sampling import Sampling, keyed_uniform, text_key
+from sim_agents.vocabulary import MotionState, MotionVocabulary, class_of
+
+
+class TokenPolicy:
+    """Samples a token for everybody, jointly, each half second. The map is encoded once per scene, whatever the
+    number of rollouts; what the network saw of the past is kept.
+
+    ``seed`` with scene, rollout, road user and step decides the choices: they depend on nothing else.
+    ``first_rollout`` is the number of the first rollout where rollouts are driven in chunks.
+    """
+
+    def __init__(
+        self,
+        network: NextTokenNetwork,
+        vocabulary: MotionVocabulary,
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        first_rollout: int = 0,
+        pieces: int = 256,
+        name: str = "tokens",
+    ) -> None:
+        if vocabulary.size != network.settings.tokens:
+            raise DataError(f"the network has {network.settings.tokens} tokens, the vocabulary {vocabulary.size}")
+        self.network, self.vocabulary, self.name = network.eval(), vocabulary, name
+        self.sampling = sampling or Sampling()
+        self.seed, self.first_rollout, self.pieces = seed, first_rollout, pieces
+        counts = vocabulary.counts[:, None]
+        self.present = torch.arange(vocabulary.size) < counts  # [C, V]
+        self._side: Roadside | None = None
+        self._past: Past | None = None
+
+    @torch.no_grad()
+    def start(self, state: WorldState, scenes: Sequence[TrafficScene]) -> None:
+        """Encodes the maps and reads the recorded past of everybody."""
+        device, world = state.pose.device, state.scenes
+        self.present = self.present.to(device)
+        bounds = Bounds(agents=world.num_agents, pieces=self.pieces)
+        maps = [scene_tokens(scene, bounds) for scene in scenes]
+        tokens = collate([replace(one, **_cut_past(one, now)) for one, now, _ in maps]).to(device)
+        self._lights = [(one.light_state, now) for one, now, _ in maps]
+        self._light_rows = tokens.light_state.shape[1]
+        self._side = self.network.roadside(tokens, 0).repeat(state.rollouts)
+        B, N = state.present.shape
+        rows = state.scene
+        ego = torch.arange(N, device=device) == world.ego[rows][:, None]
+        self._fixed = {"kind": world.kind[rows], "size": world.size[rows], "ego": ego}
+        ids = np.zeros((len(scenes), N), np.int64)
+        for place, scene in enumerate(scenes):
+            ids[place, : scene.num_agents] = scene.agent_id
+        keys = torch.tensor([text_key(scene.id) for scene in scenes], device=device)[rows][:, None]
+        rollout = torch.arange(B, device=device)[:, None] % state.rollouts + self.first_rollout
+        self._key = (keys, rollout, torch.from_numpy(ids).to(device)[rows])
+        self._past = Past(
+            state.poses[:, :, :0], state.there[:, :, :0],
+            tuple(state.poses.new_zeros(B, N, 0, 2 * self.network.settings.width) for _ in self.network.blocks),
+        )  # fmt: skip
+        first = state.column % TOKEN_STEPS
+        reach = state.column - TOKEN_STEPS * (self.network.settings.window - 1)
+        for column in range(max(first, reach), state.column, TOKEN_STEPS):
+            _, self._past = self.network.advance(self._side, self._past, self._moment(state, column))
+
+    @torch.no_grad()
+    def act(self, state: WorldState) -> Moves:
+        """Poses of the next half second and the log-probability of the choice."""
+        if self._side is None or self._past is None:
+            raise DataError(f"policy {self.name} was asked before it was started")
+        features, self._past = self.network.advance(self._side, self._past, self._moment(state, state.column))
+        B, N = state.present.shape
+        classes = class_of(self._fixed["kind"]).flatten()
+        logits = self.network.logits(features).flatten(0, 1).masked_fill(~self.present[classes], -torch.inf)
+        uniform = keyed_uniform(self.seed, *self._key, state.step).flatten()
+        tokens, logp = self.sampling.sample(logits, uniform)
+        self.last_tokens = tokens.view(B, N)
+        motion = MotionState(state.pose.flatten(0, 1), state.displacement().flatten(0, 1))
+        poses, _ = self.vocabulary.play(motion, classes, tokens)
+        return Moves.poses(poses.view(B, N, TOKEN_STEPS, 3), logp.float().view(B, N))
+
+    def _moment(self, state: WorldState, column: int) -> Agents:
+        """Everybody at one column of the state."""
+        pose, there = state.poses[:, :, column], state.there[:, :, column]
+        before = column - TOKEN_STEPS
+        if before >= 0:
+            known = there & state.there[:, :, before]
+            motion = last_motion(pose, state.poses[:, :, before], known)
+        else:
+            motion = last_motion(pose, pose, torch.zeros_like(there))
+        return Agents(
+            pose[:, :, None], there[:, :, None], motion[:, :, None], self._light_state(state, column), **self._fixed
+        )
+
+    def _light_state(self, state: WorldState, column: int) -> Tensor:
+        """[B, L, 1] states of the lights; after the recording its last state holds on."""
+        later = (column - state.scenes.now) // TOKEN_STEPS
+        whole = torch.zeros(len(self._lights), self._light_rows, dtype=torch.int64)
+        for place, (lights, now) in enumerate(self._lights):
+            if lights.numel():
+                whole[place, : len(lights)] = lights[:, min(max(now + later, 0), lights.shape[1] - 1)]
+        return whole.to(state.pose.device)[state.scene][..., None]
+
+
+def _cut_past(tokens, now: int) -> dict[str, Tensor]:
+    """The present alone, so that scenes of any length share a batch: the map encoder reads nothing else."""
+    names = ("pose", "valid", "displacement", "light_state")
+    return {name: getattr(tokens, name)[:, now : now + 1] for name in names}

@@ -1,0 +1,111 @@
+"""What a checkpoint of a traffic model carries beside its weights, and reading one back.
+
+The vocabulary travels inside: a checkpoint can drive without the folder that it was built in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from navsim_ext.errors import DataError, MissingError
+from navsim_ext.fingerprint import Fingerprint, digest_json
+from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint
+from sim_agents.model.network import NextTokenNetwork
+from sim_agents.model.settings import NetworkSettings
+from sim_agents.vocabulary import MotionVocabulary, ShapeVocabulary, VerletVocabulary
+
+RECORD = "sim_agents"
+PREFIX = "network."
+
+
+@dataclass(frozen=True)
+class LoadedAgents:
+    """A model that can drive: network (in eval mode), vocabulary, and what they were made from."""
+
+    network: NextTokenNetwork
+    vocabulary: MotionVocabulary
+    fingerprint: Fingerprint
+
+
+def agent_record(
+    settings: NetworkSettings, vocabulary: MotionVocabulary, made_from: Fingerprint, scenes: Fingerprint | None
+) -> str:
+    """JSON text of the record."""
+    if isinstance(vocabulary, VerletVocabulary):
+        tables: dict[str, Any] = {"width": vocabulary.width, "changes": vocabulary.changes}
+    else:
+        tables = {"shapes": vocabulary.shapes.tolist(), "counts": vocabulary.counts.tolist()}
+    return json.dumps(
+        {
+            "network": asdict(settings),
+            "vocabulary": made_from.to_json(),
+            "tables": tables,
+            "scenes": None if scenes is None else scenes.to_json(),
+        }
+    )
+
+
+def load_agents(path: str | os.PathLike[str], *, ema: bool | None = None) -> LoadedAgents:
+    """Reads a checkpoint of ``sim_agents.train`` on the CPU. ``ema`` None takes averaged weights where there are some.
+
+    Raises MissingError, DataError for a checkpoint of something else or weights that do not fit its record.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingError(f"checkpoint {path} does not exist: check the path or train it first")
+    checkpoint = load_checkpoint(path)
+    if RECORD not in checkpoint:
+        raise DataError(f"{path} is no checkpoint of sim_agents.train (it has no record {RECORD!r})")
+    record = json.loads(checkpoint[RECORD])
+    averaged = ema_weights(checkpoint)
+    if ema and averaged is None:
+        raise DataError(f"{path} holds no averaged weights, ema=true was asked for")
+    weights = checkpoint["state_dict"] if averaged is None or ema is False else averaged
+    network = NextTokenNetwork(NetworkSettings(**record["network"]))
+    own = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
+    _require_fit(network, own, path)
+    network.load_state_dict(own, strict=True)
+    tables = record["tables"]
+    if "shapes" in tables:
+        vocabulary: MotionVocabulary = ShapeVocabulary(torch.tensor(tables["shapes"]), torch.tensor(tables["counts"]))
+    else:
+        vocabulary = VerletVocabulary(tables["width"], tables["changes"])
+    parents = {"vocabulary": Fingerprint.from_json(record["vocabulary"])}
+    if record["scenes"] is not None:
+        parents["scenes"] = Fingerprint.from_json(record["scenes"])
+    digest = digest_json({name: [float(value.double().sum()), float(value.double().pow(2).sum())]
+                          for name, value in sorted(own.items())})  # fmt: skip
+    fingerprint = Fingerprint(RECORD, {"network": record["network"], "weights": digest}, parents, {"path": str(path)})
+    return LoadedAgents(network.eval(), vocabulary, fingerprint)
+
+
+def initialise(
+    network: NextTokenNetwork, path: str | os.PathLike[str], settings: NetworkSettings, made_from: Fingerprint
+) -> None:
+    """Takes the weights of another run of the same network and vocabulary; raises DataError naming what differs."""
+    loaded = load_agents(path)
+    if loaded.network.settings != settings:
+        raise DataError(f"{path} has the network {loaded.network.settings}, the configured one is {settings}")
+    theirs = loaded.fingerprint.parents["vocabulary"]
+    theirs.require_equal(
+        made_from, mine=f"the vocabulary of {path}", theirs="the configured one", remedy="set vocabulary to its folder"
+    )
+    network.load_state_dict(loaded.network.state_dict(), strict=True)
+
+
+def _require_fit(network: NextTokenNetwork, weights: dict[str, torch.Tensor], path: Path) -> None:
+    wanted = network.state_dict()
+    wrong = sorted(set(wanted) ^ set(weights))
+    wrong += [
+        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(wanted[name].shape)} by its record"
+        for name in sorted(set(wanted) & set(weights))
+        if wanted[name].shape != weights[name].shape
+    ]
+    if wrong:
+        raise DataError(f"{path}: weights do not fit the recorded network: {'; '.join(wrong[:8])}")
