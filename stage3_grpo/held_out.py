@@ -88,7 +88,7 @@ class HeldOut:
         """Mean of every score over valid scenes; ``invalid_rate`` says how many were not."""
         tokens = sorted(plans)
         trajectories = np.stack([plans[token] for token in tokens])
-        scores = self.scorer.score(tokens, trajectories)
+        scores = self.scorer.score(tokens, trajectories, **self.reward.scoring)
         means = {}
         for name in SCORES:
             values = scores[name][scores.valid_for(name)]

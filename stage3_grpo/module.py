@@ -170,7 +170,8 @@ class GrpoModule(pl.LightningModule):
             raise NoValidReward("no training scene has both a metric cache and a recorded drive to try the scorer on")
         trajectories = torch.cat([sample.target for sample in targets]).double().numpy()
         tokens = [sample.token[0] for sample in targets]
-        scores = self.scorer.score(tokens, trajectories, self.reward.score.weights if self.reward.score else None)
+        weights = self.reward.score.weights if self.reward.score else None
+        scores = self.scorer.score(tokens, trajectories, weights, **self.reward.scoring)
         if not scores.valid.any():
             raise NoValidReward(
                 f"none of the recorded drives of {tokens} could be scored ({scores.reason[0]}): check with "
@@ -316,6 +317,7 @@ class GrpoModule(pl.LightningModule):
             "stopped_by_alarm": self.stopped_by_alarm,
             "reference": self.reference.fingerprint.to_json(),
             "scorer": self.scorer.fingerprint.to_json(),
+            "traffic": self.reward.traffic,
             "algorithm": self.algorithm.name,
             "held_out": self.held_out.state_dict() if self.held_out else {},
         }
@@ -333,6 +335,12 @@ class GrpoModule(pl.LightningModule):
         )  # fmt: skip
         if state["stopped_by_alarm"] and any(getattr(each, "can_stop", False) for each in self.trainer.callbacks):
             raise self.stopped("an alarm stopped this run, and it does not go on of itself")
+        before = state.get("traffic", "log_replay")
+        if before != self.reward.traffic:
+            raise AlgorithmError(
+                f"the checkpoint was rewarded in traffic {before}, this run is in {self.reward.traffic}: set "
+                f"reward.traffic={before}, or start afresh with resume=never"
+            )
         self.rollouts, self.bc_boost = int(state["rollouts"]), float(state["bc_boost"])
         self.invalid_batches = int(state["invalid_batches"])
         self.held_out = HeldOut(self.reward, self.scorer, self.validation_seed)

@@ -9,7 +9,11 @@ Formats: v1.1 ``predictions``; v2.2 ``first_stage_predictions`` and ``second_sta
 
     python -m navsim_ext.devkit.submission trajectories=SCORES/trajectories.parquet output=submission.pkl \\
         team.name=... team.authors=... team.email=... team.institution=... team.country=... [tokens=FILE]
-    python -m navsim_ext.devkit.submission check=submission.pkl [tokens=FILE] [metric_cache=DIR]
+    python -m navsim_ext.devkit.submission check=submission.pkl [tokens=FILE | split_config=YAML] [metric_cache=DIR]
+    python -m navsim_ext.devkit.submission merge=[a.pkl,b.pkl] output=submission.pkl [split_config=YAML]
+
+Both stages of NAVSIM 2: ``split_config`` names the expected tokens; predictions of 17-character tokens go into the
+second stage, and with a metric cache the dry run is the two-stage protocol.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +35,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.files import write_atomic
 from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S
-from navsim_ext.readers import restricted_pickle
+from navsim_ext.readers import read_split, restricted_pickle
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.parquet import read_table
+from navsim_ext.scene import SYNTHETIC_TOKEN_LENGTH
 
 TEAM_FIELDS = {"team_name": "name", "authors": "authors", "email": "email", "institution": "institution",
                "country / region": "country"}  # fmt: skip
@@ -47,18 +54,18 @@ class InvalidSubmission(DataError):
 class TrajectorySampling:
     """Stands for nuPlan's class of that name: the same attributes, none of its code."""
 
-    def __init__(self) -> None:
-        self.num_poses = NUM_FUTURE_POSES
-        self.time_horizon = NUM_FUTURE_POSES * POSE_INTERVAL_S
-        self.interval_length = POSE_INTERVAL_S
+    def __init__(self, num_poses: int = NUM_FUTURE_POSES, interval_length: float = POSE_INTERVAL_S) -> None:
+        self.num_poses = num_poses
+        self.time_horizon = num_poses * interval_length
+        self.interval_length = interval_length
 
 
 class Trajectory:
-    """Stands for NAVSIM's class of that name; poses [8,3] float32 in the ego frame."""
+    """Stands for NAVSIM's class of that name; poses [n,3] float32 in the ego frame, ``interval`` seconds apart."""
 
-    def __init__(self, poses: NDArray[np.float32]) -> None:
+    def __init__(self, poses: NDArray[np.float32], interval: float = POSE_INTERVAL_S) -> None:
         self.poses = poses
-        self.trajectory_sampling = TrajectorySampling()
+        self.trajectory_sampling = TrajectorySampling(len(poses), interval)
 
 
 STAND_INS = {
@@ -92,6 +99,22 @@ def _original_names() -> Iterator[None]:
                     sys.modules.pop(name, None)
 
 
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """A submission as it was read. ``malformed`` says per token what is wrong with it; those are not in the stages."""
+
+    version: str
+    team: Mapping[str, Any]
+    stages: tuple[Mapping[str, NDArray[np.float32]], ...]  # of v1.1 one, of v2.2 two: token -> poses [n,3]
+    intervals: Mapping[str, float]  # token -> s between poses
+    malformed: Mapping[str, str]
+
+    @property
+    def poses(self) -> dict[str, NDArray[np.float32]]:
+        """Of all stages."""
+        return {token: poses for stage in self.stages for token, poses in stage.items()}
+
+
 def write_submission(
     path: str | os.PathLike[str],
     trajectories: Mapping[str, NDArray],
@@ -99,69 +122,126 @@ def write_submission(
     *,
     version: str = "v2.2",
     expected_tokens: Sequence[str] | None = None,
+    second_stage: Mapping[str, NDArray] | None = None,
+    expected_second_stage: Sequence[str] | None = None,
+    interval: float = POSE_INTERVAL_S,
 ) -> None:
     """Writes the submission atomically and reads it back through :func:`check_submission` first.
 
-    ``trajectories``: token -> poses [8,3], ego frame, metres and radians. ``team``: name, authors, email, institution,
-    country. Raises InvalidSubmission for anything that the server would reject or score as a failure.
+    ``trajectories``: token -> poses [n,3], ego frame, metres and radians, ``interval`` seconds apart; ``second_stage``
+    likewise (v2.2 only). ``team``: name, authors, email, institution, country. Raises InvalidSubmission for anything
+    that the server would reject or score as a failure.
     """
     if version not in PREDICTIONS:
         raise InvalidSubmission(f"version {version!r} is not one of {sorted(PREDICTIONS)}")
-    predictions = {token: Trajectory(np.asarray(poses, dtype=np.float32)) for token, poses in trajectories.items()}
-    first, *rest = PREDICTIONS[version]
+    if second_stage and version != "v2.2":
+        raise InvalidSubmission(f"{version} knows no second stage; {len(second_stage)} of its predictions were given")
+    stages = [
+        {token: Trajectory(np.asarray(poses, dtype=np.float32), interval) for token, poses in stage.items()}
+        for stage in (trajectories, second_stage or {})
+    ]
     submission: dict[str, Any] = {field: team.get(key) for field, key in TEAM_FIELDS.items()}
-    submission |= {first: [predictions]} | {key: [{}] for key in rest}
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    submission |= {key: [stage] for key, stage in zip(PREDICTIONS[version], stages)}
     with _original_names():
         content = pickle.dumps(submission, protocol=4)
-    with open(temporary, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        check_submission(temporary, expected_tokens)
-    except InvalidSubmission:
-        temporary.unlink()
-        raise
-    os.replace(temporary, target)
+        draft.write_bytes(content)
+        check_submission(draft, expected_tokens, expected_second_stage)
+        write_atomic(target, content)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def check_submission(
-    path: str | os.PathLike[str], expected_tokens: Sequence[str] | None = None
-) -> dict[str, NDArray[np.float32]]:
-    """Reads a submission and returns {token: poses}; raises InvalidSubmission naming the first thing that is wrong."""
+def read_submission(path: str | os.PathLike[str]) -> Submission:
+    """Reads every stage, token, type, sampling and value. A bad token is kept out and named in ``malformed``.
+
+    Raises InvalidSubmission where the file as a whole is no submission.
+    """
     content = restricted_pickle.load(path, also_allowed=restricted_pickle.holders(STAND_INS))
     if not isinstance(content, dict):
         raise InvalidSubmission(f"{path} holds a {type(content).__name__}; a dict was expected")
-    for field in TEAM_FIELDS:
-        value = content.get(field)
-        if not isinstance(value, str | list) or not value:
-            raise InvalidSubmission(f"{path}: the field {field!r} is empty or no text; the server wants it")
     version = next((v for v, keys in PREDICTIONS.items() if keys[0] in content), None)
     if version is None:
         keys = sorted(map(str, content))
         raise InvalidSubmission(f"{path} has keys {keys!r:.200}: neither v1.1 nor v2.2 predictions are among them")
-    first = content[PREDICTIONS[version][0]]
-    if not isinstance(first, list) or len(first) != 1 or not isinstance(first[0], dict):
-        raise InvalidSubmission(f"{path}: {PREDICTIONS[version][0]} must be a list of one dict of token to Trajectory")
-    strange = next((token for token in first[0] if not isinstance(token, str)), None)
-    if strange is not None:
-        raise InvalidSubmission(f"{path}: the token {strange!r:.60} is no text")
-    poses = {token: _checked_poses(path, token, trajectory) for token, trajectory in first[0].items()}
-    if not poses:
+    stages: list[dict[str, NDArray[np.float32]]] = []
+    intervals: dict[str, float] = {}
+    malformed: dict[str, str] = {}
+    for key in PREDICTIONS[version]:
+        found = content.get(key)
+        if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], dict):
+            raise InvalidSubmission(f"{path}: {key} must be a list of one dict of token to Trajectory")
+        stage: dict[str, NDArray[np.float32]] = {}
+        for token, trajectory in found[0].items():
+            if not isinstance(token, str):
+                raise InvalidSubmission(f"{path}: the token {token!r:.60} of {key} is no text")
+            if token in intervals:
+                raise InvalidSubmission(f"{path}: token {token} stands in both stages")
+            try:
+                stage[token] = _checked_poses(path, token, trajectory)
+                intervals[token] = float(trajectory.trajectory_sampling.interval_length)
+            except DataError as error:  # a field that is absent, as well
+                malformed[token] = str(error)
+        stages.append(stage)
+    return Submission(
+        version, {field: content.get(field) for field in TEAM_FIELDS}, tuple(stages), intervals, malformed
+    )
+
+
+def check_submission(
+    path: str | os.PathLike[str],
+    expected_tokens: Sequence[str] | None = None,
+    expected_second_stage: Sequence[str] | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """Reads a submission and returns {token: poses} of all stages; raises InvalidSubmission naming what is wrong."""
+    found = read_submission(path)
+    for field, value in found.team.items():
+        if not isinstance(value, str | list) or not value:
+            raise InvalidSubmission(f"{path}: the field {field!r} is empty or no text; the server wants it")
+    if found.malformed:
+        first = next(iter(found.malformed.values()))
+        raise InvalidSubmission(f"{first} ({len(found.malformed)} tokens are malformed)")
+    if not found.stages[0]:
         raise InvalidSubmission(f"{path} predicts 0 tokens")
-    counts = {len(found): token for token, found in poses.items()}
+    counts = {len(poses): token for token, poses in found.poses.items()}
     if len(counts) > 1:
         raise InvalidSubmission(f"{path} mixes samplings: tokens with {counts} poses; give every token the same")
-    if expected_tokens is not None:
-        missing, extra = sorted(set(expected_tokens) - poses.keys()), sorted(poses.keys() - set(expected_tokens))
+    expected = (expected_tokens, expected_second_stage)
+    for number, (stage, wanted) in enumerate(zip(found.stages, expected), start=1):
+        if wanted is None:
+            continue
+        missing, extra = sorted(set(wanted) - stage.keys()), sorted(stage.keys() - set(wanted))
         if missing or extra:
             raise InvalidSubmission(
-                f"{path}: {len(missing)} expected tokens are missing (e.g. {missing[:3]}) and {len(extra)} are unknown "
-                f"(e.g. {extra[:3]}); the server scores a missing token as a failure. Plan the whole split"
+                f"{path}, stage {number}: {len(missing)} expected tokens are missing (e.g. {missing[:3]}) and "
+                f"{len(extra)} are unknown (e.g. {extra[:3]}); the server scores a missing token as a failure. Plan "
+                "the whole split"
             )
-    return poses
+    return found.poses
+
+
+def merge_submissions(paths: Sequence[str | os.PathLike[str]]) -> Submission:
+    """Several parts of one submission as one; the team is the first part's.
+
+    Raises InvalidSubmission when versions differ, a part is malformed, or two parts predict a token differently.
+    """
+    parts = [read_submission(path) for path in paths]
+    if len({part.version for part in parts}) != 1:
+        raise InvalidSubmission(f"{[str(path) for path in paths]} are of versions {[part.version for part in parts]}")
+    stages: list[dict[str, NDArray[np.float32]]] = [{} for _ in parts[0].stages]
+    intervals: dict[str, float] = {}
+    for path, part in zip(paths, parts):
+        if part.malformed:
+            raise InvalidSubmission(next(iter(part.malformed.values())))
+        for merged, stage in zip(stages, part.stages):
+            for token, poses in stage.items():
+                if token in merged and not np.array_equal(merged[token], poses):
+                    raise InvalidSubmission(f"{path}: token {token} is predicted differently by an earlier part")
+                merged[token] = poses
+        intervals |= part.intervals
+    return Submission(parts[0].version, parts[0].team, tuple(stages), intervals, {})
 
 
 def _checked_poses(path: str | os.PathLike[str], token: str, trajectory: object) -> NDArray[np.float32]:
@@ -178,6 +258,11 @@ def _checked_poses(path: str | os.PathLike[str], token: str, trajectory: object)
         raise InvalidSubmission(
             f"{path}: token {token} has poses {poses.shape} for {count!s:.40} poses every "
             f"{interval!s:.40} s over {horizon!s:.40} s"
+        )
+    if interval <= 0.0 or horizon < NUM_FUTURE_POSES * POSE_INTERVAL_S - 1e-6:
+        raise InvalidSubmission(
+            f"{path}: token {token} has poses {poses.shape} every {interval} s, which cover {horizon} s; at least "
+            f"{NUM_FUTURE_POSES * POSE_INTERVAL_S:g} s are needed"
         )
     if not np.isfinite(poses).all():
         raise InvalidSubmission(f"{path}: token {token} has a pose that is not finite")
@@ -206,12 +291,29 @@ def dry_run(poses: Mapping[str, NDArray], metric_cache_folder: str) -> pd.DataFr
     return result.to_frame()
 
 
-@job("submission")
-def main(cfg: DictConfig) -> None:
-    console = Console()
-    tokens = read_tokens(cfg.tokens)
-    if cfg.check:
-        path = cfg.check
+def two_stage_dry_run(path: str | os.PathLike[str], metric_cache_folder: str, split_config: str) -> list[str]:
+    """What the two-stage protocol gives for a submission (reactive traffic, human filter), as lines to print."""
+    from navsim_ext.evaluation import two_stage_file as two_stage
+    from navsim_ext.metric_cache.schema import MetricCache
+
+    cache, options = MetricCache(metric_cache_folder), two_stage.Options()
+    split = two_stage.open_split({"split_config": split_config}, cache)
+    snapshot = two_stage.take_snapshot(split, cache, options)
+    (result,) = two_stage.evaluate_planners(two_stage.read_planners(path), split, cache, options).values()
+    named = zip(("one", "two", "combined"), result.stages["score"])
+    scores = ", ".join(f"{stage} {100 * value:.2f}" for stage, value in named)
+    groups = f"{int(result.groups['valid'].sum())} of {len(result.groups)} groups"
+    bad = [f"  {reason}" for reason in result.groups.loc[~result.groups["valid"], "reason"].head(5)]
+    return [f"dry run, two stages: {scores}, over {groups}", *bad, snapshot.line()]
+
+
+def _write(cfg: DictConfig, expected: tuple[Sequence[str] | None, Sequence[str] | None]) -> None:
+    """Writes ``cfg.output`` from a table of trajectories, or from several submissions."""
+    if cfg.merge:
+        merged = merge_submissions(list(cfg.merge))
+        team = {key: merged.team[field] for field, key in TEAM_FIELDS.items()}
+        first, second, version = merged.stages[0], (*merged.stages, {})[1], merged.version
+        intervals = set(merged.intervals.values())
     else:
         if not Path(cfg.trajectories).is_file():
             raise MissingError(f"trajectories={cfg.trajectories} does not exist: give what the scoring command wrote")
@@ -221,11 +323,38 @@ def main(cfg: DictConfig) -> None:
         if len(names) != 1:
             raise DataError(f"{cfg.trajectories} holds planners {names}; a submission is of one planner")
         poses = {row.token: np.asarray(row.poses).reshape(-1, 3) for row in table.itertuples()}
-        write_submission(cfg.output, poses, cfg.team, version=cfg.version, expected_tokens=tokens)
-        path = cfg.output
-    poses = check_submission(path, tokens)
-    console.print(f"{path}: {len(poses)} tokens, format and values are valid", soft_wrap=True)
-    if cfg.metric_cache:
+        first = {token: value for token, value in poses.items() if len(token) != SYNTHETIC_TOKEN_LENGTH}
+        second = {token: value for token, value in poses.items() if len(token) == SYNTHETIC_TOKEN_LENGTH}
+        intervals = set(table["interval"]) if "interval" in table else {POSE_INTERVAL_S}
+        team, version = cfg.team, cfg.version
+    if len(intervals) != 1:
+        raise InvalidSubmission(f"poses are {sorted(intervals)} s apart; a submission has one sampling")
+    write_submission(
+        cfg.output, first, team, version=version, expected_tokens=expected[0], second_stage=second,
+        expected_second_stage=expected[1], interval=float(intervals.pop()),
+    )  # fmt: skip
+
+
+@job("submission")
+def main(cfg: DictConfig) -> None:
+    console = Console()
+    expected: tuple[Sequence[str] | None, Sequence[str] | None] = (read_tokens(cfg.tokens), None)
+    if cfg.split_config:
+        if cfg.tokens:
+            raise DataError("split_config names the tokens of both stages; leave tokens out")
+        split = read_split(cfg.split_config)
+        expected = (split.first_stage_tokens, split.second_stage_tokens)
+    path = cfg.check or cfg.output
+    if not cfg.check:
+        _write(cfg, expected)
+    poses = check_submission(path, *expected)
+    stages = read_submission(path).stages
+    counts = " + ".join(str(len(stage)) for stage in stages)
+    console.print(f"{path}: {counts} tokens, format and values are valid", soft_wrap=True)
+    if cfg.metric_cache and cfg.split_config:
+        for line in two_stage_dry_run(path, cfg.metric_cache, cfg.split_config):
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+    elif cfg.metric_cache:
         frame = dry_run(poses, cfg.metric_cache)
         valid = frame[frame["valid"]]
         console.print(

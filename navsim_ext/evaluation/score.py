@@ -25,6 +25,7 @@ from navsim_ext.files import atomic_file, write_json_atomic
 from navsim_ext.fingerprint import Fingerprint, digest_tokens, package_versions
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import RewardWeights, arithmetic, scorer_fingerprint
+from navsim_ext.pdm.version import require_traffic
 from navsim_ext.planners import Planner
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
@@ -44,6 +45,7 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
     """Runs the command and returns the per-token table. Raises NothingScored when no row is valid (require_valid)."""
     output = Path(cfg.output_dir)
     verdict = arithmetic.verdict()
+    require_traffic(cfg.traffic)
     dataset = SceneDataset(cfg.data.index, sensor_root=cfg.data.sensor_root, cameras=list(cfg.data.cameras))
     cache = MetricCache(cfg.metric_cache)
     covered = sum(token in cache for token in dataset.tokens)
@@ -74,11 +76,12 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
         cfg.metric_cache,
         two_frame=cfg.two_frame,
         reward=RewardWeights(**cfg.reward) if cfg.reward else None,
+        traffic=cfg.traffic,
         workers=cfg.workers,
         num_workers=cfg.num_workers,
         ray_address=cfg.ray_address,
     )
-    what = identity(scores, split=cfg.data.split or "")
+    what = identity(scores, split=cfg.data.split or "") | {"traffic": cfg.traffic}
     fingerprint = Fingerprint(
         "scores",
         {
@@ -87,7 +90,7 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
             "tokens": digest_tokens(scores["token"]),
             "split": what["split"],
         },
-        {"scorer": scorer_fingerprint(), "planned": made, "metric_cache": cache.fingerprint},
+        {"scorer": scorer_fingerprint(cfg.traffic), "planned": made, "metric_cache": cache.fingerprint},
         {"doctor": verdict, "versions": package_versions("numpy", "scipy", "numba", "torch")},
     )
     write_table(output / SCORES_FILE, scores)

@@ -25,10 +25,10 @@ class PartWorker:
     """Scores one part after another; the metric cache is opened once. ``threads`` 0: as many as there are cores."""
 
     def __init__(
-        self, metric_cache: str, two_frame: bool, reward: RewardWeights | None, threads: int, name: str
+        self, metric_cache: str, two_frame: bool, reward: RewardWeights | None, threads: int, traffic: str, name: str
     ) -> None:
         self.cache = MetricCache(metric_cache)
-        self.two_frame, self.reward, self.threads = two_frame, reward, threads or None
+        self.two_frame, self.options = two_frame, {"reward": reward, "threads": threads or None, "traffic": traffic}
 
     def process(self, table: pd.DataFrame) -> pd.DataFrame:
         """Score rows of one part, in its order: the columns of ``table`` but ``poses``, then validity and scores."""
@@ -36,9 +36,9 @@ class PartWorker:
         poses = np.stack([np.asarray(row, dtype=np.float64).reshape(-1, 3) for row in table["poses"]])
         if self.two_frame:
             names = table["name"].tolist()
-            result = score_pairs(tokens, poses, self.cache, names=names, reward=self.reward, threads=self.threads)
+            result = score_pairs(tokens, poses, self.cache, names=names, **self.options)
         else:
-            result = score(tokens, poses, self.cache, reward=self.reward, threads=self.threads)
+            result = score(tokens, poses, self.cache, **self.options)
         scores = result.to_frame().drop(columns="token")
         return pd.concat([table.drop(columns="poses").reset_index(drop=True), scores], axis=1)
 
@@ -52,6 +52,7 @@ def score_table(
     *,
     two_frame: bool = True,
     reward: RewardWeights | None = None,
+    traffic: str = "log_replay",
     workers: str = "sequential",
     num_workers: int = 1,
     ray_address: str | None = None,
@@ -66,7 +67,7 @@ def score_table(
         raise DataError("there are 0 trajectories to score: check the split and the planner")
     parts = list(_parts(table))
     threads = 0 if workers == "sequential" else 1
-    make = partial(PartWorker, os.fspath(metric_cache), two_frame, reward, threads)
+    make = partial(PartWorker, os.fspath(metric_cache), two_frame, reward, threads, traffic)
     scored = spread(make, parts, kind=workers, num_workers=num_workers, ray_address=ray_address)
     rows = [part.set_index(parts[number].index) for number, part in track(scored, "scoring (parts)", total=len(parts))]
     joined = pd.concat(rows)

@@ -76,9 +76,10 @@ def identity_line(what: Mapping[str, Any], fingerprint: Fingerprint | None = Non
     approx = " | maps of approximate origin (label approx): not comparable with NAVSIM's" if _is_approx(what) else ""
     scorer = f" | scorer {fingerprint.digest[:12]}" if fingerprint else ""
     split = what["split"] or "(unnamed split)"
-    return (
-        f"{split}: {what['tokens']} tokens in {what['logs']} logs{part} | tokens {what['token_digest']}{scorer}{approx}"
-    )
+    traffic = what.get("traffic", "log_replay")
+    world = "" if traffic == "log_replay" else f" | traffic {traffic}: not comparable with scores on log replay"
+    scored = f"{split}: {what['tokens']} tokens in {what['logs']} logs{part} | tokens {what['token_digest']}"
+    return f"{scored}{scorer}{world}{approx}"
 
 
 def _is_approx(what: Mapping[str, Any]) -> bool:

@@ -76,7 +76,20 @@ class Options:
 
 
 def read_planners(path: str | os.PathLike[str]) -> dict[str, Trajectories]:
-    """Trajectories by planner, in the order of IN. Raises MissingError, or DataError for what is no table of them."""
+    """Trajectories by planner, in the order of IN; a submission (``*.pkl``) is one planner, named after its team.
+
+    Raises MissingError, or DataError for what is neither.
+    """
+    if Path(path).suffix == ".pkl":
+        from navsim_ext.devkit.submission import read_submission
+
+        found = read_submission(path)
+        tokens = [*found.poses, *found.malformed]
+        poses = [np.asarray(values, dtype=np.float64) for values in found.poses.values()]
+        poses += [np.zeros((0, 3))] * len(found.malformed)
+        bad = dict(enumerate(found.malformed.values(), start=len(found.poses)))
+        intervals = [found.intervals.get(token, POSE_INTERVAL_S) for token in tokens]
+        return {str(found.team["team_name"] or "submission"): Trajectories(tokens, poses, intervals, bad)}
     from navsim_ext.evaluation.score_file import trajectory_table
 
     table = trajectory_table(path, ("token", "name", "poses"))

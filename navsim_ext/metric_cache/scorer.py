@@ -18,10 +18,12 @@ from navsim_ext.errors import TriviumError
 from navsim_ext.fingerprint import Fingerprint, flatten_json
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import PdmResult, RewardWeights, score
+from navsim_ext.pdm.columns import COLUMNS
 
 log = logging.getLogger(__name__)
 
 MAX_LISTED = 20
+V1_ONLY = tuple(name for name in COLUMNS if name.startswith("v1_") or name == "pdms_v1")
 
 
 class CoverageError(TriviumError):
@@ -75,15 +77,35 @@ class PdmScorer:
             log.warning(message)
         return missing
 
-    def score(self, tokens: Sequence[str], trajectories: ArrayLike, reward: RewardWeights | None = None) -> PdmResult:
-        """Scores [N,8,3] now; ``tokens`` may repeat. Tokens without a record are invalid, not 0."""
-        return score(list(tokens), trajectories, self.cache, reward=reward)
+    def score(
+        self,
+        tokens: Sequence[str],
+        trajectories: ArrayLike,
+        reward: RewardWeights | None = None,
+        traffic: str = "log_replay",
+    ) -> PdmResult:
+        """Scores [N,8,3] now; ``tokens`` may repeat. Tokens without a record are invalid, not 0.
+
+        Under another ``traffic`` than log replay v2 is scored in it, and v1, which knows no other, on log replay.
+        """
+        if traffic == "log_replay":
+            return score(list(tokens), trajectories, self.cache, reward=reward)
+        result = score(list(tokens), trajectories, self.cache, reward=reward, traffic=traffic)
+        replayed = score(list(tokens), trajectories, self.cache, versions=("v1",))
+        known = result.valid & replayed.valid
+        for name in V1_ONLY:
+            result[name][known] = replayed[name][known]  # a view of the result's values
+        return result
 
     def submit(
-        self, tokens: Sequence[str], trajectories: ArrayLike, reward: RewardWeights | None = None
+        self,
+        tokens: Sequence[str],
+        trajectories: ArrayLike,
+        reward: RewardWeights | None = None,
+        traffic: str = "log_replay",
     ) -> Future[PdmResult]:
         """As :meth:`score` in the background; the compiled kernels leave Python's lock to others."""
-        return self._pool.submit(self.score, list(tokens), trajectories, reward)
+        return self._pool.submit(self.score, list(tokens), trajectories, reward, traffic)
 
 
 def require_fields(fingerprint: Fingerprint, expect: Mapping[str, Any], where: str) -> None:

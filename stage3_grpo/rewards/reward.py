@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
 from navsim_ext.pdm.reward import RewardWeights
+from navsim_ext.pdm.version import require_traffic
 from stage3_grpo.rewards.kinematics import Motion, motion, reverses, stands
 from stage3_grpo.rewards.terms import MotionTerm, PdmTerm
 
@@ -30,7 +31,7 @@ class Scorer(Protocol):
     """What a reward needs of a scorer."""
 
     def submit(
-        self, tokens: Sequence[str], trajectories: Array, reward: RewardWeights | None = None
+        self, tokens: Sequence[str], trajectories: Array, reward: RewardWeights | None = None, **scoring: str
     ) -> Future[PdmResult]: ...
 
 
@@ -50,9 +51,18 @@ class Scores:
 
 
 class Reward:
-    """``score``: the PDM term (None: trajectory terms only); ``terms``: named trajectory terms."""
+    """``score``: the PDM term (None: trajectory terms only); ``terms``: named trajectory terms; ``traffic``: what the
+    other road users do while v2 is scored (log_replay, reactive, constant_velocity)."""
 
-    def __init__(self, score: PdmTerm | None, terms: Mapping[str, MotionTerm] | None = None) -> None:
+    def __init__(
+        self, score: PdmTerm | None, terms: Mapping[str, MotionTerm] | None = None, traffic: str = "log_replay"
+    ) -> None:
+        self.traffic = require_traffic(traffic)
+        if traffic != "log_replay" and (score is None or score.version != "v2"):
+            raise DataError(
+                f"reward.traffic={traffic} is NAVSIM 2's, and this reward has no v2 score: take reward=epdms, or "
+                "reward.score.version=v2"
+            )
         self.score = score
         self.terms = {name: term for name, term in (terms or {}).items() if term is not None}
         if self.score is None and not self.terms:
@@ -60,6 +70,11 @@ class Reward:
         idle = [name for name, term in self.terms.items() if term.weight == 0]
         if idle:
             raise DataError(f"reward terms {idle} have weight 0 and no effect: remove them (null) or weigh them")
+
+    @property
+    def scoring(self) -> dict[str, str]:
+        """What the scorer is told besides the weights: nothing, where traffic is as recorded."""
+        return {} if self.traffic == "log_replay" else {"traffic": self.traffic}
 
     @property
     def judge(self) -> str:
@@ -73,7 +88,8 @@ class Reward:
             rows = np.flatnonzero(~np.isfinite(trajectories).reshape(len(trajectories), -1).all(1))
             raise DataError(f"the policy produced trajectories that are not finite, first for token {tokens[rows[0]]}")
         weights = self.score.weights if self.score else None
-        return PendingScores(self, scorer.submit(tokens, trajectories, weights), trajectories, history, status)
+        future = scorer.submit(tokens, trajectories, weights, **self.scoring)
+        return PendingScores(self, future, trajectories, history, status)
 
     def finish(self, pdm: PdmResult, moved: Motion, trajectories: Array) -> Scores:
         values = {name: term.value(moved) for name, term in self.terms.items()}

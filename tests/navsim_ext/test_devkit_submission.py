@@ -8,10 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from golden_scenes import unpack_small
+from two_stage_golden import golden_groups, predictions
 
 from navsim_ext.devkit import submission
-from navsim_ext.devkit.submission import InvalidSubmission, check_submission, dry_run, write_submission
+from navsim_ext.devkit.submission import (
+    InvalidSubmission,
+    check_submission,
+    dry_run,
+    merge_submissions,
+    read_submission,
+    write_submission,
+)
 from navsim_ext.evaluation.score_file import score_file
+from navsim_ext.evaluation.two_stage import evaluate
+from navsim_ext.evaluation.two_stage_file import read_planners
 from navsim_ext.metric_cache.build import build
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.metric_cache.settings import BuildSettings
@@ -87,3 +97,72 @@ def test_the_dry_run_scores_as_a_score_file_does(tmp_path):
     assert frame["v2_ec"].notna().any()
     for column in SCORE_COLUMNS:
         np.testing.assert_array_equal(frame[column], expected[column], err_msg=column)
+
+
+SECOND = {f"{i:017x}": np.arange(24, dtype=np.float64).reshape(8, 3) - i for i in range(2)}
+
+
+def test_both_stages_are_written_read_and_checked(tmp_path):
+    path = tmp_path / "s.pkl"
+    write_submission(
+        path, POSES, TEAM, second_stage=SECOND, expected_tokens=list(POSES), expected_second_stage=list(SECOND)
+    )
+    found = read_submission(path)
+    assert [set(stage) for stage in found.stages] == [set(POSES), set(SECOND)]
+    assert set(found.intervals.values()) == {0.5}
+    with pytest.raises(InvalidSubmission, match=r"stage 2: 0 expected tokens are missing .* and 1 are unknown"):
+        check_submission(path, list(POSES), list(SECOND)[:1])
+    with pytest.raises(InvalidSubmission, match="knows no second stage"):
+        write_submission(path, POSES, TEAM, version="v1.1", second_stage=SECOND)
+    dense = {token: np.zeros((40, 3)) for token in POSES}
+    write_submission(path, dense, TEAM, interval=0.1)
+    assert set(read_submission(path).intervals.values()) == {0.1}
+
+
+def test_every_token_of_every_stage_is_looked_at(tmp_path):
+    """Lists instead of trajectories, short samplings, NaN: named and counted, and the good tokens stay."""
+    path = tmp_path / "s.pkl"
+    bad_second = dict(SECOND)
+    with submission._original_names():
+        stages = [{t: submission.Trajectory(np.float32(p)) for t, p in part.items()} for part in (POSES, bad_second)]
+        tokens = [*stages[0], *stages[1]]
+        stages[0][tokens[0]] = np.zeros((8, 3)).tolist()
+        stages[0][tokens[1]] = submission.Trajectory(np.zeros((8, 3), np.float32), 0.1)
+        stages[1][tokens[3]] = submission.Trajectory(np.full((8, 3), np.nan, np.float32))
+        fields = dict.fromkeys(submission.TEAM_FIELDS, "x")
+        keys = submission.PREDICTIONS["v2.2"]
+        path.write_bytes(pickle.dumps(fields | {key: [stage] for key, stage in zip(keys, stages)}, protocol=4))
+    found = read_submission(path)
+    assert set(found.malformed) == {tokens[0], tokens[1], tokens[3]}
+    assert "a Trajectory was expected" in found.malformed[tokens[0]]
+    assert "cover" in found.malformed[tokens[1]]
+    assert "not finite" in found.malformed[tokens[3]]
+    assert set(found.poses) == {tokens[2], tokens[4]}
+    with pytest.raises(InvalidSubmission, match="3 tokens are malformed"):
+        check_submission(path)
+
+
+def test_parts_are_merged_and_contradictions_refused(tmp_path):
+    first, second = list(POSES)[:2], list(POSES)[1:]
+    write_submission(tmp_path / "a.pkl", {token: POSES[token] for token in first}, TEAM)
+    write_submission(tmp_path / "b.pkl", {token: POSES[token] for token in second}, TEAM, second_stage=SECOND)
+    merged = merge_submissions([tmp_path / "a.pkl", tmp_path / "b.pkl"])
+    assert [len(stage) for stage in merged.stages] == [3, 2]
+    write_submission(tmp_path / "c.pkl", {first[0]: POSES[first[0]] + 1.0}, TEAM)
+    with pytest.raises(InvalidSubmission, match=r"c.pkl: token .* predicted differently"):
+        merge_submissions([tmp_path / "a.pkl", tmp_path / "c.pkl"])
+    write_submission(tmp_path / "old.pkl", POSES, TEAM, version="v1.1")
+    with pytest.raises(InvalidSubmission, match="of versions"):
+        merge_submissions([tmp_path / "a.pkl", tmp_path / "old.pkl"])
+
+
+def test_a_submission_scores_as_its_trajectories(tmp_path):
+    cache, extra, split = golden_groups()
+    poses = dict(zip(extra["tokens"].tolist(), extra["poses/slow"]))
+    stages = [{t: poses[t] for t in tokens} for tokens in (split.first_stage_tokens, split.second_stage_tokens)]
+    write_submission(tmp_path / "s.pkl", stages[0], TEAM, second_stage=stages[1])
+    ((name, trajectories),) = read_planners(tmp_path / "s.pkl").items()
+    assert name == TEAM["name"]
+    found = evaluate(trajectories, split, cache).rows.set_index("token")
+    wanted = evaluate(predictions(extra, "slow"), split, cache).rows.set_index("token").loc[found.index]
+    pd.testing.assert_frame_equal(found, wanted)

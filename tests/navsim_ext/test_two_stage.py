@@ -300,3 +300,38 @@ def test_poses_of_a_table_are_checked(values, interval, problem):
 
 def test_golden_folder_is_small():
     assert sum(path.stat().st_size for path in Path(FOLDER).rglob("*") if path.is_file()) < 800_000
+
+
+def test_traffic_is_named_everywhere():
+    from navsim_ext.evaluation.table import identity_line
+    from navsim_ext.pdm import RewardWeights, score, scorer_fingerprint
+
+    cache, extra, _ = golden_groups()
+    tokens, poses = extra["tokens"].tolist()[:2], extra["poses/slow"][:2]
+    digests = {scorer_fingerprint(traffic).digest for traffic in ("log_replay", "reactive", "constant_velocity")}
+    assert len(digests) == 3
+    assert scorer_fingerprint().digest == scorer_fingerprint("log_replay").digest
+    with pytest.raises(DataError, match="one of log_replay, reactive"):
+        score(tokens, poses, cache, traffic="parked")
+    with pytest.raises(DataError, match="NAVSIM 2's"):
+        score(tokens, poses, cache, versions=("v1", "v2"), traffic="reactive")
+    with pytest.raises(DataError, match="only log replay has v1"):
+        score(tokens, poses, cache, reward=RewardWeights(), traffic="reactive")
+    what = {"split": "s", "tokens": 1, "logs": 1, "token_digest": "d", "part": "", "map_labels": []}
+    assert "traffic reactive" in identity_line(what | {"traffic": "reactive"})
+    assert "traffic" not in identity_line(what)
+
+
+def test_a_group_of_predictions_scores_as_each_alone():
+    """As in reinforcement: many trajectories of one scene, each in the world that answers to it."""
+    from navsim_ext.pdm import RewardWeights, score
+
+    cache, extra, _ = golden_groups()
+    token = extra["tokens"].tolist()[8]
+    plans = np.stack([extra[f"poses/{name}"][8] for name in ("slow", "swerve", "to_pair")])
+    weights = RewardWeights("v2", 5.0, 5.0, 2.0)
+    together = score([token] * 3, plans, cache, traffic="reactive", reward=weights)
+    assert np.isfinite(together["reward"]).all()
+    for i in range(3):
+        alone = score([token], plans[i : i + 1], cache, traffic="reactive", reward=weights)
+        np.testing.assert_array_equal(alone.values[0], together.values[i])

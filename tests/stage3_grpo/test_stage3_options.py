@@ -283,6 +283,26 @@ def test_reward_is_the_weighted_sum_and_keeps_what_is_invalid_out():
         reward.submit(scorer, tokens, plans + np.array([0, 0, np.nan]).reshape(3, 1, 1), *still_world(3))
 
 
+def test_reward_in_reactive_traffic():
+    told = {}
+
+    class Listening(ToyScorer):
+        def submit(self, tokens, trajectories, reward=None, **scoring):
+            told.update(scoring)
+            return super().submit(tokens, trajectories, reward)
+
+    reward = Reward(PdmTerm(version="v2", standard=True), traffic="reactive")
+    reward.submit(Listening(), ["c000000000000000"], straight(), *still_world(1))
+    assert told == {"traffic": "reactive"}
+    told.clear()
+    Reward(PdmTerm()).submit(Listening(), ["c000000000000000"], straight(), *still_world(1))
+    assert told == {}  # as recorded
+    with pytest.raises(Exception, match="has no v2 score"):
+        Reward(PdmTerm(), traffic="reactive")
+    with pytest.raises(Exception, match="one of log_replay"):
+        Reward(PdmTerm(), traffic="fast")
+
+
 def test_schedules():
     linear, falling = Schedule(0.1, 0.0, 10, "linear"), Schedule(0.1, 0.001, 10, "exponential")
     assert [linear(t) for t in (0, 5, 10, 99)] == pytest.approx([0.1, 0.05, 0.0, 0.0])
