@@ -5,6 +5,9 @@
 # DEMO_DIR (demo) is where everything goes. Run it again after an interruption: it goes on where it stopped. Steps
 # whose command has not changed since they finished are not run again. DRY_RUN=1 only prints the commands.
 set -euo pipefail
+for name in DEMO_DIR; do # relative ones are of the folder where this is called
+  [[ -z "${!name:-}" || "${!name}" == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ "${DRY_RUN:-0}" == "1" ]] || bash scripts/setup.sh
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Scores a planner: PDMS v1.1 and EPDMS v2.2 with intervals, per-token tables.
-#   bash scripts/eval_pdm.sh planner=diffusion planner.checkpoint=last.ckpt hidden=cached hidden.folder=... output_dir=...
-#   bash scripts/eval_pdm.sh planner=diffusion planner.checkpoint=last.ckpt hidden=live hidden.model_path=... output_dir=...
+#   bash scripts/eval_pdm.sh planner=diffusion planner.checkpoint=PLANNER hidden=cached hidden.folder=CACHE \
+#     data.index=INDEX metric_cache=CACHE output_dir=DIR
+#   bash scripts/eval_pdm.sh planner=diffusion planner.checkpoint=PLANNER hidden=live hidden.model_path=CHECKPOINT \
+#     data.index=INDEX metric_cache=CACHE output_dir=DIR
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec bash scripts/run.sh navsim_ext.evaluation.score "$@"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/run.sh" navsim_ext.evaluation.score "$@"

@@ -5,6 +5,9 @@
 #   bash scripts/experiment.sh          some ninety minutes on two CPU cores
 # EXPERIMENT_DIR (experiment) is where everything goes; run it again after an interruption and it goes on.
 set -euo pipefail
+for name in EXPERIMENT_DIR; do # relative ones are of the folder where this is called
+  [[ -z "${!name:-}" || "${!name}" == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ "${DRY_RUN:-0}" == "1" ]] || bash scripts/setup.sh
 

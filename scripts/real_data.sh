@@ -6,6 +6,9 @@
 # training; OUTPUT_DIR (runs/real_data), STEPS (optimizer steps of each stage, for a quick look), PYTHON_BIN.
 # Run it again after an interruption: it goes on where it stopped. DRY_RUN=1 only prints. See docs/real_data.md.
 set -euo pipefail
+for name in DRIVELM SCENARIOS OUTPUT_DIR; do # relative ones are of the folder where this is called
+  [[ -z "${!name:-}" || "${!name}" == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 reference="${TRIVIUM_REFERENCE_DATA:+$TRIVIUM_REFERENCE_DATA/real}"

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Starts a Trivium module in one process: bash scripts/run.sh navsim_ext.evaluation.score planner=human ...
-# PYTHON_BIN (.venv/bin/python); DRY_RUN=1 only prints the command.
+# It runs in the folder where it is called, so relative paths mean what they say there. PYTHON_BIN (the checkout's
+# .venv/bin/python); DRY_RUN=1 only prints the command.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+venv="${TRIVIUM_VENV:-.venv}"
+[[ "$venv" == /* ]] || venv="$root/$venv"
 (( $# >= 1 )) || { echo "usage: run.sh MODULE [overrides ...]" >&2; exit 2; }
-command=("${PYTHON_BIN:-${TRIVIUM_VENV:-.venv}/bin/python}" -m "$@")
+command=("${PYTHON_BIN:-$venv/bin/python}" -m "$@")
 if [[ "${DRY_RUN:-0}" == "1" ]]; then
   printf '%q ' "${command[@]}"
   printf '\n'

@@ -315,6 +315,8 @@ def _write(cfg: DictConfig, expected: tuple[Sequence[str] | None, Sequence[str] 
         first, second, version = merged.stages[0], (*merged.stages, {})[1], merged.version
         intervals = set(merged.intervals.values())
     else:
+        if cfg.trajectories is None:
+            raise MissingError("nothing to write and nothing to check: give trajectories=..., merge=[...] or check=...")
         if not Path(cfg.trajectories).is_file():
             raise MissingError(f"trajectories={cfg.trajectories} does not exist: give what the scoring command wrote")
         remedy = "write it again with python -m navsim_ext.evaluation.score"

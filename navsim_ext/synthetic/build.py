@@ -1,4 +1,4 @@
-"""``python -m navsim_ext.synthetic.build output_dir=DIR scenes=N``: a driving data set in NAVSIM's own formats.
+"""``python -m navsim_ext.synthetic.build output_dir=DIR scenes=1000``: a driving data set in NAVSIM's own formats.
 
 DIR is used as OPENSCENE_DATA_ROOT, DIR/maps as NUPLAN_MAPS_ROOT:
 
