@@ -168,10 +168,10 @@ def golden_metric_cache(folder: str) -> str | None:
     if root is None or not golden.is_dir():
         return None
     known = pd.read_parquet(golden / "scores_v11.parquet", columns=["token"])["token"].unique()
-    wanted = Path(folder) / "tokens.txt"
-    wanted.write_text("\n".join(known[[0, -1]]) + "\n")
+    wanted = Path(folder) / "two_scenes.yaml"
+    wanted.write_text(f"tokens: [{known[0]}, {known[-1]}]\n")
     command = [sys.executable, "-m", "navsim_ext.metric_cache.build", f"data.root={golden / 'dataset'}",
-               "data.split=trainval", f"data.tokens={wanted}", "workers=sequential",
+               "data.split=trainval", f"data.scene_filter={wanted}", "workers=sequential",
                f"output_dir={folder}/cache"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:

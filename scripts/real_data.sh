@@ -46,7 +46,7 @@ for part in train test; do
     output_dir="$job/world/$part"
   step "export_$part" "hidden states of $part" stage1_vlm.export experiment=real_data model_path="$job/stage1" \
     data.index="$job/world/$part/index" device=cpu output_dir="$job/hidden/$part"
-  step "metric_$part" "metric cache of $part" navsim_ext.metric_cache.build "${data[@]}" data.source=scenarionet workers=sequential \
+  step "metric_$part" "metric cache of $part" navsim_ext.metric_cache.build "${data[@]}" workers=sequential \
     output_dir="$job/metric_cache/$part"
 done
 trained_on=(data.train="$job/world/train/index" data.hidden_cache="$job/hidden/train")

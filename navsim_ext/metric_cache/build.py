@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.metric_cache import journal
 from navsim_ext.metric_cache.journal import Invalid, LogResult
 from navsim_ext.metric_cache.schema import KIND, MAPS_FOLDER, cache_fields
-from navsim_ext.metric_cache.settings import BuildSettings, read_tokens
+from navsim_ext.metric_cache.settings import BuildSettings
 from navsim_ext.metric_cache.worker import LogWorker
-from navsim_ext.readers import NothingSelected
+from navsim_ext.readers import NothingSelected, configured_filter
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.workers import KINDS, spread
@@ -152,33 +152,22 @@ def _absent_tokens(settings: BuildSettings, results: Sequence[LogResult]) -> lis
     return [LogResult("", (), tuple(Invalid(token, "MissingError", reason) for token in absent))] if absent else []
 
 
-def settings_from(cfg: DictConfig | Mapping[str, Any]) -> BuildSettings:
-    """Settings of a composed configuration; raises MissingError when no data root is given."""
-    data = cfg["data"]
-    if data["root"] is None:
-        raise MissingError("no data root: set data.root=DATASET or OPENSCENE_DATA_ROOT")
-    if data["split_config"] is not None:
-        fixed = {"split": None, "tokens": None, "source": "navsim", "frame_interval": 1}
-        changed = [f"data.{key}={data[key]}" for key, value in fixed.items() if data[key] != value]
+def settings_from(cfg: DictConfig) -> BuildSettings:
+    """Settings of a composed configuration; raises MissingError when no data root or split is given."""
+    data = cfg.data
+    if data.root is None:
+        raise MissingError("data.root is not set: give data.root=... or the variable OPENSCENE_DATA_ROOT")
+    if data.split_config is not None:
+        changed = [f"data.{key}={data[key]}" for key in ("split", "scene_filter") if data[key] is not None]
         if changed:
             raise DataError(f"data.split_config says which scenes there are; leave {', '.join(changed)} out")
         return BuildSettings.two_stage(
-            str(data["root"]),
-            str(data["split_config"]),
-            str(cfg["output_dir"]),
-            maps_root=None if data["maps_root"] is None else str(data["maps_root"]),
-            second_stage=None if data["second_stage"] is None else str(data["second_stage"]),
+            data.root, data.split_config, cfg.output_dir, maps_root=data.maps_root, second_stage=data.second_stage
         )
-    if data["split"] is None:
+    if data.split is None:
         raise MissingError("no split: set data.split=NAME, or data.split_config=FILE for both stages of NAVSIM 2's")
-    return BuildSettings(
-        root=str(data["root"]),
-        split=str(data["split"]),
-        output_dir=str(cfg["output_dir"]),
-        source=str(data["source"]),
-        maps_root=None if data["maps_root"] is None else str(data["maps_root"]),
-        frame_interval=int(data["frame_interval"]),
-        tokens=None if data["tokens"] is None else read_tokens(data["tokens"]),
+    return BuildSettings.from_filter(
+        data.root, data.split, cfg.output_dir, maps_root=data.maps_root, scene_filter=configured_filter(data)
     )
 
 

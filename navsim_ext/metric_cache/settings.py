@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +40,40 @@ class BuildSettings:
     maps_root: str | None = None
     frame_interval: int = 1
     tokens: tuple[str, ...] | None = None
-    log_names: tuple[str, ...] | None = None  # of a two-stage split
+    log_names: tuple[str, ...] | None = None
     num_future: int = NUM_FUTURE
     second_stage: str | None = None  # folder of a two-stage split's second stage
+
+    @classmethod
+    def from_filter(
+        cls, root: str, split: str, output_dir: str, *, maps_root: str | None, scene_filter: SceneFilter
+    ) -> BuildSettings:
+        """The windows of a scene filter, the one that the scene index is made with; ``source`` is what the root holds.
+
+        Raises DataError for a filter whose windows the scorer cannot use, or that cannot be dealt out log by log.
+        """
+        if scene_filter.num_history != NUM_HISTORY or scene_filter.num_future < NUM_FUTURE - 2:
+            raise DataError(
+                f"the scene filter's windows have {scene_filter.num_history} + {scene_filter.num_future} frames; the "
+                f"scorer needs {NUM_HISTORY} + {NUM_FUTURE} ({NUM_FUTURE - 2} for v2 alone): set num_history_frames "
+                "and num_future_frames to these"
+            )
+        if scene_filter.max_scenes is not None:
+            raise DataError(
+                f"the scene filter has max_scenes={scene_filter.max_scenes}, which depends on the order of logs: list "
+                "its tokens or log_names instead"
+            )
+        return cls(
+            root,
+            split,
+            output_dir,
+            source="navsim" if (Path(root) / "navsim_logs").is_dir() else "scenarionet",
+            maps_root=maps_root,
+            frame_interval=scene_filter.stride,
+            tokens=None if scene_filter.tokens is None else tuple(scene_filter.tokens),
+            log_names=None if scene_filter.log_names is None else tuple(scene_filter.log_names),
+            num_future=min(scene_filter.num_future, NUM_FUTURE),
+        )
 
     @classmethod
     def two_stage(
@@ -113,28 +143,27 @@ class BuildSettings:
         )
         found = "navsim" if isinstance(source, NavsimLogs) else "scenarionet"
         if found != self.source:
-            raise DataError(f"data.source={self.source}, but {self.root} holds {found} data: set data.source={found}")
+            raise DataError(f"source={self.source}, but {self.root} holds {found} data")
         return source
 
     def log_files(self) -> dict[str, Path]:
         """File of each log of the split by log name, in alphabetical order. Raises MissingError for an empty split."""
         if self.source not in SOURCES:
-            raise DataError(f"data.source={self.source}: one of {', '.join(SOURCES)} was expected")
+            raise DataError(f"source={self.source}: one of {', '.join(SOURCES)} was expected")
         root = Path(self.root)
         if self.source == "navsim":
             folder = root / "navsim_logs" / self.split
             files = {path.stem: path for path in sorted(folder.glob("*.pkl"))}
-            if self.log_names is not None:
-                files = {name: path for name, path in files.items() if name in set(self.log_names)}
         else:
             folder = root / self.split if (root / self.split).is_dir() else root
             found = sorted(folder.rglob("*.pkl"), key=lambda path: path.stem)
             files = {path.stem: path for path in found if path.stem not in SCENARIO_INDICES}
         if not files:
-            raise MissingError(
-                f"{folder} holds no *.pkl: check data.root={self.root}, data.split={self.split} and "
-                f"data.source={self.source}"
-            )
+            raise MissingError(f"{folder} holds no *.pkl: check data.root={self.root} and data.split={self.split}")
+        if self.log_names is not None:
+            files = {name: path for name, path in files.items() if name in set(self.log_names)}
+            if not files:
+                raise MissingError(f"{folder} holds none of the {len(self.log_names)} logs that the scene filter names")
         return files
 
     def identity(self) -> dict[str, Any]:
@@ -143,7 +172,9 @@ class BuildSettings:
         listing = {name: path.stat().st_size for name, path in files.items()}
         second = {}
         if self.second_stage is not None:
-            second = {"second_stage": second_stage_identity(self.second_stage), "num_future": self.num_future}
+            second = {"second_stage": second_stage_identity(self.second_stage)}
+        if self.second_stage is not None or self.num_future != NUM_FUTURE:
+            second |= {"num_future": self.num_future}
         return second | {
             "source": self.source,
             "split": self.split,
@@ -175,23 +206,3 @@ def second_stage_identity(folder: str | os.PathLike[str]) -> dict[str, Any]:
     found = sorted((Path(folder) / PICKLES_FOLDER).glob("*.pkl"))
     return {"count": len(found), "digest": digest_json({path.name: path.stat().st_size for path in found})}
 
-
-def read_tokens(path: str | Path) -> tuple[str, ...]:
-    """Tokens of a text file, one a line (blank lines and # comments are skipped), or of a JSON list.
-
-    Raises MissingError for an absent file, DataError for an empty or repeated token list.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise MissingError(f"data.tokens={path}: no such file")
-    text = file.read_text()
-    if text.lstrip().startswith("["):
-        tokens = [str(token) for token in json.loads(text)]
-    else:
-        tokens = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    if not tokens:
-        raise DataError(f"data.tokens={path}: the file lists no token")
-    repeated = len(tokens) - len(set(tokens))
-    if repeated:
-        raise DataError(f"data.tokens={path}: {repeated} tokens are listed more than once")
-    return tuple(tokens)

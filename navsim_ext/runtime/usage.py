@@ -36,7 +36,7 @@ def usage(root: Path, shared: Path, options: Mapping[str, Field]) -> str:
             lines += ["", f"Options of {package} (those of the chosen one exist):"]
             lines += [line for field in inside for line in _option(field)]
     if "experiment" in groups_named(root):
-        lines += ["", "A file of your own, FOLDER/experiment/NAME.yaml: --config-dir FOLDER experiment=NAME"]
+        lines += ["", "Your own FOLDER/experiment/NAME.yaml: --config-dir FOLDER experiment=NAME"]
     return "\n".join(lines) + "\n"
 
 

@@ -32,7 +32,7 @@ def recorded(reference, tmp_path_factory):
     (folder / "scenes" / "test" / source.name).symlink_to(source)
     data = [f"data.root={folder}/scenes", "data.split=test"]
     render(compose("render", [*data, "image_size=[160,90]", f"output_dir={folder}/world"]))
-    options = [*data, "data.source=scenarionet", f"output_dir={folder}/metric_cache"]
+    options = [*data, f"output_dir={folder}/metric_cache"]
     build(settings_from(compose("metric_cache", options)))
     return folder
 
