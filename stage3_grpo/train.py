@@ -16,6 +16,14 @@ from navsim_ext.runtime.config import job
 from navsim_ext.runtime.run import run
 
 
+def without_held_out(index: str | None, every: int | None) -> str:
+    """Why a run has no figures of held-out scenes."""
+    if index is None:
+        return "no held-out scenes were scored: give data.val=INDEX"
+    when = "trainer.val_check_interval" if every is None else "trainer.check_val_every_n_epoch"
+    return f"no held-out scenes of data.val={index} were scored: the run ended before its first validation (see {when})"
+
+
 @job("stage3")
 def main(cfg: DictConfig) -> None:
     """One training run; says where the checkpoints are and what the held-out scenes say.
@@ -27,7 +35,8 @@ def main(cfg: DictConfig) -> None:
     names = ("val/pdm_score", "val/gain", "val/pdms_v1", "val/epdms_v2", "val/reverse_tail", "val/standing")
     values = {name: round(result["metrics"][name], 4) for name in names if name in result["metrics"]}
     console.print(f"{result['run_dir']}: step {result['global_step']}, last {result['last']}, best {result['best']}")
-    console.print(f"held out: {values}" if values else "no held-out scenes were scored: set data.val")
+    why = without_held_out(cfg.data.val, cfg.trainer.check_val_every_n_epoch)
+    console.print(f"held out: {values}" if values else why)
     if result["module"].stopped_by_alarm:
         raise result["module"].stopped("an alarm stopped the run")
 

@@ -29,6 +29,7 @@ from navsim_ext.evaluation.table import (
     HEADLINE,
     REMEDY,
     TITLES,
+    TRAJECTORIES_FILE,
     V1_COLUMNS,
     V2_COLUMNS,
     identity,
@@ -42,7 +43,6 @@ from navsim_ext.readers import SceneSource, open_configured
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.parquet import read_frame
 
-TRAJECTORIES_FILE = "trajectories.parquet"
 REPORT_FILE = "report.html"
 
 
@@ -70,6 +70,8 @@ def load_folders(folders: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, di
             remedy="A table may hold one scorer only: score again.",
         )
         tables.append(scores)
+        if Path(folder).is_file():
+            raise DataError(f"{folder} holds no trajectories to draw: score with output=FOLDER and give the folder")
         paths.append(read_frame(Path(folder) / TRAJECTORIES_FILE, REMEDY))
     return pd.concat(tables, ignore_index=True), pd.concat(paths, ignore_index=True), made
 

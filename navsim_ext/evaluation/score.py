@@ -17,10 +17,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from navsim_ext.dataset import SceneDataset
-from navsim_ext.errors import DataError, TriviumError
+from navsim_ext.errors import DataError
 from navsim_ext.evaluation.planning import plan_scenes
-from navsim_ext.evaluation.scoring import score_table
-from navsim_ext.evaluation.table import SCORES_FILE, identity, identity_line, print_table, summarise
+from navsim_ext.evaluation.scoring import NothingScored, score_table
+from navsim_ext.evaluation.table import SCORES_FILE, TRAJECTORIES_FILE, identity, identity_line, print_table, summarise
 from navsim_ext.files import atomic_file, write_json_atomic
 from navsim_ext.fingerprint import Fingerprint, digest_tokens, package_versions
 from navsim_ext.metric_cache.schema import MetricCache
@@ -32,13 +32,8 @@ from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.parquet import write_table
 from navsim_ext.runtime.preflight import preflight
 
-TRAJECTORIES_FILE = "trajectories.parquet"
 AGGREGATE_FILE = "aggregate.json"
 BYTES_PER_ROW = 1000  # of all files together
-
-
-class NothingScored(TriviumError):
-    """Not one trajectory could be scored."""
 
 
 def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:

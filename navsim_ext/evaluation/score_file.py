@@ -1,16 +1,23 @@
 r"""Scores a file of trajectories, whoever made them.
 
-    python -m navsim_ext.evaluation.score_file trajectories=IN.parquet metric_cache=DIR output=OUT.parquet
-
+    python -m navsim_ext.evaluation.score_file trajectories=IN.parquet metric_cache=DIR output=OUT
     python -m navsim_ext.evaluation.score_file protocol=two_stage trajectories=IN.parquet metric_cache=DIR \
         data.root=DATASET data.split_config=YAML traffic=reactive human_filter=true output=OUT.parquet
 
 The second form is NAVSIM 2's pseudo-simulation (:mod:`navsim_ext.evaluation.two_stage_file`). Of the first form:
+OUT ends in ``.parquet`` or ``.csv``, or is a folder as ``navsim_ext.evaluation.score`` leaves one; ``compare`` and
+``show`` take the folder or the Parquet file, the report the folder. A file of one's own:
+
+    import pandas as pd
+    rows = [{"token": token, "name": "mine", "poses": poses.ravel().tolist()} for token, poses in planned.items()]
+    pd.DataFrame(rows).to_parquet("IN.parquet")  # poses: [8,3] float64
+
 IN has the columns ``token``, ``name`` (the planner's) and ``poses`` (24 float64, row-major 8x3: x, y [m], heading [rad]
-at 0.5 ... 4.0 s in the ego frame). OUT has ``token``, ``name``, ``valid``, ``reason`` and the sub-scores and scores of
-both versions, in the order of IN; invalid rows hold nulls, never numbers. Two-frame comfort pairs a scene with its
-predecessor under the same name. Its schema metadata carries the fingerprint (scorer, metric cache, doctor's verdict,
-digest of IN) and the summary under the keys ``trivium_fingerprint`` and ``trivium_summary``.
+at 0.5 ... 4.0 s in the ego frame). OUT has ``token``, ``name``, ``log_name``, ``valid``, ``reason``, ``map_label`` and
+the sub-scores and scores of both versions, in [0, 1] and in the order of IN; invalid rows hold nulls, never numbers.
+Two-frame comfort pairs a scene with its predecessor under the same name. The Parquet file's metadata carries the
+fingerprint (scorer, metric cache, doctor's verdict, digest of IN) and the summary under the keys
+``trivium_fingerprint`` and ``trivium_summary``.
 """
 
 from __future__ import annotations
@@ -33,22 +40,24 @@ from rich.console import Console
 from rich.table import Table
 
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.fingerprint import Fingerprint, digest_file
+from navsim_ext.evaluation.scoring import NothingScored
+from navsim_ext.evaluation.table import FINGERPRINT_KEY, HEADLINE, SCORES_FILE, TITLES, TRAJECTORIES_FILE
+from navsim_ext.files import atomic_file
+from navsim_ext.fingerprint import Fingerprint, digest_file, digest_tokens
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import PdmResult, arithmetic, score_pairs, scorer_fingerprint
 from navsim_ext.pdm.columns import SCORE_COLUMNS
 from navsim_ext.pdm.ego import NUM_POSES
 from navsim_ext.pdm.version import require_traffic
 from navsim_ext.runtime.config import job
-from navsim_ext.runtime.parquet import read_table, write_table
+from navsim_ext.runtime.parquet import read_table, require_columns, write_table
 
 logger = logging.getLogger(__name__)
 
 KIND = "pdm_scores"  # Fingerprint.kind of a score file
 POSE_VALUES = NUM_POSES * 3
-FINGERPRINT_KEY, SUMMARY_KEY = b"trivium_fingerprint", b"trivium_summary"
+SUMMARY_KEY = b"trivium_summary"
 ROWS_PER_SECOND = 5_000.0  # per core, both versions; only for the estimate that is told beforehand
-HEADLINES = ("pdms_v1", "epdms_v2", "epdms_v2_nofilter")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +68,11 @@ class TrajectoryFile:
     names: list[str]
     poses: NDArray[np.float64]  # [N,8,3], NaN where malformed
     malformed: dict[int, str]
+
+    def log_names(self, metric_cache: MetricCache) -> list[str]:
+        """The log of each row, which intervals are drawn by; empty for a token that the cache does not hold."""
+        known = {token: metric_cache.load(token).log_name for token in set(self.tokens) if token in metric_cache}
+        return [known.get(token, "") for token in self.tokens]
 
 
 def read_trajectories(path: str | os.PathLike[str]) -> TrajectoryFile:
@@ -77,9 +91,7 @@ def trajectory_table(path: str | os.PathLike[str], columns: Sequence[str]) -> pa
     if not path.is_file():
         raise MissingError(f"trajectories={path} does not exist")
     table = read_table(path, "write the trajectories again", required=False)
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.column_names) or 'none'}")
+    require_columns(path, table.column_names, columns, "--help says what they hold")
     if table.num_rows == 0:
         raise DataError(f"{path} has no rows")
     for name in ("token", "name"):
@@ -153,12 +165,23 @@ def _join(parts: Sequence[tuple[list[int], PdmResult]], content: TrajectoryFile)
 
 
 def file_fingerprint(
-    trajectories: str | os.PathLike[str], metric_cache: MetricCache, traffic: str = "log_replay"
+    trajectories: str | os.PathLike[str],
+    metric_cache: MetricCache,
+    tokens: Sequence[str],
+    *,
+    split: str = "",
+    traffic: str = "log_replay",
 ) -> Fingerprint:
     """What a score file was made of; the doctor's verdict on this machine stands in ``info``."""
     return Fingerprint(
         kind=KIND,
-        fields={"trajectories": digest_file(trajectories), "human_filter": "epdms_v2", "two_frame": "same name"},
+        fields={
+            "trajectories": digest_file(trajectories),
+            "human_filter": "epdms_v2",
+            "two_frame": "same name",
+            "tokens": digest_tokens(tokens),
+            "split": split,
+        },
         parents={"scorer": scorer_fingerprint(traffic), "metric_cache": metric_cache.fingerprint},
         info={"doctor": arithmetic.verdict(), "trajectories": str(trajectories)},
     )
@@ -172,7 +195,7 @@ def summary_of(content: TrajectoryFile, result: PdmResult) -> dict[str, Any]:
     summary = {}
     for name, rows in sorted(planners.items()):
         good = np.array(rows)[result.valid[rows]]
-        means = {column: _mean(result[column][good]) for column in HEADLINES}
+        means = {column: _mean(result[column][good]) for column in HEADLINE}
         summary[name] = {"rows": len(rows), "valid": len(good), "mean": means}
     whole = result.summary()
     return {"planners": summary} | {key: whole[key] for key in ("invalid", "incomplete", "maps")}
@@ -189,25 +212,56 @@ def write_scores(
     result: PdmResult,
     fingerprint: Fingerprint,
     summary: dict[str, Any],
+    metric_cache: MetricCache,
 ) -> None:
-    """Writes OUT atomically: a reader sees the whole file or none."""
+    """Writes OUT atomically, in the form of its suffix: a Parquet file, a CSV file, or a folder of both with the
+    trajectories, as ``navsim_ext.evaluation.score`` leaves one."""
+    path = Path(path)
     columns: dict[str, pa.Array] = {
         "token": pa.array(content.tokens, pa.string()),
         "name": pa.array(content.names, pa.string()),
+        "log_name": pa.array(content.log_names(metric_cache), pa.string()),
         "valid": pa.array(result.valid, pa.bool_()),
         "reason": pa.array(result.reason.tolist(), pa.string()),
+        "map_label": pa.array(result.map_label.tolist(), pa.string()),
     }
     for name in SCORE_COLUMNS:
         columns[name] = pa.array(result[name], pa.float64(), from_pandas=True)
     metadata = {FINGERPRINT_KEY: json.dumps(fingerprint.to_json()), SUMMARY_KEY: json.dumps(summary)}
-    write_table(path, pa.table(columns), metadata)
+    table = pa.table(columns)
+    if path.suffix == ".parquet":
+        write_table(path, table, metadata)
+    elif path.suffix == ".csv":
+        write_csv(path, table)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        rows = [poses.ravel().tolist() for poses in content.poses]
+        trajectories = {"token": content.tokens, "name": content.names, "poses": pa.array(rows, pa.list_(pa.float64()))}
+        write_table(path / TRAJECTORIES_FILE, pa.table(trajectories))
+        write_csv(path / "scores.csv", table)
+        write_table(path / SCORES_FILE, table, metadata)
+        fingerprint.save(path)
+
+
+def write_csv(path: Path, table: pa.Table) -> None:
+    with atomic_file(path) as temporary:
+        table.to_pandas().to_csv(temporary, index=False)
+
+
+def require_form(output: str | os.PathLike[str], protocol: str) -> None:
+    """Raises DataError for an output whose suffix promises another form than those that are written."""
+    suffix = Path(output).suffix
+    if protocol == "two_stage" and suffix != ".parquet":
+        raise DataError(f"output={output}: two stages are written as one .parquet file (and csv_dir=FOLDER)")
+    if suffix not in ("", ".parquet", ".csv") and not Path(output).is_dir():
+        raise DataError(f"output={output}: {suffix} is not written; give .parquet, .csv or a folder (no suffix)")
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """Scores per planner and why rows are invalid."""
-    table = Table("planner", "rows", "invalid", *HEADLINES)
+    table = Table("planner", "rows", "invalid", *(TITLES[column] for column in HEADLINE), title="mean x 100")
     for name, entry in summary["planners"].items():
-        means = ["-" if entry["mean"][column] is None else f"{entry['mean'][column]:.4f}" for column in HEADLINES]
+        means = ["-" if entry["mean"][column] is None else f"{entry['mean'][column] * 100:.1f}" for column in HEADLINE]
         table.add_row(name, str(entry["rows"]), str(entry["rows"] - entry["valid"]), *means)
     console.print(table)
     for reason, count in list(summary["invalid"].items())[:20]:
@@ -224,6 +278,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 @job("score_file")
 def main(cfg: DictConfig) -> None:
     started = time.perf_counter()
+    require_form(cfg.output, cfg.protocol)
     arithmetic.verdict()  # refuses, before any work, to score on a machine that computes wrongly
     cache = MetricCache(cfg.metric_cache)
     if cfg.protocol == "two_stage":
@@ -245,8 +300,11 @@ def _score_single_stage(cfg: DictConfig, cache: MetricCache) -> int:
     traffic = cfg.traffic or "log_replay"
     content, result = score_file(cfg.trajectories, cache, threads=cfg.threads, traffic=traffic)
     summary = summary_of(content, result)
-    write_scores(cfg.output, content, result, file_fingerprint(cfg.trajectories, cache, traffic), summary)
+    fingerprint = file_fingerprint(cfg.trajectories, cache, content.tokens, split=cfg.split or "", traffic=traffic)
+    write_scores(cfg.output, content, result, fingerprint, summary, cache)
     print_summary(summary, Console())
+    if not result.valid.any():
+        raise NothingScored(f"all {len(result)} trajectories are invalid: see the column `reason` of {cfg.output}")
     return len(result)
 
 

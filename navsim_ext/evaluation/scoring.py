@@ -12,13 +12,17 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from navsim_ext.errors import DataError
+from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import RewardWeights, score, score_pairs
 from navsim_ext.runtime.progress import track
 from navsim_ext.runtime.workers import spread
 
 ROWS_PER_PART = 2048
+
+
+class NothingScored(TriviumError):
+    """Not one trajectory could be scored."""
 
 
 class PartWorker:

@@ -6,6 +6,7 @@ the columns of :data:`COLUMNS`. Invalid rows never enter a mean; they are counte
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.table import Table
 from navsim_ext.bootstrap import REPLICATES, Estimate, bootstrap_mean
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, digest_tokens
-from navsim_ext.runtime.parquet import read_frame
+from navsim_ext.runtime.parquet import read_table, require_columns
 
 V1_COLUMNS = ("pdms_v1", "v1_nc", "v1_dac", "v1_ttc", "v1_ep", "v1_comfort", "v1_ddc")
 V2_COLUMNS = (
@@ -38,6 +39,8 @@ TITLES = {
 SHORT_TITLES = {"epdms_v2_nofilter": "EPDMS no filter"}  # where 80 columns are all there is
 
 SCORES_FILE = "scores.parquet"
+TRAJECTORIES_FILE = "trajectories.parquet"
+FINGERPRINT_KEY = b"trivium_fingerprint"  # in the metadata of a score file
 REMEDY = "score again with python -m navsim_ext.evaluation.score"
 NAVTRAIN_SIZES = {85_109: "the 85k part of navtrain", 103_288: "the full 103k navtrain"}
 
@@ -119,15 +122,23 @@ def _narrow_table(title: str) -> Table:
     return table
 
 
-def read_scores(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, Fingerprint]:
-    """The per-token table and the fingerprint of a folder that ``navsim_ext.evaluation.score`` finished."""
-    path = Path(folder) / SCORES_FILE
+def read_scores(place: str | os.PathLike[str]) -> tuple[pd.DataFrame, Fingerprint]:
+    """The per-token table and the fingerprint of scores.
+
+    ``place``: a folder that ``navsim_ext.evaluation.score`` or ``score_file`` finished, or a Parquet file that the
+    latter wrote.
+    """
+    path = Path(place) if Path(place).is_file() else Path(place) / SCORES_FILE
     if not path.is_file():
         raise MissingError(
-            f"{path} is missing: run `python -m navsim_ext.evaluation.score output_dir={folder} ...` first"
+            f"{path} is missing: give a folder that navsim_ext.evaluation.score finished, or what "
+            "navsim_ext.evaluation.score_file wrote (its folder or its .parquet file)"
         )
-    scores = read_frame(path, REMEDY)
-    missing = sorted({"token", "name", "log_name", "valid"} - set(scores.columns))
-    if missing:
-        raise DataError(f"{path} has no column {', '.join(missing)}: it is not a score table; score again")
-    return scores, Fingerprint.load(folder)
+    table = read_table(path, REMEDY)
+    require_columns(path, table.column_names, ("token", "name", "log_name", "valid", "map_label"), REMEDY)
+    if path.parent == Path(place):
+        return table.to_pandas(), Fingerprint.load(place)
+    content = (table.schema.metadata or {}).get(FINGERPRINT_KEY)
+    if content is None:
+        raise DataError(f"{path} does not say what made it: it is no file of navsim_ext.evaluation.score_file")
+    return table.to_pandas(), Fingerprint.from_json(json.loads(content))

@@ -62,7 +62,7 @@ def require_states(trained_on: Fingerprint, offered: Fingerprint, *, allow_other
             lines = "\n  ".join(trained_on.differences(offered))
             warnings.warn(
                 f"hidden states {offered.digest[:12]} are used by a planner trained on {trained_on.digest[:12]}, as "
-                f"allowed by allow_other:\n  {lines}",
+                f"allowed by allow_hidden_mismatch:\n  {lines}",
                 stacklevel=2,
             )
         return
@@ -70,7 +70,7 @@ def require_states(trained_on: Fingerprint, offered: Fingerprint, *, allow_other
         offered,
         mine="the hidden states that the planner was trained on",
         theirs="the offered source",
-        remedy="use the cache or the VLM that the planner was trained on; to use another one anyway set allow_other",
+        remedy="use the cache or the VLM that the planner was trained on, or set allow_hidden_mismatch=true",
     )
 
 

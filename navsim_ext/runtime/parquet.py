@@ -6,13 +6,13 @@ The checksum stands in the schema's metadata under ``trivium_checksum``; any Par
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from navsim_ext.errors import CorruptFile
+from navsim_ext.errors import CorruptFile, DataError
 from navsim_ext.files import atomic_file
 from navsim_ext.runtime.checksums import PLACE, check_stamp, stamp
 
@@ -40,6 +40,18 @@ def read_table(path: str | os.PathLike[str], remedy: str, *, required: bool = Tr
         return pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptFile(f"{path} is no readable Parquet file ({error}); {remedy}") from error
+
+
+def require_columns(path: str | os.PathLike[str], present: Iterable[str], wanted: Iterable[str], remedy: str) -> None:
+    """Raises DataError naming the columns that a table lacks, in quotes, and those that it has."""
+    present = list(present)
+    missing = [name for name in wanted if name not in present]
+    if missing:
+        word = "column" if len(missing) == 1 else "columns"
+        raise DataError(
+            f"{path} lacks the {word} {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(repr, present)) or 'none'}: {remedy}"
+        )
 
 
 def read_frame(path: str | os.PathLike[str], remedy: str) -> pd.DataFrame:

@@ -85,7 +85,8 @@ class QaEngine:
 
         The first ``scenes_at_once`` scenes are the measured slice of the preflight: their pairs are kept, and what the
         others will cost is said before they are asked. Raises PreflightError (missing pictures before anything is
-        asked), FolderBusy, FingerprintMismatch (other prompts or models began this folder), ServerRefused, ServerDown.
+        asked), FolderBusy, FingerprintMismatch (other prompts or models began this folder), ServerRefused, ServerDown
+        (``give_up_after`` scenes in a row failed, or all of them).
         """
         with FolderLock(self.output_dir):
             self._claim()
@@ -108,6 +109,8 @@ class QaEngine:
                 outcomes = track(self._outcomes(rest), "driving questions", total=len(self.scenes), done=known)
                 self._keep(outcomes, journal, failures)
             self._write_lines(FAILED, failures)
+            if failures and len(failures) == len(todo):
+                raise ServerDown(f"all {len(todo)} scenes failed; the last: {failures[-1]['failed']}")
             return self._publish(len(failures))
 
     def _keep(self, outcomes: Iterable[dict[str, Any]], journal: TextIO, failures: list[dict[str, str]]) -> None:

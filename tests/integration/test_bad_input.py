@@ -233,6 +233,12 @@ def test_half_finished_cache(commands, places, tmp_path, module, key, kind):
     check(commands(module, *overrides_of(module, places, tmp_path / "output", **{key: str(half)})), str(half))
 
 
+def test_a_dead_server_is_a_failure_however_few_the_scenes(commands, places, tmp_path):
+    """Fewer scenes than give_up_after: nothing was generated, and the command says so."""
+    overrides = overrides_of("stage1_vlm.generate_qa", places, tmp_path / "qa", give_up_after="1000")
+    check(commands("stage1_vlm.generate_qa", *overrides), "scenes failed")
+
+
 def test_an_interrupted_step_is_finished_by_the_same_command(commands, places, tmp_path):
     """Half an index (its last file gone) is not used, and building it again keeps nothing wrong."""
     overrides = overrides_of("navsim_ext.dataset", places, tmp_path / "index")

@@ -195,7 +195,7 @@ def test_fingerprints_say_what_changes_values_and_nothing_else(tmp_path):
         require_states(bf16, int8)
     with pytest.raises(FingerprintMismatch, match=r"vlm.fields.weights: 'abc' \| 'other'"):
         require_states(bf16, states_fingerprint(Fingerprint("vlm", {"weights": "other", "prompt": "def"})))
-    with pytest.warns(UserWarning, match="allow_other"):
+    with pytest.warns(UserWarning, match="allow_hidden_mismatch"):
         require_states(bf16, int8, allow_other=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

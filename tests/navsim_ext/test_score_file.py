@@ -15,6 +15,10 @@ from hydra.core.global_hydra import GlobalHydra
 
 from navsim_ext.errors import CorruptFile, DataError, MissingError
 from navsim_ext.evaluation import score_file as job
+from navsim_ext.evaluation.compare import compare, select
+from navsim_ext.evaluation.report import load_folders
+from navsim_ext.evaluation.show import grouped
+from navsim_ext.evaluation.table import read_scores
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.metric_cache.schema import KIND, MetricCache, cache_fields, map_folder
 from navsim_ext.pdm import score_pairs
@@ -23,7 +27,7 @@ from navsim_ext.shards import ShardWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pdm" / "scenes.npz"
 COLUMNS = [
-    "token", "name", "valid", "reason",
+    "token", "name", "log_name", "valid", "reason", "map_label",
     "v1_nc", "v1_dac", "v1_ttc", "v1_ep", "v1_comfort", "v1_ddc", "pdms_v1",
     "v2_nc", "v2_dac", "v2_ddc", "v2_tlc", "v2_ep", "v2_ttc", "v2_lk", "v2_hc", "v2_ec",
     "epdms_v2_nofilter", "epdms_v2",
@@ -83,7 +87,7 @@ def test_command_writes_the_promised_columns_equal_to_the_api(
     assert (out[["token", "name"]].to_numpy() == frame[["token", "name"]].to_numpy()).all()
     poses = np.stack(frame["poses"]).reshape(-1, 8, 3)
     expected = score_pairs(frame["token"].tolist(), poses, golden[0], names=frame["name"].tolist())
-    for column in COLUMNS[4:]:
+    for column in COLUMNS[6:]:
         np.testing.assert_array_equal(out[column], expected[column])
     assert out["v2_ec"].notna().sum() == len(frame) // 2
     metadata = pq.read_schema(target).metadata
@@ -111,8 +115,8 @@ def test_bad_rows_are_invalid_null_and_counted(tmp_path, frame, cache_folder):
     assert "0" * 16 in result.reason[3]
     summary = job.summary_of(content, result)
     assert sum(entry["rows"] - entry["valid"] for entry in summary["planners"].values()) == 4
-    fingerprint = job.file_fingerprint(tmp_path / "in.parquet", cache)
-    job.write_scores(tmp_path / "out.parquet", content, result, fingerprint, summary)
+    fingerprint = job.file_fingerprint(tmp_path / "in.parquet", cache, content.tokens)
+    job.write_scores(tmp_path / "out.parquet", content, result, fingerprint, summary, cache)
     table = pq.read_table(tmp_path / "out.parquet")
     assert table["pdms_v1"].null_count == 4
     assert table["reason"].to_pylist()[4:] == ["", ""]
@@ -134,7 +138,7 @@ def test_bad_files_are_named(tmp_path, frame, cache_folder):
     (tmp_path / "text.parquet").write_text("token,name\n")
     with pytest.raises(CorruptFile, match=r"text\.parquet is no readable Parquet"):
         job.read_trajectories(tmp_path / "text.parquet")
-    with pytest.raises(DataError, match="no column poses"):
+    with pytest.raises(DataError, match="lacks the column 'poses'"):
         job.read_trajectories(write(tmp_path / "a.parquet", frame[["token", "name"]]))
     with pytest.raises(DataError, match="no rows"):
         job.read_trajectories(write(tmp_path / "b.parquet", frame.head(0).astype({"token": str, "name": str})))
@@ -151,3 +155,52 @@ def test_bad_files_are_named(tmp_path, frame, cache_folder):
     twice = pd.concat([frame.head(1)] * 2, ignore_index=True)
     with pytest.raises(DataError, match="stands twice"):
         job.score_file(write(tmp_path / "f.parquet", twice), MetricCache(cache_folder))
+
+
+def run(*arguments, monkeypatch):
+    """The command's exit code."""
+    monkeypatch.setattr(sys, "argv", ["score_file", *map(str, arguments)])
+    try:
+        job.main()
+    except SystemExit as leave:
+        return leave.code
+    finally:
+        GlobalHydra.instance().clear()
+    return 0
+
+
+def test_every_form_of_output_holds_what_its_name_says(tmp_path, frame, cache_folder, monkeypatch, capsys):
+    """A folder and a Parquet file are scores for compare, show and the report; another suffix is refused."""
+    source = write(tmp_path / "in.parquet", frame)
+    given = (f"trajectories={source}", f"metric_cache={cache_folder}")
+    for output in ("one.parquet", "one.csv", "one=folder"):
+        assert run(*given, f"output={tmp_path / output}", monkeypatch=monkeypatch) == 0
+    assert pd.read_csv(tmp_path / "one.csv").columns.tolist() == COLUMNS
+    from_file, made = read_scores(tmp_path / "one.parquet")
+    from_folder, made_too = read_scores(tmp_path / "one=folder")
+    pd.testing.assert_frame_equal(from_file, from_folder)
+    assert made.digest == made_too.digest
+    scores, trajectories, _ = load_folders([str(tmp_path / "one=folder")])
+    assert len(scores) == len(trajectories) == len(frame)
+    np.testing.assert_array_equal(np.stack(trajectories["poses"]), np.stack(frame["poses"]))
+    names = sorted(frame["name"].unique())
+    first, _, _ = select(str(tmp_path / "one.parquet"), names[0])
+    second, _, _ = select(str(tmp_path / "one=folder"), names[1])
+    assert compare(first, second).differences["pdms_v1"].count > 0
+    ((what, summary, _),) = grouped([str(tmp_path / "one=folder")])
+    assert list(summary) == list(frame["name"].drop_duplicates())
+    assert what["logs"] >= 1
+    with pytest.raises(DataError, match="output=FOLDER"):
+        load_folders([str(tmp_path / "one.parquet")])
+    assert run(*given, f"output={tmp_path / 'one.xlsx'}", monkeypatch=monkeypatch) == 2
+    assert ".xlsx is not written" in capsys.readouterr().err
+    with pytest.raises(MissingError, match=r"score_file wrote"):
+        read_scores(tmp_path / "nowhere")
+
+
+def test_nothing_valid_is_a_failure(tmp_path, frame, cache_folder, monkeypatch, capsys):
+    source = write(tmp_path / "in.parquet", frame.head(3).assign(token=["x", "y", "z"]))
+    given = (f"trajectories={source}", f"metric_cache={cache_folder}", f"output={tmp_path / 'out.parquet'}")
+    assert run(*given, monkeypatch=monkeypatch) == 2
+    assert "all 3 trajectories are invalid" in capsys.readouterr().err
+    assert pq.read_table(tmp_path / "out.parquet")["valid"].to_pylist() == [False] * 3
