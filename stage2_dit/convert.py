@@ -24,6 +24,7 @@ from torch import Tensor
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.files import atomic_file
+from navsim_ext.runtime.checkpoints import require_undamaged
 from navsim_ext.runtime.config import job
 from stage2_dit.checkpoint import load_planner, save_planner
 from stage2_dit.normaliser import PUBLISHED
@@ -42,9 +43,10 @@ def read_published(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise CheckpointMismatch(f"{path} is not a safetensors file, or was cut short: {error}") from error
+    require_undamaged(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointMismatch(
             f"{path} cannot be read without executing what is in it ({error}): save its state_dict alone, with the "
             "program that made it, and convert that"

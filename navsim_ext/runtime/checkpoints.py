@@ -35,6 +35,9 @@ COMPLETE_MARK = ".complete"  # inside a checkpoint that is a folder (DeepSpeed);
 ZERO_WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in such a folder: all weights, and the state of callbacks
 
 
+REMEDY = "copy it again, or take an earlier one of its folder"
+
+
 class CheckpointError(TriviumError):
     """A checkpoint cannot be written or read."""
 
@@ -379,11 +382,28 @@ def place_of(path: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def require_undamaged(path: Path) -> None:
+    """Compares every byte of a checkpoint, file or folder, with the checksums of its zip format; PyTorch does not.
+
+    Raises CheckpointError naming the file. A file that is no zip is left to its reader, which refuses it.
+    """
+    for file in sorted(path.rglob("*.pt")) if path.is_dir() else [path]:
+        if not zipfile.is_zipfile(file):
+            continue
+        try:
+            with zipfile.ZipFile(file) as archive:
+                bad = archive.testzip()
+        except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+            raise CheckpointError(f"checkpoint {file} is damaged ({error}): {REMEDY}") from error
+        if bad is not None:
+            raise CheckpointError(f"checkpoint {file} is damaged: its part {bad} is not as it was written; {REMEDY}")
+
+
 def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
     """Contents of a checkpoint, read without executing anything in it: a file, or a folder that ZeRO 1 or 2 wrote.
 
-    Raises MissingError if it does not exist, CheckpointError if it is not whole or holds objects beyond tensors and
-    plain containers.
+    Raises MissingError if it does not exist, CheckpointError if it is not whole and undamaged or holds objects beyond
+    tensors and plain containers.
     """
     path = Path(path)
     if not path.exists():
@@ -395,13 +415,14 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> 
             )
         content = load_checkpoint(path / ZERO_WEIGHTS, map_location)
         return content | {"state_dict": content["module"]}
+    require_undamaged(path)
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"checkpoint {path} is not one, or holds objects that are not admitted: {error}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({error}): it was cut short") from error
 
 

@@ -31,6 +31,7 @@ from navsim_ext.runtime.checkpoints import (
     AtomicCheckpointIO,
     BestCheckpoints,
     Checkpoints,
+    require_undamaged,
     resume_point,
     step_of,
 )
@@ -78,6 +79,7 @@ def _fit(cfg: DictConfig, plan: Plan, first: bool) -> dict[str, Any]:
     reads = datamodule.reads() if hasattr(datamodule, "reads") else {}
     bookkeeping.identity = identity(cfg, trainer.world_size, reads)
     if plan.checkpoint is not None:
+        require_undamaged(plan.checkpoint)
         check_identity(plan.checkpoint, bookkeeping.identity, list(cfg.get("resume_ignore") or []))
         require_room(plan.checkpoint, cfg.trainer)
         log.info("continuing %s", plan.checkpoint)

@@ -16,13 +16,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from damage import judge_damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
 from navsim_ext.errors import DataError, TriviumError
-from navsim_ext.runtime.checkpoints import AtomicCheckpointIO, CheckpointError, load_checkpoint
+from navsim_ext.runtime.checkpoints import AtomicCheckpointIO, CheckpointError, load_checkpoint, require_undamaged
 from navsim_ext.runtime.csv_log import CsvLog
 from navsim_ext.runtime.ema import EMA, EmaError
 from navsim_ext.runtime.lock import FolderBusy, FolderLock
@@ -286,6 +287,34 @@ if __name__ == "__main__":
         print(list(pool.map(abs, [-1, -2])), flush=True)
         list(pool.map(work, [600, 600]))
 """
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_no_damage_of_a_checkpoint_changes_it_in_silence(tmp_path, form):
+    """PyTorch reads flipped bits as other weights."""
+    path = tmp_path / "last.ckpt"
+    content = {"state_dict": {f"w{i}": torch.randn(20, 20) for i in range(8)}, "epoch": 3, "callbacks": {"a": [1, 2.5]}}
+    if form == "folder":
+        (path / "checkpoint").mkdir(parents=True)
+        weights = content | {"module": content["state_dict"]}
+        torch.save(weights, path / "checkpoint" / "mp_rank_00_model_states.pt")
+    else:
+        torch.save(content, path)
+
+    def read():
+        found = load_checkpoint(path)
+        weights = {name: value.numpy().tobytes() for name, value in found["state_dict"].items()}
+        return weights, found["epoch"], found["callbacks"]
+
+    verdicts = judge_damage(tmp_path, read, np.random.default_rng(0), 400)
+    (verdict,) = verdicts.values()
+    assert verdict["named"] > 300  # the rest is padding that nothing reads
+    (file,) = (each for each in tmp_path.rglob("*") if each.is_file())
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="not as it was written"):
+        require_undamaged(path)
 
 
 def test_workers_end_with_their_command(tmp_path):

@@ -316,6 +316,16 @@ def test_a_cut_checkpoint_is_passed_over(whole, tmp_path):
         plan_run(tmp_path, str(folder / "nothing.ckpt"))
 
 
+def test_a_run_does_not_continue_from_a_damaged_checkpoint(whole, tmp_path):
+    folder = tmp_path / CHECKPOINTS
+    folder.mkdir(parents=True)
+    content = bytearray(newest_complete(whole / CHECKPOINTS).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "epoch=2-step=36.ckpt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"epoch=2-step=36\.ckpt is damaged.*an earlier one"):
+        run(config(tmp_path, []))
+
+
 def test_weights_come_with_or_without_the_average(whole):
     path = whole / CHECKPOINTS / "last.ckpt"
     live, average = load_weights(path, ema=False), load_weights(path)
