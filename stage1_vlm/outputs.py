@@ -12,7 +12,6 @@ With LoRA the weights are merged (a plain model), and adapter/ holds the adapter
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from navsim_ext.errors import MissingError
-from navsim_ext.files import remove_temporaries, write_json_atomic
+from navsim_ext.files import read_json, remove_temporaries, write_json_atomic
 from navsim_ext.runtime.checkpoints import Checkpoints, discard, numbered, step_of
 from navsim_ext.runtime.csv_log import CsvLog
 from navsim_ext.runtime.schedules import total_steps
@@ -189,6 +188,6 @@ def publish(output_dir: Path, run_dir: Path, step: int) -> None:
             shutil.copyfile(path, temporary)
         os.replace(temporary, target)
     # The loggers write a step's numbers after its checkpoint: now the history is whole.
-    saved = json.loads((source / "trainer_state.json").read_text())
+    saved = read_json(source / "trainer_state.json")
     state = trainer_state(run_dir, step=step, epoch=saved["epoch"], max_steps=saved["max_steps"])
     write_json_atomic(output_dir / "trainer_state.json", state)

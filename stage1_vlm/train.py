@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from navsim_ext.errors import DataError
-from navsim_ext.files import write_json_atomic
+from navsim_ext.files import read_json, write_json_atomic
 from navsim_ext.fingerprint import Fingerprint, digest_json, package_versions
 from navsim_ext.runtime.collectives import launched_processes, launched_rank
 from navsim_ext.runtime.config import job
@@ -73,7 +73,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     output_dir, run_dir = Path(cfg.output_dir), Path(result["run_dir"])
     previous = output_dir / METRICS_FILE  # written last: what it says is there
     if result["resumed_from"] and not result["metrics"] and previous.is_file():
-        return json.loads(previous.read_text())  # nothing was left to do
+        return read_json(previous, "delete it and run the same command again")  # nothing was left to do
     data = result["module"].trainer.datamodule.report
     metrics = {
         **last_metrics(run_dir),  # not those of this process: it may have come to an end that was reached before

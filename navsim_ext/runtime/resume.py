@@ -16,8 +16,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from navsim_ext.errors import MissingError
-from navsim_ext.files import write_json_atomic
+from navsim_ext.errors import CorruptFile, MissingError
+from navsim_ext.files import read_json, write_json_atomic
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint, digest_file, digest_json, flatten_json
 from navsim_ext.runtime.checkpoints import is_complete, place_of, resume_point, step_of
 from navsim_ext.runtime.rng import ResumeMismatch
@@ -149,7 +149,9 @@ def check_identity(checkpoint: Path, now: dict[str, Any], ignore: list[str]) -> 
     path = checkpoint.parents[1] / IDENTITY_NAME
     if not path.is_file():
         raise MissingError(f"{path} is missing, so {checkpoint} cannot be checked: it is not a run of Trivium")
-    then = json.loads(path.read_text())
+    then = read_json(path, "restore it from a copy of the run's folder, or start afresh with resume=never")
+    if not isinstance(then, dict):
+        raise CorruptFile(f"{path} holds a {type(then).__name__}, not what a run wrote: start afresh with resume=never")
     now = json.loads(json.dumps(now))
     differing = [
         f"{key}: {then.get(key, '(absent)')!r} | {now.get(key, '(absent)')!r}"
