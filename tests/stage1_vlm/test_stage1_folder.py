@@ -55,6 +55,7 @@ def with_own_code(tiny_internvl, tmp_path, monkeypatch):
     its mark."""
     folder, mark = tmp_path / "model", tmp_path / "ran"
     shutil.copytree(tiny_internvl, folder)
+    (folder / "checksums.json").unlink()  # somebody else's folder has none
     (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\nclass Own: pass\n")
 
     def name_code(name: str, auto_map: dict, **changes: object) -> Path:
@@ -116,7 +117,7 @@ def test_damaged_settings_are_named(tiny_qwen, tmp_path, name, content):
     folder = tmp_path / "model"
     folder.mkdir()
     for path in tiny_qwen.iterdir():
-        if path.name != name:
+        if path.name not in (name, "checksums.json"):  # somebody else's folder has none
             (folder / path.name).symlink_to(path)
     (folder / name).write_bytes(content)
     ended = how_it_ends(load_processor, folder)
@@ -126,6 +127,7 @@ def test_damaged_settings_are_named(tiny_qwen, tmp_path, name, content):
 def test_a_config_that_makes_no_sense_is_named(tiny_internvl, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_internvl, folder)
+    (folder / "checksums.json").unlink()  # somebody else's folder has none
     content = json.loads((folder / "config.json").read_text())
     for part, key, value in [("vision_config", "patch_size", [0, 0]), ("text_config", "hidden_size", "many"),
                              ("vision_config", "hidden_size", -4)]:  # fmt: skip
