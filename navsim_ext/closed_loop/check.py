@@ -56,15 +56,16 @@ class Ceiling:
 
 def open_scenes(folder: str | Path) -> tuple[int, Iterator[TrafficScene]]:
     """(how many, the scenes) of a traffic store or a folder of scene.v1 files; raises MissingError for neither."""
-    folder = Path(folder)
-    if folder.is_dir() and scene_files(folder):
-        return len(scene_files(folder)), read_scenes(folder)
     try:
         store = TrafficStore(folder)
-    except MissingError as error:
-        raise MissingError(
-            f"{folder} holds no traffic scenes ({error}): make some with python -m navsim_ext.traffic.build"
-        ) from error
+    except MissingError as no_store:
+        try:
+            return len(scene_files(folder)), read_scenes(folder)
+        except MissingError as no_files:
+            raise MissingError(
+                f"{folder} holds no traffic scenes: {no_store}; {no_files}. Make some with python -m "
+                "navsim_ext.traffic.build"
+            ) from no_files
     if not len(store):
         raise DataError(f"{folder} holds 0 traffic scenes")
     return len(store), iter(store)

@@ -38,7 +38,7 @@ class DriveCameras:
     def __init__(
         self,
         maps_root: str,
-        folder: str,
+        folder: str | None,
         *,
         views: Sequence[str] = ("CAM_F0",),
         image_size: Sequence[int] = (960, 540),
@@ -47,13 +47,17 @@ class DriveCameras:
         unknown = sorted(set(views) - set(CAMERAS))
         if unknown or not views:
             raise DataError(f"cameras {unknown or list(views)} do not exist; there are {', '.join(CAMERAS)}")
-        self.maps_root, self.folder, self.views, self.quality = Path(maps_root), Path(folder), tuple(views), quality
+        self.maps_root, self.views, self.quality = Path(maps_root), tuple(views), quality
+        self.folder = Path(folder) if folder else None
         self.size = (int(image_size[0]), int(image_size[1]))
         self._rig = camera_rig(self.size)
         self._map = functools.lru_cache(maxsize=4)(lambda location: load_map(self.maps_root, location))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, state: WorldState, worlds: Sequence[int], ego: NDArray[np.float64]) -> list[Mapping[str, str]]:
+        if self.folder is None:
+            raise DataError("cameras without a folder can only be looked through: set folder=DIR for planners")
         found = []
         for world, pose in zip(worlds, ego):
             paths = {}
