@@ -1,9 +1,7 @@
 """Trains a traffic model: behaviour cloning, then closed-loop fine-tuning by the same command.
 
-    python -m sim_agents.train experiment=demo data.train=SCENES data.val=SCENES vocabulary=DIR output_dir=runs/bc
-    python -m sim_agents.train experiment=demo_catk data.train=SCENES data.val=SCENES vocabulary=DIR
-    output_dir=runs/catk \
-      module.init_from=runs/bc/version_0/checkpoints/last.ckpt
+    python -m sim_agents.train experiment=demo data.train=SCENES vocabulary=DIR output_dir=runs/bc
+    python -m sim_agents.train experiment=demo_catk module.init_from=CKPT data.train=SCENES vocabulary=DIR output_dir=B
 
 The same command continues a run that was killed, bit for bit.
 """

@@ -1,5 +1,6 @@
-"""Scores rollouts by the sim-agents rules: ``python -m navsim_ext.realism.score rollouts=DIR scenes=DIR
-output_dir=DIR``.
+"""Scores rollouts by the sim-agents rules.
+
+    python -m navsim_ext.realism.score rollouts=DIR scenes=DIR output_dir=DIR
 
 ``scenes`` is a store of ``navsim_ext.traffic.build`` or a folder of ``NAME.scene.npz``; ``rollouts`` a store of
 rollouts or a folder of ``NAME.rollouts.npz``. The output folder gets ``scenarios.parquet`` (one row a scenario,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,19 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def _span(values: Sequence[float]) -> tuple[float, float, int]:
+    """(low, high, number of cells) of an option; raises DataError for a range that is none."""
+    low, high, count = (float(value) for value in values)
+    if not low < high or count < 1 or count != int(count):
+        raise DataError(f"cells {list(values)}: low < high and a whole number of cells were expected")
+    return low, high, int(count)
+
+
 @job("vocabulary")
 def main(cfg: DictConfig) -> None:
     started = time.perf_counter()
     cells = {
-        name: GridCells(tuple(one.along), tuple(one.across), one.reach, one.neighbours)
+        name: GridCells(_span(one.along), _span(one.across), one.reach, one.neighbours)
         for name, one in cfg.cells.items()
     }
     settings = VocabularySettings(cfg.method, cfg.tokens, cells, cfg.mirror, cfg.seed)
