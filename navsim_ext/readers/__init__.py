@@ -15,7 +15,7 @@ from navsim_ext.readers.scenarionet import ScenarioNetScenes
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.readers.second_stage import SecondStageScenes
 from navsim_ext.readers.source import NothingSelected, SceneSource, SkipReport
-from navsim_ext.readers.split_config import SplitConfig, read_split, second_stage_folder
+from navsim_ext.readers.split_config import SplitConfig, read_split, second_stage_folder, second_stage_tokens
 
 __all__ = [
     "NavsimLogs",
@@ -28,6 +28,7 @@ __all__ = [
     "SplitConfig",
     "configured_filter",
     "open_configured",
+    "open_second_stage",
     "open_source",
     "read_split",
     "second_stage_folder",
@@ -59,8 +60,9 @@ def open_source(
 
 
 def configured_filter(data: DictConfig) -> SceneFilter:
-    """The scene filter of a ``data`` node; without one, every window of 4 + 10 frames."""
-    return SceneFilter() if data.scene_filter is None else SceneFilter.from_yaml(data.scene_filter)
+    """The scene filter of a ``data`` node; without one, every window of 4 + 10 frames. Of a two-stage filter, the part
+    that chooses recorded windows (``data.second_stage`` reads the rest)."""
+    return SceneFilter() if data.scene_filter is None else SceneFilter.from_yaml(data.scene_filter, two_stage=True)
 
 
 def open_configured(
@@ -70,7 +72,7 @@ def open_configured(
     skip_bad: bool = False,
     report_path: str | os.PathLike[str] | None = None,
     tokens: Sequence[str] | None = None,
-) -> NavsimLogs | ScenarioNetScenes:
+) -> NavsimLogs | ScenarioNetScenes | SecondStageScenes:
     """The source of a command's ``data`` node (``configs/shared/data``); no filter is every window of 4 + 10 frames.
 
     ``tokens`` in place of the filter's own.
@@ -79,12 +81,36 @@ def open_configured(
     """
     if data.root is None:
         raise MissingError("data.root is not set: give data.root=... or the variable OPENSCENE_DATA_ROOT")
+    if data.get("second_stage") is not None:
+        return open_second_stage(data, required_cameras=required_cameras, skip_bad=skip_bad, report_path=report_path)
     scene_filter = configured_filter(data)
     return open_source(
         data.root,
         data.split,
         maps_root=data.maps_root,
         scene_filter=scene_filter if tokens is None else dataclasses.replace(scene_filter, tokens=tuple(tokens)),
+        required_cameras=required_cameras,
+        skip_bad=skip_bad,
+        report_path=report_path,
+    )
+
+
+def open_second_stage(
+    data: DictConfig,
+    *,
+    required_cameras: Sequence[str] = (),
+    skip_bad: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
+) -> SecondStageScenes:
+    """The scenes of ``data.second_stage``: all, or those that ``data.scene_filter`` (a two-stage filter) lists."""
+    logs = NavsimLogs(data.root, data.split, maps_root=data.maps_root)
+    tokens = None
+    if data.scene_filter is not None:
+        tokens = second_stage_tokens(data.scene_filter)
+    return SecondStageScenes(
+        data.second_stage,
+        logs,
+        scene_filter=SceneFilter(tokens=tokens, num_future=0),
         required_cameras=required_cameras,
         skip_bad=skip_bad,
         report_path=report_path,

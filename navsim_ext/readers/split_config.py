@@ -74,6 +74,15 @@ def read_split(path: str | os.PathLike[str]) -> SplitConfig:
     if not isinstance(data_split, str):
         raise DataError(f"{file}: data_split is {data_split!r}; the name of a folder of navsim_logs was expected")
     filter_file = file.parent / "scene_filter" / f"{_filter_name(content, file)}.yaml"
+    tokens = second_stage_tokens(filter_file)
+    entries = content.get(MAPPING)
+    groups = None if entries is None else _groups(entries, file)
+    return SplitConfig(file.stem, data_split, SceneFilter.from_yaml(filter_file, two_stage=True), tokens, groups)
+
+
+def second_stage_tokens(filter_file: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The second-stage scenes that a scene filter lists. Raises MissingError or DataError naming the file."""
+    filter_file = Path(filter_file)
     listed = _mapping(filter_file)
     tokens = listed.get(SECOND_STAGE_TOKENS) or []
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
@@ -83,9 +92,7 @@ def read_split(path: str | os.PathLike[str]) -> SplitConfig:
         raise DataError(
             f"{filter_file}: {SECOND_STAGE_TOKENS} lists {repeated[0]} more than once ({len(repeated)} are)"
         )
-    entries = content.get(MAPPING)
-    groups = None if entries is None else _groups(entries, file)
-    return SplitConfig(file.stem, data_split, SceneFilter.from_yaml(filter_file, two_stage=True), tuple(tokens), groups)
+    return tuple(tokens)
 
 
 def _mapping(file: Path) -> dict[str, Any]:

@@ -176,3 +176,22 @@ def test_second_stage_records_know_nobody_drove_them():
         record = cache.load(token)
         assert record.versions == ("v2",)
         assert np.isnan(record.human_sub_scores).all()
+
+
+def test_an_index_of_the_second_stage(tmp_path):
+    """Planning needs no future: the index of second-stage scenes has histories, commands and pictures, no targets."""
+    from navsim_ext.scene_index import build_index
+
+    second_stage.scan.cache_clear()
+    folder = tmp_path / "navhard_two_stage" / "synthetic_scene_pickles"
+    folder.mkdir(parents=True)
+    for variant in VARIANTS:
+        shutil.copy(PICKLES / f"{variant}.pkl", folder / f"{variant}.pkl")
+    source = SecondStageScenes(folder.parent, None, scene_filter=SceneFilter(num_future=0))
+    index = build_index(source, tmp_path / "index")
+    assert len(index) == 3
+    assert index.arrays["history"].shape == (3, 4, 3)
+    assert index.arrays["target"].shape == (3, 0, 3)
+    scene = source.scene(source.tokens[0])
+    np.testing.assert_allclose(index.arrays["status"][0], scene.status())
+    assert index.camera_path(0, 0) == scene.cameras["CAM_F0"].path
