@@ -10,7 +10,6 @@ Published Lightning files (``agent.action_head.``) and exported ones (``action_h
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from navsim_ext.errors import DataError, MissingError
+from navsim_ext.errors import CorruptFile, DataError, MissingError
 from navsim_ext.files import atomic_file
 from navsim_ext.runtime.checkpoints import require_undamaged
 from navsim_ext.runtime.config import job
+from navsim_ext.runtime.torch_file import load_torch
 from stage2_dit.checkpoint import load_planner, save_planner
 from stage2_dit.normaliser import PUBLISHED
 from stage2_dit.published import PREFIXES, CheckpointMismatch, ConversionReport, from_published, to_published
@@ -45,11 +45,11 @@ def read_published(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             raise CheckpointMismatch(f"{path} is not a safetensors file, or was cut short: {error}") from error
     require_undamaged(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, AttributeError, TypeError) as error:
+        content = load_torch(path, mmap=True)
+    except CorruptFile as error:
         raise CheckpointMismatch(
-            f"{path} cannot be read without executing what is in it ({error}): save its state_dict alone, with the "
-            "program that made it, and convert that"
+            f"{error}; it cannot be read without executing what is in it: save its state_dict alone, with the program "
+            "that made it, and convert that"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

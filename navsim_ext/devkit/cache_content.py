@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
 from navsim_ext.pdm.ego import REAR_AXLE_TO_CENTER, STATE_SIZE
-from navsim_ext.readers.restricted_pickle import Holder
+from navsim_ext.pickles import Holder
 
 STEPS = {"v1": 51, "v2": 41}
 RED_LIGHT = "red_light_"

@@ -2,7 +2,7 @@
 
 A pickle may name any importable object. Here the devkit's classes stand for plain holders of what was stored,
 shapely geometries are read from their WKB bytes once those were looked through, all else as in
-:mod:`navsim_ext.readers.restricted_pickle`; every other name is refused before anything is built.
+:mod:`navsim_ext.pickles`; every other name is refused before anything is built.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from navsim_ext.devkit.wkb import geometry
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.readers.restricted_pickle import DamagedPickle, Holder, holders, loads
+from navsim_ext.pickles import DamagedPickle, Holder, holders, loads
 
 MAX_BYTES = 256 << 20  # unpacked; the densest scenes need some 10 MB
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from navsim_ext.readers.restricted_pickle import BadContent
+from navsim_ext.pickles import BadContent
 
 _POINT, _LINE, _POLYGON = 1, 2, 3
 _MULTIPLES = {4: _POINT, 5: _LINE, 6: _POLYGON}

@@ -24,6 +24,7 @@ LATEST_US = 1 << 53  # the year 2255; integers that floats hold exactly
 LARGEST = 1e7  # m: beyond it a coordinate is no place on a map
 _QUATERNION_EXACT = 1e-14  # pyquaternion, which NAVSIM uses, leaves quaternions this close to 1 as they are
 _DEPLOYED_ALIASES = {"las_vegas": "us-nv-las-vegas-strip"}  # also known to NAVSIM's scenario class
+NO_OBJECTS = Annotations(np.zeros((0, 7)), np.zeros((0, 3)), (), ())  # of frames that hide theirs: see Scene.annotated
 _OBJECT_TYPES = frozenset(OBJECT_TYPES)
 _CAMERA_SHAPES = {
     "cam_intrinsic": (3, 3),
@@ -43,7 +44,7 @@ class Frame:
     map_location: str
     roadblock_ids: tuple[str, ...]
     traffic_lights: tuple[tuple[str, bool], ...]
-    annotations: Annotations
+    annotations: Annotations | None  # None: the split hides them
     ego_global: NDArray[np.float64]  # [3]
     ego_dynamics: NDArray[np.float32]  # [4]
     command: NDArray[np.float32]  # [4]
@@ -69,6 +70,10 @@ class _Fields:
                 prefix + key, "absent", f"one of the keys {sorted(map(str, content))!s:.200} with that name"
             )
         return content[key]
+
+    def optional(self, key: str) -> Any:
+        """The value, None where there is none."""
+        return self._content.get(key)
 
     def texts(self, key: str, value: Any) -> tuple[str, ...]:
         """A list of ids: texts, or the integers that some converters write."""
@@ -177,8 +182,11 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool | np.bool_) or (isinstance(value, int | np.integer) and value in (0, 1))
 
 
-def _annotations(fields: _Fields) -> Annotations:
-    content = fields.get("anns")
+def _annotations(fields: _Fields) -> Annotations | None:
+    """None for a frame that has none: test servers hide them."""
+    content = fields.optional("anns")
+    if content is None:
+        return None
     keys = ("gt_boxes", "gt_names", "gt_velocity_3d", "instance_tokens", "track_tokens")
     values = {key: fields.get(key, content, "anns.") for key in keys}
     for key, value in values.items():
@@ -258,7 +266,7 @@ def _picture_path(fields: _Fields, prefix: str, camera: Mapping[str, Any]) -> st
     """Relative to the sensor root and below it: a log must not lead to other files of the machine."""
     path = fields.get("data_path", camera, prefix)
     try:
-        return inside(path if isinstance(path, str) else short(path), f"{prefix}data_path")
+        return inside(path, f"{prefix}data_path")
     except DataError as error:
         raise fields.fail(f"{prefix}data_path", short(path), "a relative path below the sensor root") from error
 
@@ -274,6 +282,12 @@ def join_frames(
                 f"log {log_name}, scene {now.token}: its frames are of {name} {sorted(found)}; one was expected: split "
                 "the file into its drives (skip_bad=true leaves such windows out)"
             )
+    hidden = [frame for frame in frames if frame.annotations is None]
+    if hidden and len(hidden) < len(frames):
+        raise DataError(
+            f"log {log_name}, scene {now.token}: anns is absent in {len(hidden)} of {len(frames)} frames (first: "
+            f"{hidden[0].token}); all or none was expected: repair or remove the log"
+        )
     return Scene(
         token=now.token,
         log_name=log_name,
@@ -285,7 +299,8 @@ def join_frames(
         ego_dynamics=np.stack([frame.ego_dynamics for frame in frames]),
         commands=np.stack([frame.command for frame in frames]),
         roadblock_ids=now.roadblock_ids,
-        annotations=tuple(frame.annotations for frame in frames),
+        annotations=tuple(NO_OBJECTS if frame.annotations is None else frame.annotations for frame in frames),
+        annotated=not hidden,
         traffic_lights=tuple(frame.traffic_lights for frame in frames),
         cameras=cameras,
         split=split,

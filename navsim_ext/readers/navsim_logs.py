@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from navsim_ext import pickles
 from navsim_ext.errors import DataError, MissingError, TriviumError
-from navsim_ext.readers import restricted_pickle
 from navsim_ext.readers.log_files import LogFiles
 from navsim_ext.readers.navsim_frames import Frame, cameras_of, join_frames, parse_frame
 from navsim_ext.readers.scene_filter import SceneFilter
@@ -92,7 +92,7 @@ class NavsimLogs(LogFiles):
         """Selected scenes of one log; bad frames spoil only the windows that contain them."""
         try:
             check_listed(path.parent, path, EDITED)
-            frames = restricted_pickle.load(path)
+            frames = pickles.load(path)
             if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
                 raise DataError(
                     f"{path} holds {type(frames).__name__} of {len(frames) if isinstance(frames, list) else 'no'} "

@@ -17,11 +17,11 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from navsim_ext import pickles
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.files import reading
 from navsim_ext.frames import POSE_INTERVAL_S, rotate
 from navsim_ext.maps.vector_map import VectorMap
-from navsim_ext.readers import restricted_pickle
 from navsim_ext.readers.log_files import LogFiles
 from navsim_ext.readers.route_matching import route_of
 from navsim_ext.readers.scenarionet_map import build_map
@@ -118,7 +118,7 @@ class ScenarioNetScenes(LogFiles):
         return scenario
 
     def _read(self, log_name: str, path: Path) -> _Scenario:
-        content = restricted_pickle.load(path)
+        content = pickles.load(path)
         if not isinstance(content, dict):
             raise DataError(f"{path} holds a {type(content).__name__}; a ScenarioNet dictionary was expected")
         with reading(path, "repair or remove the scenario"):  # converters differ; what is wrong must not end a run

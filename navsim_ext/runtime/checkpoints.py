@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import pickle
 import re
 import shutil
 import sys
@@ -22,8 +21,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from navsim_ext.errors import MissingError, TriviumError
+from navsim_ext.errors import CorruptFile, MissingError, TriviumError
 from navsim_ext.files import remove_temporaries
+from navsim_ext.runtime.torch_file import load_torch
 
 log = logging.getLogger(__name__)
 
@@ -417,13 +417,9 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> 
         return content | {"state_dict": content["module"]}
     require_undamaged(path)
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"checkpoint {path} is not one, or holds objects that are not admitted: {error}"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read ({error}): it was cut short") from error
+        return load_torch(path, map_location=map_location)
+    except CorruptFile as error:
+        raise CheckpointError(f"checkpoint {error}") from error
 
 
 def ema_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor] | None:

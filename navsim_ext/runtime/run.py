@@ -41,6 +41,7 @@ from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.resume import Plan, check_identity, identity, plan_run, require_room, save_identity
 from navsim_ext.runtime.rng_state import RngState
 from navsim_ext.runtime.signals import Interrupted
+from navsim_ext.runtime.torch_file import require_bounded
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ def _fit(cfg: DictConfig, plan: Plan, first: bool) -> dict[str, Any]:
         require_undamaged(plan.checkpoint)
         check_identity(plan.checkpoint, bookkeeping.identity, list(cfg.get("resume_ignore") or []))
         require_room(plan.checkpoint, cfg.trainer)
+        if plan.checkpoint.is_file():
+            require_bounded(plan.checkpoint)  # Lightning reads it
         log.info("continuing %s", plan.checkpoint)
         if first:
             for table in plan.run_dir.glob("*.csv"):

@@ -67,6 +67,9 @@ class NavsimTraffic(FileSource):
         if not isinstance(content, list):
             raise DataError(f"{path} holds a {type(content).__name__}; a list of frames was expected")
         frames = checked(str(path), lambda: [parse_frame(frame, path, k) for k, frame in enumerate(content)])
+        hidden = next((frame for frame in frames if frame.annotations is None), None)
+        if hidden is not None:
+            raise DataError(f"{path}, frame {hidden.token}: anns is absent: a split that hides them has no traffic")
         stretches = list(_stretches(frames))
         for number, (first, last) in enumerate(stretches):
             name = path.stem if len(stretches) == 1 else f"{path.stem}-{number}"

@@ -24,12 +24,16 @@ def readers() -> dict[str, Callable[[Path], object]]:
     from navsim_ext.readers import restricted_pickle
     from navsim_ext.readers.navsim_logs import NavsimLogs
     from navsim_ext.readers.scenarionet import ScenarioNetScenes
+    from navsim_ext.runtime.checkpoints import load_checkpoint
+    from stage2_dit.convert import read_published
 
     return {
         "load": restricted_pickle.load,
         "metric_cache": read_cache,
         "submission": check_submission,
         "navsim": lambda path: NavsimLogs(path.parent.parent.parent, path.parent.name).scenes_of(path.stem),
+        "checkpoint": load_checkpoint,
+        "published": read_published,
         "scenarionet": lambda path: ScenarioNetScenes(path.parent).scenes_of(path.stem),
     }
 

@@ -6,10 +6,13 @@ Every reader is a process of its own under a memory limit: ``python -m pytest te
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import attacked
@@ -71,3 +74,41 @@ def test_every_attack_packed_as_a_metric_cache(tmp_path):
     packed |= {"not_packed": b"N.", "zeros_packed": pickle_attacks.packed_zeros()}
     packed |= {"huge_dictionary": pickle_attacks.packed_with_huge_dictionary()}
     check(attack("metric_cache", packed, tmp_path), packed, set())
+
+
+def as_checkpoint(content: bytes) -> bytes:
+    """The zip of torch.save with another pickle in it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/version", "3\n")
+    return buffer.getvalue()
+
+
+CHECKPOINTS = {
+    "set_of_bytearray": b"\x80\2" + pickle_attacks.call(
+        "builtins", "set", pickle_attacks.call("builtins", "bytearray", b"J\xff\xff\xff\x7f")
+    ) + b".",
+    "tuple_as_key_2": b"\x80\2" + pickle_attacks.ATTACKS["tuple_as_key"],
+    "tensor_without_storage": b"\x80\2}" + pickle_attacks.text("a") + pickle_attacks.call(
+        "torch._utils", "_rebuild_tensor_v2", b"N", b"K\0", b"K\3\x85", b"K\1\x85", b"\x89", b")"
+    ) + b"s.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", ["checkpoint", pytest.param("published", marks=pytest.mark.slow)])
+def test_attacks_inside_checkpoints(reader, tmp_path):
+    """torch's own reader of weights alone crashes on a nested key, and hangs on a set of a giant bytearray."""
+    names = dict(CHECKPOINTS)
+    if reader == "published":
+        names |= {name: pickle_attacks.content_of(name) for name in pickle_attacks.ATTACKS}
+    packed = {name: as_checkpoint(content) for name, content in names.items()}
+    packed |= {"no_zip": b"PK", "old_format": pickle.dumps(0x1950A86A20F9469CFC6C), "empty": b""}
+    check(attack(reader, packed, tmp_path), packed, HARMLESS if reader == "checkpoint" else set())
+
+
+@pytest.mark.slow
+def test_every_attack_inside_a_checkpoint(tmp_path):
+    packed = {name: as_checkpoint(pickle_attacks.content_of(name)) for name in pickle_attacks.ATTACKS}
+    check(attack("checkpoint", packed, tmp_path), packed, HARMLESS)

@@ -9,9 +9,11 @@ import pytest
 import yaml
 from scene_worlds import make_frame, token, write_log
 
+from navsim_ext.dataset import SceneDataset
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.readers import NavsimLogs, NothingSelected, SceneFilter, open_source
 from navsim_ext.readers.source import SceneSource
+from navsim_ext.scene_index import build_index
 
 
 @pytest.mark.parametrize("dataset", ["golden/navsim", "golden/navsim_real"])
@@ -265,3 +267,33 @@ def test_jitter_of_a_sweep_is_no_gap(tmp_path):
     times = [1_600_000_000_000_000 + 500_000 * i + 50_000 * (i % 2) for i in range(14)]
     write_log(tmp_path, [make_frame(i, timestamp=time) for i, time in enumerate(times)])
     assert len(NavsimLogs(tmp_path, "mini")) == 1
+
+
+def test_a_split_that_hides_objects_and_future_is_indexed(tmp_path):
+    """Test servers give five frames without annotations; half of them hidden is damage."""
+    frames = [make_frame(i) for i in range(5)]
+    for frame in frames:
+        del frame["anns"]
+    write_log(tmp_path, frames)
+    source = NavsimLogs(tmp_path, "mini", scene_filter=SceneFilter(num_future=0))
+    scenes = source.scenes_of("log-a")
+    assert [(scene.annotated, scene.num_future) for scene in scenes] == [(False, 0)] * 2
+    build_index(source, tmp_path / "index")
+    sample = SceneDataset(tmp_path / "index", horizon=None)[1]
+    assert sample.target is None
+    np.testing.assert_allclose(sample.history[0], scenes[1].history_poses(), atol=1e-6)
+    with pytest.raises(DataError, match="0 future"):
+        SceneDataset(tmp_path / "index", horizon=8)
+    frames[2] = make_frame(2)
+    write_log(tmp_path, frames)
+    with pytest.raises(DataError, match="anns is absent in 3 of 4 frames"):
+        NavsimLogs(tmp_path, "mini", scene_filter=SceneFilter(num_future=0)).scenes_of("log-a")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../x.jpg", "log-a/../../x", "", 3, None])
+def test_camera_paths_stay_below_the_sensor_root(tmp_path, path):
+    frame = make_frame(3)
+    frame["cams"]["CAM_L0"]["data_path"] = path
+    write_log(tmp_path, [make_frame(i) if i != 3 else frame for i in range(14)])
+    with pytest.raises(DataError, match=r"CAM_L0\.data_path.*below the sensor root"):
+        NavsimLogs(tmp_path, "mini").scenes_of("log-a")

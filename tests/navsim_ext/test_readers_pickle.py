@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.readers import pickle_machine, restricted_pickle
-from navsim_ext.readers.pickle_machine import MAX_DEPTH
+from navsim_ext.pickles import machine as pickle_machine
+from navsim_ext.pickles.machine import MAX_DEPTH
+from navsim_ext.readers import restricted_pickle
 from navsim_ext.readers.restricted_pickle import DamagedPickle, RefusedObject
 
 CONTENT = {

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from navsim_ext.errors import DataError
-from navsim_ext.readers.pickle_arrays import BadContent, NamedDtype, PendingArray, build_array, from_buffer, scalar
+from navsim_ext.pickles.arrays import BadContent, NamedDtype, PendingArray, build_array, from_buffer, scalar
 
 MAX_DEPTH = 64  # containers in one another; the formats that are read need 20
 MAX_OPCODES = 8_000_000  # an OpenScene log takes some 1,600 a frame
@@ -123,7 +123,10 @@ def _bytearray(content: Any = b"", encoding: Any = None) -> bytearray:
 
 
 def _members(content: Any) -> list[Any]:
-    if not isinstance(content, list | tuple) or not all(type(member) in _KEYS for member in content):
+    if not isinstance(content, list | tuple) or not all(
+        type(member) in _KEYS and (type(member) is not int or _INTEGERS[0] <= member <= _INTEGERS[1])
+        for member in content
+    ):
         raise BadContent(f"a set made of a {type(content).__name__}, or of members that are not texts or numbers")
     return list(content)
 
@@ -162,10 +165,21 @@ for _module in ("builtins", "__builtin__"):
 
 
 class Machine:
-    """Runs one pickle. ``position`` tells, after an error, the byte at which it stopped."""
+    """Runs one pickle. ``position`` tells, after an error, the byte at which it stopped.
 
-    def __init__(self, data: bytes, table: Mapping[tuple[str, str], Callable[..., Any] | None]) -> None:
+    ``persistent`` makes an object of what stands for one that is stored elsewhere; without it there is none.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        table: Mapping[tuple[str, str], Callable[..., Any] | None],
+        *,
+        persistent: Callable[[Any], Any] | None = None,
+        integer_bytes: int = MAX_INTEGER_BYTES,
+    ) -> None:
         self.position = 0
+        self._persistent, self._integer_bytes = persistent, integer_bytes
         self._data, self._table = data, table
         self._max_size = FREE_SIZE + SIZE_PER_BYTE * len(data)
         self._work_left = FREE_WORK + WORK_PER_BYTE * len(data)
@@ -257,6 +271,8 @@ class Machine:
                     elif isinstance(target, NamedDtype | Holder) and id(target) not in sealed:
                         target.fill(state)
                         grow(target, (state,))
+                    elif type(target) is OrderedDict and id(target) not in sealed:
+                        grow(target, (state,))  # attributes of a dictionary, such as torch's _metadata, are no data
                     else:
                         raise BadContent(f"a state for a {type(target).__name__}, which takes none or has its own")
                 elif opcode == 0x43:  # SHORT_BINBYTES
@@ -310,7 +326,7 @@ class Machine:
                     position = start + data[position]
                     if position > end:
                         raise EOFError("an integer is cut off")
-                    push(_integer(data[start:position]))
+                    push(_integer(data[start:position], self._integer_bytes))
                 elif opcode == 0x4E:  # NONE
                     push(None)
                 elif opcode == 0x88:  # NEWTRUE
@@ -389,6 +405,10 @@ class Machine:
                     if type(stack[0]) in (PendingArray, NamedDtype, Named):
                         raise BadContent("the file holds no data")
                     return stack[0]
+                elif opcode == 0x51 and self._persistent is not None:  # BINPERSID
+                    made = self._persistent(stack.pop())
+                    enter(made, ())
+                    push(made)
                 elif opcode == 0x80:  # PROTO
                     if data[position] > 5:
                         raise BadContent(f"pickle protocol {data[position]}; 5 is the newest")
@@ -464,8 +484,8 @@ class Machine:
             raise BadContent("items for what is no dictionary, or holds itself")
         for position in range(0, len(items), 2):
             key = items[position]
-            if type(key) not in _KEYS:
-                raise BadContent(f"a dictionary key of type {type(key).__name__}")
+            if type(key) not in _KEYS or (type(key) is int and not _INTEGERS[0] <= key <= _INTEGERS[1]):
+                raise BadContent(f"a dictionary key of type {type(key).__name__}, or an integer beyond 64 bits")
             target[key] = items[position + 1]
         self._grow(target, items)
 
@@ -555,10 +575,12 @@ def _decimal(line: bytes) -> int:
     return value
 
 
-def _integer(content: bytes) -> int:
-    if len(content) > MAX_INTEGER_BYTES:
+def _integer(content: bytes, most: int = MAX_INTEGER_BYTES) -> int:
+    if len(content) > most:
         raise BadContent(f"an integer of {len(content)} bytes; at most 64 bits are admitted")
     value = int.from_bytes(content, "little", signed=True)
+    if most > MAX_INTEGER_BYTES:
+        return value
     if not _INTEGERS[0] <= value <= _INTEGERS[1]:
         raise BadContent("an integer of more than 64 bits")
     return value
