@@ -7,7 +7,6 @@ into every fingerprint.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,7 +83,7 @@ def finish_model_folder(folder: str | Path) -> None:
     where it finds none, computes with 10,000 in silence. Both kinds of key are kept.
     """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     write_json_atomic(folder / "config.json", with_rope_keys(config))
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES and not path.is_symlink()]
     names = [str(path.relative_to(folder)) for path in files if path.name not in _OTHERS]

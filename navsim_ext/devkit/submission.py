@@ -35,7 +35,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.files import write_atomic
+from navsim_ext.files import reading, write_atomic
 from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S
 from navsim_ext.readers import read_split, restricted_pickle
 from navsim_ext.runtime.config import job
@@ -275,7 +275,8 @@ def read_tokens(path: str | os.PathLike[str] | None) -> list[str] | None:
         return None
     if not Path(path).is_file():
         raise MissingError(f"token list {path} does not exist")
-    return [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    with reading(path, "write it in UTF-8, one token a line"):
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def dry_run(poses: Mapping[str, NDArray], metric_cache_folder: str) -> pd.DataFrame:

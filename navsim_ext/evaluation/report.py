@@ -37,7 +37,7 @@ from navsim_ext.evaluation.table import (
     read_scores,
     summarise,
 )
-from navsim_ext.files import write_atomic
+from navsim_ext.files import reading, write_atomic
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.readers import SceneSource, open_configured
 from navsim_ext.runtime.config import job
@@ -94,7 +94,8 @@ def newest_csv(folder: str | os.PathLike[str], name: str) -> tuple[pd.DataFrame,
     found = sorted(Path(folder).rglob(name), key=lambda path: path.stat().st_mtime)
     if not found:
         raise MissingError(f"no {name} under {folder}: is it the output_dir of a training run?")
-    return pd.read_csv(found[-1]), found[-1]
+    with reading(found[-1], "a training writes it"):
+        return pd.read_csv(found[-1]), found[-1]
 
 
 def recorder_section(folder: str, columns: Sequence[str] | None) -> dict[str, Any]:

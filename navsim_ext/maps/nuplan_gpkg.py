@@ -19,7 +19,7 @@ import shapely
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.files import read_json
+from navsim_ext.files import read_json, reading
 from navsim_ext.fingerprint import digest_file
 from navsim_ext.maps.layers import NONE, LaneLayer, LineLayer, PolygonLayer, baseline_arrays
 from navsim_ext.maps.vector_map import VectorMap, sorted_edges
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 MAPS_INDEX = "nuplan-maps-v1.0.json"
 CACHE_VARIABLE = "TRIVIUM_MAP_CACHE"
+DOWNLOAD = "download the map again"
 EDITED = "delete the file and make it again; where you edited it yourself, delete the checksums.json of the maps"
 MAX_UNREADABLE_SHARE = 0.1  # of the features of a layer; a map that lacks more is another map
 
@@ -69,14 +70,17 @@ def load_map(
     digest = digest_file(path)
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     cached = folder / f"{location}-{digest[:24]}.npz"
-    if cached.is_file():
-        try:
+    try:
+        if cached.is_file():
             return VectorMap.load(cached)
-        except DataError as error:
-            logger.warning("map cache %s is unreadable (%s); it is built again", cached, error)
+    except (DataError, OSError) as error:
+        logger.warning("map cache %s is unreadable (%s); it is built again", cached, error)
     vector_map = read_gpkg(path, location, digest)
-    folder.mkdir(parents=True, exist_ok=True)
-    vector_map.save(cached)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        vector_map.save(cached)
+    except OSError as error:  # the home of another user, a full disk: the map is there, the next start reads it again
+        logger.warning("the map of %s is not kept (%s): set %s to a folder of yours", location, error, CACHE_VARIABLE)
     return vector_map
 
 
@@ -84,6 +88,11 @@ def read_gpkg(path: Path, location: str, digest: str = "") -> VectorMap:
     """Reads every layer of one GeoPackage. Features that lack a polygon, a baseline or a partner are dropped with
     a warning that names them: the devkit fails only when such a feature is touched. Raises DataError for a map without
     lanes, and where more than a tenth of a layer would be dropped: on what is left a planner scores too high."""
+    with reading(path, DOWNLOAD):
+        return _vector_map(path, location, digest)
+
+
+def _vector_map(path: Path, location: str, digest: str) -> VectorMap:
     present = {str(name) for name, _ in pyogrio.list_layers(path)}
     crs = _projection(path)
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.files import reading
 from navsim_ext.fingerprint import digest_json
 from navsim_ext.frames import NUM_HISTORY_POSES
 from navsim_ext.prompts.trajectory_text import ParsedTrajectory, format_pose, format_trajectory, parse_trajectory
@@ -96,7 +97,9 @@ def load_template(path: str | Path | None = None) -> PromptTemplate:
             f"prompt template {path} does not exist: give {' or '.join(SHIPPED)}, or the path of a text file with "
             "[system] and [user] sections"
         )
-    sections = re.split(r"^\[(system|user)\][ \t]*$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    with reading(path, "write it in UTF-8"):
+        text = path.read_text(encoding="utf-8")
+    sections = re.split(r"^\[(system|user)\][ \t]*$", text, flags=re.MULTILINE)
     names, texts = sections[1::2], [text.strip("\n") for text in sections[2::2]]
     if names != ["system", "user"] or sections[0].strip():
         raise TemplateError(f"{path} has sections {names}; it must consist of one [system] and one [user], in order")

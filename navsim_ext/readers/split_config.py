@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.files import reading
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.readers.second_stage import PICKLES_FOLDER
 
@@ -100,10 +101,8 @@ def _mapping(file: Path) -> dict[str, Any]:
         raise MissingError(
             f"{file} does not exist: give the YAML of a split, e.g. config/train_test_split/navhard.yaml"
         )
-    try:
-        content = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise DataError(f"{file} is no YAML: {error}") from error
+    with reading(file, "correct or copy it again"):
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise DataError(f"{file} holds a {type(content).__name__}; a mapping was expected")
     return content

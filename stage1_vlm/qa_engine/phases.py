@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from navsim_ext.errors import MissingError
+from navsim_ext.files import reading
 from navsim_ext.fingerprint import digest_json
 from navsim_ext.prompts import COMMAND_WORDS, VIEW_NAMES, TemplateError, format_pose, format_trajectory
 from navsim_ext.scene import COMMANDS, SceneBatch
@@ -53,7 +54,8 @@ class PromptSet:
             path = self.folder / f"{name}.txt"
             if not path.is_file():
                 raise MissingError(f"prompt file {path} does not exist: {name} is one of {(*PHASES, JUDGE)}")
-            self.texts[name] = Template(path.read_text(encoding="utf-8").strip())
+            with reading(path, "write it in UTF-8"):
+                self.texts[name] = Template(path.read_text(encoding="utf-8").strip())
         self.digest = digest_json({name: text.template for name, text in self.texts.items()})
 
     def fill(self, name: str, facts: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ import pytest
 import shapely
 from golden_scenes import SETS, GoldenSet, golden_folder, unpack_small
 
-from navsim_ext.errors import DataError, MissingError
+from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.maps import nuplan_gpkg
 from navsim_ext.maps.drivable import MapKind, layer_of
 from navsim_ext.maps.nuplan_gpkg import load_map, read_gpkg
@@ -58,6 +58,28 @@ def test_a_damaged_cache_file_is_built_again(maps_root, tmp_path, caplog):
     cached.write_bytes(cached.read_bytes()[:5000])
     np.testing.assert_array_equal(load_map(maps_root, "us-ma-boston", tmp_path).lanes.xy, first.lanes.xy)
     assert "built again" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(maps_root, tmp_path, caplog, monkeypatch):
+    """The home of another user: the map is read all the same, and the message names the variable."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRIVIUM_MAP_CACHE", str(tmp_path / "file" / "maps"))
+    first = load_map(maps_root, "us-ma-boston", tmp_path / "good")
+    np.testing.assert_array_equal(load_map(maps_root, "us-ma-boston").lanes.xy, first.lanes.xy)
+    assert "set TRIVIUM_MAP_CACHE" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"no map", b"SQLite format 3\0" + bytes(5000)])
+def test_a_damaged_map_is_named(maps_root, tmp_path, content):
+    root = tmp_path / "maps"
+    shutil.copytree(maps_root, root)
+    file = nuplan_gpkg.map_file(root, "us-ma-boston")
+    file.write_bytes(content)
+    with pytest.raises(TriviumError, match=r"map\.gpkg"):
+        load_map(root, "us-ma-boston", tmp_path / "cache")
+    file.write_bytes(nuplan_gpkg.map_file(maps_root, "us-ma-boston").read_bytes()[:-20_000])
+    with pytest.raises(TriviumError, match=r"map\.gpkg"):
+        load_map(root, "us-ma-boston", tmp_path / "cache")
 
 
 def test_a_changed_map_is_another_cache_entry(maps_root, tmp_path):
