@@ -11,11 +11,11 @@ best of its repeats; ``environment`` tells the load of the machine.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -103,16 +103,22 @@ def naive(scenes: WorldScenes, moves: list[torch.Tensor]) -> None:
         pose = poses[:, :, -1]
 
 
+def peak_mb() -> float:
+    """Peak resident memory [MB] of this process since it was started (Linux; getrusage's also counts its parent's)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return float(line.split()[1]) / 1024
+
+
 def peak_memory() -> tuple[float, float]:
     """(MB of the whole process, MB above what its imports took) of 64 worlds x 128 x 9 s; in its own process."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_mb()
     scenes = WorldScenes.build([busy(0)])
     world = World(rollouts=64, horizon_s=9.0, events=("contact", "off_road"))
     state = world.reset(scenes)
     for token in (tokens(64, scenes.num_agents) * 2)[:18]:
         world.step(state, Moves.tokens(token))
         world.events(state)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    after = peak_mb()
     return after, after - before
 
 
