@@ -48,7 +48,7 @@ class Human:
         return batch.target[:, :NUM_FUTURE_POSES].float()
 
 
-class ConstantVelocity:
+class ConstantVelocityAgent:
     """Straight ahead at the present speed |v| (NAVSIM's ConstantVelocityAgent)."""
 
     name = "constant_velocity"
@@ -83,7 +83,7 @@ class ConstantDeceleration:
 
 BASELINES: dict[str, Callable[..., Planner]] = {
     "human": Human,
-    "constant_velocity": ConstantVelocity,
+    "constant_velocity": ConstantVelocityAgent,
     "standing_still": StandingStill,
     "constant_deceleration": ConstantDeceleration,
 }

@@ -44,7 +44,7 @@ from navsim_ext.runtime.checksums import (
     write_checked_json,
 )
 from navsim_ext.runtime.lock import FolderLock
-from navsim_ext.runtime.preflight import Estimate, measure_slice, preflight
+from navsim_ext.runtime.preflight import CostEstimate, measure_slice, preflight
 from navsim_ext.runtime.workers import map_items
 from navsim_ext.scene import CAMERAS, Scene
 
@@ -142,7 +142,7 @@ def tell_cost(
     cameras: Sequence[str] = ("CAM_F0",),
     check_pictures: bool = False,
     workers: int = 1,
-) -> Estimate | None:
+) -> CostEstimate | None:
     """Says what the index of ``source`` in ``folder`` will cost, from the first logs that are not in it yet.
 
     None where nothing is left to read. Raises PreflightError naming too little disk or memory, and, unless bad input is

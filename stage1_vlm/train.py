@@ -13,19 +13,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from navsim_ext.errors import DataError
 from navsim_ext.files import read_json, write_json_atomic
 from navsim_ext.fingerprint import Fingerprint, digest_json, package_versions
-from navsim_ext.runtime.collectives import launched_processes, launched_rank
 from navsim_ext.runtime.config import job
-from navsim_ext.runtime.run import run
-from stage1_vlm.backbone import weights_digest
 from stage1_vlm.data.mixture import read_mixture
-from stage1_vlm.outputs import METRICS_FILE, last_metrics, publish
-from stage1_vlm.tiny import build_tiny_internvl
 
 _log = logging.getLogger(__name__)
 
 
 def build_initial_model(cfg: DictConfig) -> None:
     """Writes the tiny model of ``cfg.tiny`` into ``cfg.model_path``, once; its tokeniser learns from the mixture."""
+    from navsim_ext.runtime.collectives import launched_rank
+    from stage1_vlm.tiny import build_tiny_internvl
+
     folder = Path(cfg.model_path)
     if cfg.get("tiny") is None or (folder / "config.json").is_file() or launched_rank() != 0:
         return
@@ -47,6 +45,8 @@ def build_initial_model(cfg: DictConfig) -> None:
 
 def with_accumulation(cfg: DictConfig) -> DictConfig:
     """Sets the accumulation that makes ``global_batch_size`` of batch size x processes, or raises DataError."""
+    from navsim_ext.runtime.collectives import launched_processes
+
     per_step = cfg.data.batch_size * launched_processes()
     accumulation, rest = divmod(cfg.global_batch_size, per_step)
     if rest or not accumulation:
@@ -62,6 +62,12 @@ def with_accumulation(cfg: DictConfig) -> DictConfig:
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Builds the tiny model if asked, trains, and publishes the result; returns the metrics."""
+    # PyTorch, Lightning and transformers are loaded here: --help has no use for them
+    from navsim_ext.runtime.collectives import launched_rank
+    from navsim_ext.runtime.run import run
+    from stage1_vlm.backbone import weights_digest
+    from stage1_vlm.outputs import METRICS_FILE, last_metrics, publish
+
     needed = ((cfg, "output_dir"), (cfg, "model_path"), (cfg.data, "mixture"))
     if any(OmegaConf.is_missing(node, key) for node, key in needed):
         return run(cfg)  # says which keys have no value

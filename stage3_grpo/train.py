@@ -10,10 +10,10 @@ The same command continues a run that was killed, bit for bit.
 from __future__ import annotations
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from navsim_ext.runtime.config import job
-from navsim_ext.runtime.run import run
+
+MEASURED = ("val/pdm_score", "val/gain", "val/pdms_v1", "val/epdms_v2", "val/reverse_tail", "val/standing")
 
 
 def without_held_out(index: str | None, every: int | None) -> str:
@@ -30,13 +30,11 @@ def main(cfg: DictConfig) -> None:
 
     Raises StoppedByAlarm, exit code 3, when an alarm ended it: a pipeline does not go on with such a planner.
     """
+    from navsim_ext.runtime.run import run, tell  # loads PyTorch and Lightning, which --help has no use for
+
     result = run(cfg)
-    console = Console(stderr=True, soft_wrap=True)
-    names = ("val/pdm_score", "val/gain", "val/pdms_v1", "val/epdms_v2", "val/reverse_tail", "val/standing")
-    values = {name: round(result["metrics"][name], 4) for name in names if name in result["metrics"]}
-    console.print(f"{result['run_dir']}: step {result['global_step']}, last {result['last']}, best {result['best']}")
     why = without_held_out(cfg.data.val, cfg.trainer.check_val_every_n_epoch)
-    console.print(f"held out: {values}" if values else why)
+    tell(result, "held out", MEASURED, otherwise=why)
     if result["module"].stopped_by_alarm:
         raise result["module"].stopped("an alarm stopped the run")
 

@@ -45,7 +45,7 @@ class MapContext:
 
 
 @dataclass(frozen=True, eq=False)
-class Road:
+class SceneRoad:
     """What the map says about a scene: the way that PDM-Closed takes through it, and the patch the scorer sees."""
 
     route: Route
@@ -125,7 +125,7 @@ def _agents(vector_map: VectorMap, ego_state: NDArray[np.float64], tracks: obser
     return traffic_agents(vector_map, ego_state[:3], rows, now, sizes, velocities)
 
 
-def read_road(vector_map: VectorMap, ego_state: NDArray[np.float64], roadblock_ids: tuple[str, ...]) -> Road:
+def read_road(vector_map: VectorMap, ego_state: NDArray[np.float64], roadblock_ids: tuple[str, ...]) -> SceneRoad:
     """Route, map patch, start lane and centreline for an ego state [11]. Raises EmptyMapPatch or RouteError."""
     rear_axle = ego_state[:3]
     center = ego_centers(rear_axle)
@@ -136,10 +136,10 @@ def read_road(vector_map: VectorMap, ego_state: NDArray[np.float64], roadblock_i
     fids = {vector_map.lane_node_fid(node) for node in route.lanes}
     on_route = np.isin(drivable.kinds, [int(kind) for kind in LANE_KINDS]) & np.isin(drivable.fids, list(fids))
     rows = table_rows(vector_map, drivable.kinds, drivable.positions)
-    return Road(route, drivable, start, route_centerline(vector_map, route, start), rows, on_route)
+    return SceneRoad(route, drivable, start, route_centerline(vector_map, route, start), rows, on_route)
 
 
-def closed_plan(scene: Scene, context: MapContext, road: Road, ego_state: NDArray[np.float64]) -> ClosedPlan:
+def closed_plan(scene: Scene, context: MapContext, road: SceneRoad, ego_state: NDArray[np.float64]) -> ClosedPlan:
     """PDM-Closed in this scene; its world is the frame now, red connectors those of the corrected route."""
     vector_map = context.vector_map
     on_route = {vector_map.lane_node_fid(node): node for node in road.route.lanes}

@@ -6,8 +6,9 @@ result = score(tokens, trajectories, MetricCache(folder), reward=RewardWeights()
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from navsim_ext.exports import exported
 
 if TYPE_CHECKING:
     from navsim_ext.pdm.result import PdmResult
@@ -17,18 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["PdmResult", "RewardWeights", "TrajectoryShapeError", "score", "score_pairs", "scorer_fingerprint"]
 
-_HOME = {
-    "PdmResult": "result",
-    "RewardWeights": "reward",
-    "TrajectoryShapeError": "scores",
-    "score": "scores",
-    "score_pairs": "scores",
-    "scorer_fingerprint": "version",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Loads the public names on first use: who only reads records or versions needs no compiler."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+# who only reads records or versions needs no compiler
+__getattr__ = exported(
+    __name__,
+    {
+        "PdmResult": "result",
+        "RewardWeights": "reward",
+        "TrajectoryShapeError": "scores",
+        "score": "scores",
+        "score_pairs": "scores",
+        "scorer_fingerprint": "version",
+    },
+)

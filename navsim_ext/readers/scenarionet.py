@@ -26,7 +26,7 @@ from navsim_ext.readers.log_files import LogFiles
 from navsim_ext.readers.route_matching import route_of
 from navsim_ext.readers.scenarionet_map import build_map
 from navsim_ext.readers.scenarionet_tracks import (
-    Drive,
+    RecordedDrive,
     annotations,
     command,
     parked,
@@ -46,7 +46,7 @@ _NOT_SCENARIOS = ("dataset_summary", "dataset_mapping")
 
 @dataclass(frozen=True)
 class _Scenario:
-    drive: Drive
+    drive: RecordedDrive
     vector_map: VectorMap
     route: tuple[str, ...]
     inside: NDArray[np.bool_]  # [S] whether all corners of NAVSIM's car are on drivable ground
@@ -148,7 +148,7 @@ def _inside(vector_map: VectorMap, poses: NDArray[np.float64]) -> NDArray[np.boo
     return shapely.contains_xy(ground, corners[..., 0], corners[..., 1]).all(axis=1)
 
 
-def token_of(drive: Drive, frame: int) -> str:
+def token_of(drive: RecordedDrive, frame: int) -> str:
     """16 hexadecimal characters from data set, scenario and frame."""
     return hashlib.sha256(f"{drive.dataset}/{drive.name}/{frame}".encode()).hexdigest()[:16]
 

@@ -59,7 +59,7 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Drive:
+class RecordedDrive:
     """A scenario sampled at 2 Hz. F frames; global = the scenario's own frame in metres."""
 
     name: str
@@ -79,7 +79,7 @@ class Drive:
         return int(self.samples[1] - self.samples[0])
 
 
-def read_drive(scenario: Mapping[str, Any], where: str) -> Drive:
+def read_drive(scenario: Mapping[str, Any], where: str) -> RecordedDrive:
     """Checks a ScenarioNet dictionary and samples it at 2 Hz; DataError names file, key and what was expected."""
     for key in ("tracks", "map_features", "metadata", "length", "id"):
         if key not in scenario:
@@ -126,7 +126,7 @@ def read_drive(scenario: Mapping[str, Any], where: str) -> Drive:
     frames[:, 2] = wrap_angle(frames[:, 2])
     velocity = np.gradient(frames[:, :2], POSE_INTERVAL_S, axis=0)
     acceleration = np.gradient(velocity, POSE_INTERVAL_S, axis=0)
-    return Drive(
+    return RecordedDrive(
         name=str(scenario["id"]),
         dataset=dataset,
         place=str(metadata.get("map", "") or ""),
@@ -170,7 +170,7 @@ def _track(track: Mapping[str, Any], where: str) -> Track:
     )
 
 
-def annotations(drive: Drive, frame: int) -> Annotations:
+def annotations(drive: RecordedDrive, frame: int) -> Annotations:
     """Objects within OBJECT_RANGE_M of a frame, in its ego frame, all standing on its ground plane z = 0."""
     sample, ego = int(drive.samples[frame]), drive.ego[frame]
     boxes, velocities, names, tokens = [], [], [], []
@@ -199,7 +199,7 @@ def _velocity(track: Track, sample: int, step: int) -> NDArray[np.float64]:
     return (track.xy[seen[-1]] - track.xy[seen[0]]) / ((seen[-1] - seen[0]) / step * POSE_INTERVAL_S)
 
 
-def command(drive: Drive, frame: int) -> NDArray[np.float32]:
+def command(drive: RecordedDrive, frame: int) -> NDArray[np.float32]:
     """[4] one-hot: where the driven path is COMMAND_AHEAD_M ahead (or at its end): more than 2 m to a side or not."""
     path = drive.ego_fine[drive.samples[frame] :, :2]
     arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
@@ -209,7 +209,7 @@ def command(drive: Drive, frame: int) -> NDArray[np.float32]:
     return np.eye(len(COMMANDS), dtype=np.float32)[COMMANDS.index(word)]
 
 
-def traffic_lights(drive: Drive, frame: int) -> tuple[tuple[str, bool], ...]:
+def traffic_lights(drive: RecordedDrive, frame: int) -> tuple[tuple[str, bool], ...]:
     """(lane, is red) of the lights whose state is known; amber counts as not red, as in NAVSIM."""
     sample, states = int(drive.samples[frame]), []
     for lane, history in drive.lights.items():
@@ -221,7 +221,7 @@ def traffic_lights(drive: Drive, frame: int) -> tuple[tuple[str, bool], ...]:
     return tuple(states)
 
 
-def parked(drive: Drive) -> list[shapely.Polygon]:
+def parked(drive: RecordedDrive) -> list[shapely.Polygon]:
     """Footprints of the vehicles that never move."""
     footprints = []
     for track in drive.tracks.values():

@@ -12,7 +12,7 @@ import numpy as np
 
 from navsim_ext.realism.interaction import nearest_distances, times_to_collision
 from navsim_ext.realism.kinematics import average_displacement, kinematic_features
-from navsim_ext.realism.red_light import LaneSegments, Signals, red_light_violations
+from navsim_ext.realism.red_light import LaneSegments, RedLights, red_light_violations
 from navsim_ext.realism.road_edge import EdgeSegments, road_edge_distances
 from navsim_ext.realism.rules import HISTORY_STEPS
 
@@ -39,7 +39,7 @@ class Scenario:
     log_valid: np.ndarray
     edges: EdgeSegments
     lanes: LaneSegments
-    signals: Signals | None
+    signals: RedLights | None
     has_heights: bool
 
     @property
@@ -79,9 +79,7 @@ def features_of(scenario: Scenario, states: np.ndarray, valid: np.ndarray) -> Fe
         collision=nearest < 0,
         offroad=edge > 0,
         traffic_light_violation=red_light_violations(own_states, own_valid, scenario.lanes, scenario.signals),
-        average_displacement_error=average_displacement(
-            own_states, scenario.log[:scored], scenario.log_valid[:scored]
-        ),
+        average_displacement_error=average_displacement(own_states, scenario.log[:scored], scenario.log_valid[:scored]),
     )
 
 

@@ -47,7 +47,7 @@ class LaneSegments:
 
 
 @dataclass(frozen=True)
-class Signals:
+class RedLights:
     """``lane`` [K] index into the lane segments (-1: a lane of another kind, or not in the map, which never violates);
     ``state`` [K, T] WOMD's codes, 0 where not reported; ``stop`` [K, T, 2] float32 world, (0, 0) where not reported."""
 
@@ -110,7 +110,7 @@ def _violations(states, valid, start, edge, offsets, lane, state, stop, history)
 
 
 def red_light_violations(
-    states: np.ndarray, valid: np.ndarray, lanes: LaneSegments, signals: Signals | None
+    states: np.ndarray, valid: np.ndarray, lanes: LaneSegments, signals: RedLights | None
 ) -> np.ndarray:
     """Which scored objects cross a red light's stop point at which step, [R, E, H] bool.
 

@@ -16,7 +16,7 @@ import shapely
 from navsim_ext.realism.errors import RealismError
 from navsim_ext.realism.features import Scenario
 from navsim_ext.realism.interaction import signed_distance
-from navsim_ext.realism.red_light import LaneSegments, Signals
+from navsim_ext.realism.red_light import LaneSegments, RedLights
 from navsim_ext.realism.road_edge import EdgeSegments, road_edge_distances
 from navsim_ext.realism.rules import HISTORY_STEPS, PRESENT, STEP_SECONDS, STEPS
 from navsim_ext.traffic.codes import LANES, LaneType, LightState, PieceKind, Role
@@ -107,7 +107,7 @@ def _lane_rows(scene: TrafficScene) -> np.ndarray:
     return rows[(scene.piece_subtype[rows] == LaneType.SURFACE_STREET) & (lengths >= 2)]
 
 
-def _signals(scene: TrafficScene) -> Signals | None:
+def _signals(scene: TrafficScene) -> RedLights | None:
     if not scene.has_lights:
         return None
     place = {int(row): place for place, row in enumerate(_lane_rows(scene))}
@@ -119,7 +119,7 @@ def _signals(scene: TrafficScene) -> Signals | None:
             reported = scene.light_state[light] != LightState.NOT_REPORTED
             state[k, reported] = scene.light_state[light, reported]
             stop[k, reported] = _world(scene.light_stop[light], scene.origin[:2])
-    return Signals(np.array([place[lane] for lane in lanes], np.int64), state, stop)
+    return RedLights(np.array([place[lane] for lane in lanes], np.int64), state, stop)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ ZERO_WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in such a folder: all 
 REMEDY = "copy it again, or take an earlier one of its folder"
 
 
-class CheckpointError(TriviumError):
+class RunCheckpointError(TriviumError):
     """A checkpoint cannot be written or read."""
 
 
@@ -62,7 +62,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             temporary.unlink(missing_ok=True)
             free = shutil.disk_usage(target.parent).free if target.parent.is_dir() else 0
-            raise CheckpointError(
+            raise RunCheckpointError(
                 f"cannot write {target}: {error} ({free / 2**30:.2f} GiB free): make room; the last complete "
                 "checkpoint beside it is untouched and the same command continues from it"
             ) from error
@@ -107,7 +107,7 @@ class Checkpoints(Checkpoint):
         keep: int = 2,
     ) -> None:
         if every_n_steps is not None and every_minutes is not None:
-            raise CheckpointError("every_n_steps and every_minutes exclude each other: set one of them to null")
+            raise RunCheckpointError("every_n_steps and every_minutes exclude each other: set one of them to null")
         self.dirpath, self.keep = Path(dirpath), checked_keep(keep)
         self._every_n_steps = every_n_steps
         self._every_s = None if every_minutes is None else 60.0 * every_minutes
@@ -210,7 +210,7 @@ class BestCheckpoints(Checkpoint):
         self, dirpath: str | os.PathLike[str], *, monitor: str, mode: str, keep: int = 1, link: str | None = None
     ) -> None:
         if mode not in ("min", "max"):
-            raise CheckpointError(f"mode is {mode!r}: choose min or max")
+            raise RunCheckpointError(f"mode is {mode!r}: choose min or max")
         self.dirpath, self.keep = Path(dirpath), checked_keep(keep)
         self.monitor, self.mode, self.link = monitor, mode, link
         self.scores: dict[str, float] = {}  # by file name, the best first
@@ -244,7 +244,7 @@ class BestCheckpoints(Checkpoint):
             return
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
-            raise CheckpointError(
+            raise RunCheckpointError(
                 f"callbacks.best goes by {self.monitor!r}, which validation did not report (there are: {known}): set "
                 "its monitor to one of these, or callbacks.best=null"
             )
@@ -298,7 +298,7 @@ class BestCheckpoints(Checkpoint):
 
 def checked_keep(keep: int) -> int:
     if keep < 1:
-        raise CheckpointError(f"keep is {keep}: a run must keep 1 checkpoint or more to continue from")
+        raise RunCheckpointError(f"keep is {keep}: a run must keep 1 checkpoint or more to continue from")
     return keep
 
 
@@ -378,14 +378,14 @@ def place_of(path: Path) -> tuple[int, int]:
     """Epoch and optimizer steps that a checkpoint stands for, from its name (links are followed)."""
     match = STEP_PATTERN.fullmatch(path.resolve().name)
     if match is None:
-        raise CheckpointError(f"{path} is not named epoch=E-step=S.ckpt: resume from one that a run wrote")
+        raise RunCheckpointError(f"{path} is not named epoch=E-step=S.ckpt: resume from one that a run wrote")
     return int(match[1]), int(match[2])
 
 
 def require_undamaged(path: Path) -> None:
     """Compares every byte of a checkpoint, file or folder, with the checksums of its zip format; PyTorch does not.
 
-    Raises CheckpointError naming the file. A file that is no zip is left to its reader, which refuses it.
+    Raises RunCheckpointError naming the file. A file that is no zip is left to its reader, which refuses it.
     """
     for file in sorted(path.rglob("*.pt")) if path.is_dir() else [path]:
         if not zipfile.is_zipfile(file):
@@ -394,15 +394,15 @@ def require_undamaged(path: Path) -> None:
             with zipfile.ZipFile(file) as archive:
                 bad = archive.testzip()
         except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
-            raise CheckpointError(f"checkpoint {file} is damaged ({error}): {REMEDY}") from error
+            raise RunCheckpointError(f"checkpoint {file} is damaged ({error}): {REMEDY}") from error
         if bad is not None:
-            raise CheckpointError(f"checkpoint {file} is damaged: its part {bad} is not as it was written; {REMEDY}")
+            raise RunCheckpointError(f"checkpoint {file} is damaged: its part {bad} is not as it was written; {REMEDY}")
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
     """Contents of a checkpoint, read without executing anything in it: a file, or a folder that ZeRO 1 or 2 wrote.
 
-    Raises MissingError if it does not exist, CheckpointError if it is not whole and undamaged or holds objects beyond
+    Raises MissingError if it does not exist, RunCheckpointError if it is not whole and undamaged or holds objects beyond
     tensors and plain containers.
     """
     path = Path(path)
@@ -410,16 +410,26 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> 
         raise MissingError(f"checkpoint {path} does not exist: check the path or train it first")
     if path.is_dir():
         if not (path / ZERO_WEIGHTS).is_file():
-            raise CheckpointError(
+            raise RunCheckpointError(
                 f"{path} is a folder without {ZERO_WEIGHTS} (ZeRO 3): convert it to one file with its zero_to_fp32.py"
             )
         content = load_checkpoint(path / ZERO_WEIGHTS, map_location)
         return content | {"state_dict": content["module"]}
     require_undamaged(path)
     try:
+<<<<<<< HEAD
         return load_torch(path, map_location=map_location)
     except CorruptFile as error:
         raise CheckpointError(f"checkpoint {error}") from error
+=======
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RunCheckpointError(
+            f"checkpoint {path} is not one, or holds objects that are not admitted: {error}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise RunCheckpointError(f"checkpoint {path} cannot be read ({error}): it was cut short") from error
+>>>>>>> b4f6ae2 (A class name is there once, stages reach only what another exports, --help of a training loads no library of trainings; tests say so)
 
 
 def ema_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor] | None:
@@ -433,15 +443,17 @@ def ema_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor] | None:
 def load_weights(path: str | os.PathLike[str], *, ema: bool | None = None) -> dict[str, Tensor]:
     """The module's state dict of a run's checkpoint: the averaged weights where there are any, else the live ones.
 
-    ``ema=False`` asks for the live weights, ``ema=True`` raises CheckpointError when there is no average.
+    ``ema=False`` asks for the live weights, ``ema=True`` raises RunCheckpointError when there is no average.
     """
     checkpoint = load_checkpoint(path)
     if "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path} has no 'state_dict' but {sorted(checkpoint)[:6]}: it is not a run's checkpoint")
+        raise RunCheckpointError(
+            f"{path} has no 'state_dict' but {sorted(checkpoint)[:6]}: it is not a run's checkpoint"
+        )
     weights = dict(checkpoint["state_dict"])
     average = ema_weights(checkpoint)
     if ema is True and average is None:
-        raise CheckpointError(f"{path} holds no EMA weights: use ema=false, or train with callbacks.ema")
+        raise RunCheckpointError(f"{path} holds no EMA weights: use ema=false, or train with callbacks.ema")
     if ema is not False and average is not None:
         weights |= {name: value.to(weights[name].dtype) for name, value in average.items()}
     return weights

@@ -28,7 +28,7 @@ class PreflightError(TriviumError):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """The numbers behind a preflight; None where nothing was given to estimate from."""
 
     items: int
@@ -61,7 +61,7 @@ def preflight(
     margin: float = 1.1,
     title: str = "preflight",
     console: Console | None = None,
-) -> Estimate:
+) -> CostEstimate:
     """Prints the estimate and returns it; raises PreflightError listing every reason why the run cannot succeed.
 
     ``bytes_per_item`` is what one item adds to ``output_dir``, ``memory_bytes`` what the run holds at its peak,
@@ -70,7 +70,7 @@ def preflight(
     folder = existing_parent(Path(output_dir))
     checked = [Path(file) for file in files]
     missing = [path for path in checked if not path.exists()]
-    estimate = Estimate(
+    estimate = CostEstimate(
         items=items,
         bytes_needed=int(items * bytes_per_item),
         bytes_free=shutil.disk_usage(folder).free,

@@ -42,14 +42,14 @@ CONTENT = "fingerprint"  # of what lies at a configured path, kept below the pat
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """``checkpoint`` is None for a fresh start in ``run_dir``."""
 
     run_dir: Path
     checkpoint: Path | None
 
 
-def plan_run(output_dir: Path, resume: str) -> Plan:
+def plan_run(output_dir: Path, resume: str) -> RunPlan:
     """Decides from the files alone, changing none, so that every process of a run decides alike.
 
     ``auto``: the newest version folder continues from its ``last.ckpt``, and is begun again if it holds no complete
@@ -63,12 +63,12 @@ def plan_run(output_dir: Path, resume: str) -> Plan:
     )
     following = output_dir / f"version_{versions[-1][0] + 1 if versions else 0}"
     if resume == "never":
-        return Plan(following, None)
+        return RunPlan(following, None)
     if resume == "auto":
         if not versions:
-            return Plan(following, None)
+            return RunPlan(following, None)
         folder = versions[-1][1]
-        return Plan(folder, resume_point(folder / "checkpoints"))
+        return RunPlan(folder, resume_point(folder / "checkpoints"))
     path = Path(resume)
     if not path.exists():
         raise MissingError(f"resume={path} does not exist: give a checkpoint's path, or auto or never")
@@ -77,7 +77,7 @@ def plan_run(output_dir: Path, resume: str) -> Plan:
     path = path.resolve()
     step_of(path)
     own = path.parents[1] if path.parents[1].parent == output_dir.resolve() else None
-    return Plan(own or following, path)
+    return RunPlan(own or following, path)
 
 
 def identity(cfg: DictConfig, world_size: int, reads: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
 
 from navsim_ext.errors import TriviumError
 from navsim_ext.files import remove_temporaries
@@ -38,7 +39,7 @@ from navsim_ext.runtime.checkpoints import (
 from navsim_ext.runtime.collectives import connected, launched_rank
 from navsim_ext.runtime.csv_log import CsvLog
 from navsim_ext.runtime.lock import FolderLock
-from navsim_ext.runtime.resume import Plan, check_identity, identity, plan_run, require_room, save_identity
+from navsim_ext.runtime.resume import RunPlan, check_identity, identity, plan_run, require_room, save_identity
 from navsim_ext.runtime.rng_state import RngState
 from navsim_ext.runtime.signals import Interrupted
 from navsim_ext.runtime.torch_file import require_bounded
@@ -71,7 +72,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             return _fit(cfg, plan, first)
 
 
-def _fit(cfg: DictConfig, plan: Plan, first: bool) -> dict[str, Any]:
+def _fit(cfg: DictConfig, plan: RunPlan, first: bool) -> dict[str, Any]:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     trainer = build_trainer(cfg)
     bookkeeping = Bookkeeping(cfg, plan)
@@ -143,7 +144,7 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
 class Bookkeeping(pl.Callback):
     """Files beside the checkpoints, written once all processes have made the same plan."""
 
-    def __init__(self, cfg: DictConfig, plan: Plan) -> None:
+    def __init__(self, cfg: DictConfig, plan: RunPlan) -> None:
         self.cfg, self.plan = cfg, plan
         self.identity: dict[str, Any] = {}
 
@@ -177,6 +178,14 @@ def with_run_dir(cfg: DictConfig, run_dir: Path) -> DictConfig:
     with open_dict(cfg):
         cfg.run_dir = str(run_dir)
     return cfg
+
+
+def tell(result: dict[str, Any], title: str, names: Iterable[str], *, otherwise: str) -> None:
+    """Says where a finished run's checkpoints are and what was measured, of ``names`` those that there are."""
+    console = Console(stderr=True, soft_wrap=True)
+    values = {name: round(result["metrics"][name], 4) for name in names if name in result["metrics"]}
+    console.print(f"{result['run_dir']}: step {result['global_step']}, last {result['last']}, best {result['best']}")
+    console.print(f"{title}: {values}" if values else otherwise)
 
 
 @contextlib.contextmanager

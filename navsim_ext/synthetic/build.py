@@ -36,7 +36,7 @@ from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.preflight import preflight
 from navsim_ext.runtime.workers import FunctionWorker, spread
 from navsim_ext.synthetic.gpkg_writer import write_maps
-from navsim_ext.synthetic.manifest import Manifest, Record
+from navsim_ext.synthetic.manifest import LogRecord, Manifest
 from navsim_ext.synthetic.produce import WORK_FOLDER, produce
 from navsim_ext.synthetic.recipe import FOLDER_OF_PART, PARTS, Recipe
 from navsim_ext.synthetic.splits import FOLDER as SPLIT_FOLDER
@@ -151,7 +151,7 @@ def _finished(recipe: Recipe, folder: Path, manifest: Manifest, index: int) -> b
     return (folder / "navsim_logs" / FOLDER_OF_PART[done.part] / f"{done.name}.pkl").is_file()
 
 
-def _first(recipe: Recipe, folder: Path, manifest: Manifest, todo: list[int], workers: int) -> list[Record]:
+def _first(recipe: Recipe, folder: Path, manifest: Manifest, todo: list[int], workers: int) -> list[LogRecord]:
     """Makes one log, and from what it took says what the rest will take; raises PreflightError if that cannot be."""
     produce(recipe, folder, todo[0])  # compiles and loads everything
     began = time.perf_counter()
@@ -168,7 +168,7 @@ def _first(recipe: Recipe, folder: Path, manifest: Manifest, todo: list[int], wo
     return [record]
 
 
-def _produce_all(recipe: Recipe, folder: Path, todo: list[int], workers: int) -> Iterator[Record]:
+def _produce_all(recipe: Recipe, folder: Path, todo: list[int], workers: int) -> Iterator[LogRecord]:
     """Records as logs are finished."""
     kind = "sequential" if workers <= 1 or len(todo) < 2 else "processes"
     make = partial(FunctionWorker, partial(produce, recipe, folder))

@@ -17,7 +17,7 @@ FILE_NAME = "manifest.jsonl"
 
 
 @dataclass(frozen=True)
-class Record:
+class LogRecord:
     """A finished log."""
 
     index: int
@@ -37,7 +37,7 @@ class Manifest:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
-        self.records: dict[int, Record] = {}
+        self.records: dict[int, LogRecord] = {}
         if self.path.exists():
             self._read()
 
@@ -46,7 +46,7 @@ class Manifest:
         whole = content[: content.rfind(b"\n") + 1]
         for number, fields in checked_lines(whole, required=False):
             try:
-                record = Record(**{**fields, "tokens": tuple(fields["tokens"])})
+                record = LogRecord(**{**fields, "tokens": tuple(fields["tokens"])})
             except (TypeError, KeyError) as error:
                 raise DataError(
                     f"{self.path}, line {number} is damaged or no record of a log ({error}): remove the line, its log "
@@ -57,7 +57,7 @@ class Manifest:
             with open(self.path, "r+b") as stream:
                 stream.truncate(len(whole))
 
-    def add(self, record: Record) -> None:
+    def add(self, record: LogRecord) -> None:
         """Appends and syncs a record."""
         with open(self.path, "a") as stream:
             stream.write(checked_line(asdict(record)))
@@ -65,5 +65,5 @@ class Manifest:
             os.fsync(stream.fileno())
         self.records[record.index] = record
 
-    def ordered(self) -> list[Record]:
+    def ordered(self) -> list[LogRecord]:
         return [self.records[index] for index in sorted(self.records)]

@@ -18,13 +18,13 @@ from navsim_ext.rendering.renderer import braking_tracks, camera_rig, render
 from navsim_ext.scene import Annotations
 from navsim_ext.synthetic.drive import Drive
 from navsim_ext.synthetic.log_writer import annotations, encode, frames_of
-from navsim_ext.synthetic.manifest import Record
+from navsim_ext.synthetic.manifest import LogRecord
 from navsim_ext.synthetic.recipe import FOLDER_OF_PART, HISTORY_FRAMES, Recipe
 
 WORK_FOLDER = ".build"  # half-written files, on the same file system as the data
 
 
-def produce(recipe: Recipe, folder: Path, index: int) -> Record:
+def produce(recipe: Recipe, folder: Path, index: int) -> LogRecord:
     """Makes log ``index`` with its pictures inside ``folder`` and returns its record."""
     drive = recipe.drive(index)
     name, part = recipe.name_of(index), recipe.part_of(index)
@@ -43,7 +43,7 @@ def produce(recipe: Recipe, folder: Path, index: int) -> Record:
                 size, pictures = size + len(jpeg), pictures + 1
     log = folder / "navsim_logs" / FOLDER_OF_PART[part] / f"{name}.pkl"
     write_atomic(log, content, workshop=folder / WORK_FOLDER, durable=False)
-    return Record(
+    return LogRecord(
         index=index,
         name=name,
         part=part,

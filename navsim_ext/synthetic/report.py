@@ -24,7 +24,7 @@ from navsim_ext.files import write_json_atomic
 from navsim_ext.frames import NUM_FUTURE_POSES
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import score_pairs
-from navsim_ext.planners import ConstantDeceleration, ConstantVelocity, Human, Planner, StandingStill
+from navsim_ext.planners import ConstantDeceleration, ConstantVelocityAgent, Human, Planner, StandingStill
 from navsim_ext.readers import SceneSource, open_configured
 from navsim_ext.runtime.config import job
 from navsim_ext.scene import Scene, SceneBatch
@@ -38,7 +38,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LookingVerdict:
     """Mean scores by situation (rows) and planner (columns) for each metric, and whether the world is fit."""
 
     means: Mapping[str, pd.DataFrame]
@@ -61,12 +61,12 @@ class Verdict:
 
 def blind_drivers(decelerations: Sequence[float]) -> list[Planner]:
     """The recorded drive first, then those that only know their own speed."""
-    return [Human(), ConstantVelocity(), StandingStill(), *(ConstantDeceleration(a) for a in decelerations)]
+    return [Human(), ConstantVelocityAgent(), StandingStill(), *(ConstantDeceleration(a) for a in decelerations)]
 
 
 def judge(
     world: Path, source: SceneSource, metric_cache: Path, decelerations: Sequence[float], metrics: Sequence[str]
-) -> Verdict:
+) -> LookingVerdict:
     """Scores every scene of the cache; raises DataError when it and ``source`` have no scene of ``world`` in common."""
     kinds = {token: record.kind for record in Manifest(world).records.values() for token in record.tokens}
     cache = MetricCache(metric_cache)
@@ -97,7 +97,7 @@ def judge(
         means[metric] = by_kind[order]
     counts = valid[valid["planner"] == "human"].groupby("kind").size()
     counts[ALL] = counts.sum()
-    return Verdict(means, counts, int((~scores["valid"]).sum()))
+    return LookingVerdict(means, counts, int((~scores["valid"]).sum()))
 
 
 def batch_of(scenes: Sequence[Scene]) -> SceneBatch:
@@ -112,7 +112,7 @@ def batch_of(scenes: Sequence[Scene]) -> SceneBatch:
     )
 
 
-def show(verdict: Verdict, console: Console) -> None:
+def show(verdict: LookingVerdict, console: Console) -> None:
     for metric, means in verdict.means.items():
         table = Table("situation", "scenes", *(str(name) for name in means.columns), title=f"mean {metric}")
         for kind, row in means.iterrows():

@@ -8,13 +8,13 @@ from pathlib import Path
 import yaml
 
 from navsim_ext.files import write_atomic
-from navsim_ext.synthetic.manifest import Record
+from navsim_ext.synthetic.manifest import LogRecord
 from navsim_ext.synthetic.recipe import FOLDER_OF_PART, FUTURE_FRAMES, HISTORY_FRAMES, PARTS
 
 FOLDER = "train_test_split"
 
 
-def write_splits(folder: Path, records: Sequence[Record]) -> None:
+def write_splits(folder: Path, records: Sequence[LogRecord]) -> None:
     """``train_test_split/<part>.yaml`` and ``train_test_split/scene_filter/<part>.yaml``, as in NAVSIM's configs."""
     for part in PARTS:
         logs = [record for record in records if record.part == part]

@@ -23,7 +23,7 @@ from navsim_ext.pdm.ego import LENGTH, REAR_AXLE_TO_CENTER, WIDTH
 from navsim_ext.readers import restricted_pickle
 from navsim_ext.readers.route_matching import route_of
 from navsim_ext.readers.scenarionet_map import CROP_M, build_map
-from navsim_ext.readers.scenarionet_tracks import Drive, command, parked, read_drive
+from navsim_ext.readers.scenarionet_tracks import RecordedDrive, command, parked, read_drive
 from navsim_ext.traffic.codes import AgentKind, LightState, Role
 from navsim_ext.traffic.motion import nearest_observed, still
 from navsim_ext.traffic.navsim import EGO_HEIGHT_M, EGO_TOKEN, KIND_OF_NAME
@@ -76,7 +76,7 @@ class ScenarioNetTraffic(FileSource):
         return drive_scene(drive, vector_map, place, self.reach_m, now)
 
 
-def drive_scene(drive: Drive, vector_map: VectorMap, place: str, reach_m: float, now: int) -> TrafficScene:
+def drive_scene(drive: RecordedDrive, vector_map: VectorMap, place: str, reach_m: float, now: int) -> TrafficScene:
     """The scene of a checked scenario and its map."""
     notes: Counter[str] = Counter()
     ego, steps = drive.ego_fine, len(drive.ego_fine)
@@ -140,7 +140,7 @@ def light_state(told: Any) -> LightState:
 
 
 def _lights(
-    drive: Drive, node: Mapping[str, int], lines: Sequence[NDArray], steps: int, notes: Counter[str]
+    drive: RecordedDrive, node: Mapping[str, int], lines: Sequence[NDArray], steps: int, notes: Counter[str]
 ) -> dict[str, Any]:
     known = {lane: states for lane, states in drive.lights.items() if lane in node}
     notes["lights of lanes outside the map"] += len(drive.lights) - len(known)

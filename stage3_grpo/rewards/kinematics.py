@@ -22,7 +22,7 @@ STATUS_VX, STATUS_AX = 4, 6  # of the status vector: command one-hot, vx, vy, ax
 
 
 @dataclass(frozen=True)
-class Motion:
+class PlannedMotion:
     """All [N,F], one value per half-second interval."""
 
     travel: Array  # signed, along the heading [m]
@@ -39,7 +39,7 @@ class Motion:
         return self.speed * self.yaw_rate
 
 
-def motion(trajectories: Array, history: Array, status: Array) -> Motion:
+def motion(trajectories: Array, history: Array, status: Array) -> PlannedMotion:
     """From trajectories [N,F,3], and of each row's scene: history [N,H,3] (ending at the origin), status [N,8]."""
     poses = np.concatenate([np.zeros_like(trajectories[:, :1]), trajectories], axis=1)
     step = np.diff(poses[..., :2], axis=1)
@@ -50,7 +50,7 @@ def motion(trajectories: Array, history: Array, status: Array) -> Motion:
     speed, yaw_rate = travel / POSE_INTERVAL_S, turn / POSE_INTERVAL_S
     past_turn = wrap_angle(history[:, -1, 2] - history[:, -2, 2]) / POSE_INTERVAL_S
     acceleration = difference(speed, status[:, STATUS_VX])
-    return Motion(
+    return PlannedMotion(
         travel=travel,
         slip=slip,
         speed=speed,

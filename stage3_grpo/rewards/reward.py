@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from navsim_ext.errors import DataError
 from navsim_ext.pdm.reward import RewardWeights
 from navsim_ext.pdm.version import require_traffic
-from stage3_grpo.rewards.kinematics import Motion, motion, reverses, stands
+from stage3_grpo.rewards.kinematics import PlannedMotion, motion, reverses, stands
 from stage3_grpo.rewards.terms import MotionTerm, PdmTerm
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Reward:
         future = scorer.submit(tokens, trajectories, weights, **self.scoring)
         return PendingScores(self, future, trajectories, history, status)
 
-    def finish(self, pdm: PdmResult, moved: Motion, trajectories: Array) -> Scores:
+    def finish(self, pdm: PdmResult, moved: PlannedMotion, trajectories: Array) -> Scores:
         values = {name: term.value(moved) for name, term in self.terms.items()}
         valid = pdm.valid.copy()
         reward = np.zeros(len(trajectories))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
 from navsim_ext.pdm.reward import RewardWeights
-from stage3_grpo.rewards.kinematics import Motion
+from stage3_grpo.rewards.kinematics import PlannedMotion
 
 Array = NDArray[np.float64]
 
@@ -23,7 +23,7 @@ class MotionTerm(Protocol):
 
     weight: float
 
-    def value(self, motion: Motion) -> Array:
+    def value(self, motion: PlannedMotion) -> Array:
         """[N] in [0, 1]."""
         ...
 
@@ -81,7 +81,7 @@ class ReverseMotion:
     tolerance_m: float = 0.05
     full_m: float = 1.0
 
-    def value(self, motion: Motion) -> Array:
+    def value(self, motion: PlannedMotion) -> Array:
         backwards = np.maximum(0.0, -motion.travel - self.tolerance_m).sum(axis=1)
         return np.minimum(backwards / self.full_m, 1.0)
 
@@ -99,7 +99,7 @@ class Feasibility:
     curvature_1pm: float = 0.2  # of a car with 3.1 m wheelbase at 32 degrees of steering
     slip_m: float = 0.5
 
-    def value(self, motion: Motion) -> Array:
+    def value(self, motion: PlannedMotion) -> Array:
         moving = np.abs(motion.speed) > 1.0
         curvature = np.divide(
             np.abs(motion.yaw_rate), np.abs(motion.speed), out=np.zeros_like(motion.speed), where=moving
@@ -133,7 +133,7 @@ class ExtendedComfortProxy:
     yaw_rate_radps: float = 0.2
     yaw_acceleration_radps2: float = 0.4
 
-    def value(self, motion: Motion) -> Array:
+    def value(self, motion: PlannedMotion) -> Array:
         parts = (
             (motion.jerk * 0.5, self.acceleration_mps2),  # a_j - a_{j-1}, the first one against the recorded a_0
             (np.diff(motion.jerk, axis=1), self.jerk_mps3),

@@ -16,7 +16,7 @@ from navsim_ext.evaluation.planning import plan_scenes
 from navsim_ext.evaluation.score import NothingScored, score_planner
 from navsim_ext.evaluation.scoring import score_table
 from navsim_ext.fingerprint import FingerprintMismatch
-from navsim_ext.planners import ConstantVelocity, Human
+from navsim_ext.planners import ConstantVelocityAgent, Human
 from navsim_ext.runtime.config import compose
 
 
@@ -73,7 +73,7 @@ def test_ray_does_not_change_a_bit(world, human):
 
 
 def test_planning_goes_on_where_it_stopped(world, tmp_path):
-    class Counting(ConstantVelocity):
+    class Counting(ConstantVelocityAgent):
         calls, stop_at = 0, None
 
         def plan(self, batch, hidden=None):
@@ -84,7 +84,7 @@ def test_planning_goes_on_where_it_stopped(world, tmp_path):
 
     tokens = SceneDataset(world.index, cameras=()).tokens
     dataset = SceneDataset(world.index, cameras=(), tokens=tokens * 3)  # 36 samples: parts of 16, 16 and 4
-    whole, _ = plan_scenes(ConstantVelocity(), dataset, None, tmp_path / "whole", batch_size=1)
+    whole, _ = plan_scenes(ConstantVelocityAgent(), dataset, None, tmp_path / "whole", batch_size=1)
     cut = Counting()
     cut.stop_at = 20
     with pytest.raises(KeyboardInterrupt):
@@ -104,7 +104,7 @@ def test_planning_goes_on_where_it_stopped(world, tmp_path):
 
 def test_another_planner_may_not_go_on_in_the_folder(world, tmp_path):
     dataset = SceneDataset(world.index, cameras=())
-    plan_scenes(ConstantVelocity(), dataset, None, tmp_path)
+    plan_scenes(ConstantVelocityAgent(), dataset, None, tmp_path)
     with pytest.raises(FingerprintMismatch, match="constant_velocity"):
         plan_scenes(Human(), dataset, None, tmp_path)
 

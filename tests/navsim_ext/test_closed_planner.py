@@ -12,7 +12,7 @@ from scipy.interpolate import interp1d
 from navsim_ext.errors import DataError
 from navsim_ext.pdm.closed import idm
 from navsim_ext.pdm.closed.forecast import forecast
-from navsim_ext.pdm.closed.path import Path
+from navsim_ext.pdm.closed.path import ProposalPath
 from navsim_ext.pdm.closed.rollout import Rollout, ego_boxes, ego_centers
 from navsim_ext.pdm.observation import ObjectsNow
 
@@ -42,7 +42,7 @@ def test_path_interpolates_as_scipy_does_also_over_doubled_vertices():
     xy = np.cumsum(rng.uniform(0.2, 2.0, (40, 2)), axis=0)
     poses = np.column_stack([xy, rng.uniform(-0.5, 0.5, 40)])
     poses = np.insert(poses, 20, poses[20], axis=0)  # joint vertex, twice
-    path = Path(poses)
+    path = ProposalPath(poses)
     reference = interp1d(path.progress, path.poses, axis=0)
     s = np.concatenate([rng.uniform(0, path.progress[-1], 500), path.progress[1:]])
     np.testing.assert_allclose(path.interpolate(s), reference(s), rtol=0, atol=1e-12)
@@ -51,17 +51,17 @@ def test_path_interpolates_as_scipy_does_also_over_doubled_vertices():
 
 
 def test_headings_are_interpolated_the_short_way_round():
-    path = Path(np.array([[0.0, 0, 3.0], [1.0, 0, -3.0]]))
+    path = ProposalPath(np.array([[0.0, 0, 3.0], [1.0, 0, -3.0]]))
     heading = path.interpolate(np.array([0.5]))[0, 2]
     assert abs(abs(heading) - np.pi) < 1e-9
 
 
 def test_positive_offset_is_left():
-    np.testing.assert_allclose(Path(STRAIGHT).offset(1.0).poses[:, 1] - STRAIGHT[:, 1], 1.0)
+    np.testing.assert_allclose(ProposalPath(STRAIGHT).offset(1.0).poses[:, 1] - STRAIGHT[:, 1], 1.0)
 
 
 def test_corridor_falls_back_to_a_piece_of_the_line_between_two_vertices():
-    path = Path(np.array([[0.0, 0, 0], [100.0, 0, 0], [101.0, 0, 0]]))
+    path = ProposalPath(np.array([[0.0, 0, 0], [100.0, 0, 0], [101.0, 0, 0]]))
     corridor = path.corridor(10.0, 12.0, 1.0)
     np.testing.assert_allclose(corridor.bounds, [9.0, -1.0, 13.0, 1.0])
 

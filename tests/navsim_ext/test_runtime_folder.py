@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from runtime_toy import config
 
-from navsim_ext.runtime.checkpoints import BestCheckpoints, CheckpointError, Checkpoints, load_checkpoint
+from navsim_ext.runtime.checkpoints import BestCheckpoints, Checkpoints, RunCheckpointError, load_checkpoint
 from navsim_ext.runtime.run import run
 
 CHANGES = ("replace", "rename", "symlink", "unlink", "fsync", "mkdir", "rmdir")
@@ -160,15 +160,15 @@ def test_leftovers_of_another_time_are_removed_and_what_is_not_ours_stays(undist
 
 def test_a_best_that_nothing_reports_is_named(tmp_path):
     wrong = [part.replace("val/loss", "val/los") for part in BEST]
-    with pytest.raises(CheckpointError, match=r"'val/los'.*val/loss"):
+    with pytest.raises(RunCheckpointError, match=r"'val/los'.*val/loss"):
         run(config(tmp_path, [*SMALL, *wrong]))
 
 
 @pytest.mark.parametrize("keep", [0, -1])
 def test_nothing_to_keep_is_refused(tmp_path, keep):
-    with pytest.raises(CheckpointError, match=f"keep is {keep}"):
+    with pytest.raises(RunCheckpointError, match=f"keep is {keep}"):
         Checkpoints(tmp_path, keep=keep)
-    with pytest.raises(CheckpointError, match=f"keep is {keep}"):
+    with pytest.raises(RunCheckpointError, match=f"keep is {keep}"):
         BestCheckpoints(tmp_path, monitor="val/loss", mode="min", keep=keep)
 
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import nn
 
 from navsim_ext.errors import DataError, TriviumError
-from navsim_ext.runtime.checkpoints import AtomicCheckpointIO, CheckpointError, load_checkpoint, require_undamaged
+from navsim_ext.runtime.checkpoints import AtomicCheckpointIO, RunCheckpointError, load_checkpoint, require_undamaged
 from navsim_ext.runtime.csv_log import CsvLog
 from navsim_ext.runtime.ema import EMA, EmaError
 from navsim_ext.runtime.lock import FolderBusy, FolderLock
@@ -265,12 +265,12 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
         def __reduce__(self):
             raise RuntimeError("no space left on device")
 
-    with pytest.raises(CheckpointError, match="no space left on device"):
+    with pytest.raises(RunCheckpointError, match="no space left on device"):
         AtomicCheckpointIO().save_checkpoint({"a": Bad()}, path)
     assert torch.equal(load_checkpoint(path)["a"], torch.ones(2))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     torch.save({"a": TriviumError("x")}, tmp_path / "bad.ckpt")
-    with pytest.raises(CheckpointError, match="not admitted"):
+    with pytest.raises(RunCheckpointError, match="not admitted"):
         load_checkpoint(tmp_path / "bad.ckpt")
 
 
@@ -313,7 +313,7 @@ def test_no_damage_of_a_checkpoint_changes_it_in_silence(tmp_path, form):
     damaged = bytearray(file.read_bytes())
     damaged[damaged.index(b"state_dict") + 2] ^= 1
     file.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match="not as it was written"):
+    with pytest.raises(RunCheckpointError, match="not as it was written"):
         require_undamaged(path)
 
 

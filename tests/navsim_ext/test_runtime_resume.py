@@ -21,7 +21,13 @@ from runtime_toy import config
 
 from navsim_ext.errors import MissingError
 from navsim_ext.fingerprint import Fingerprint
-from navsim_ext.runtime.checkpoints import CheckpointError, ema_weights, load_checkpoint, load_weights, newest_complete
+from navsim_ext.runtime.checkpoints import (
+    RunCheckpointError,
+    ema_weights,
+    load_checkpoint,
+    load_weights,
+    newest_complete,
+)
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.lock import FolderBusy, FolderLock
 from navsim_ext.runtime.resume import check_identity, identity, plan_run, save_identity
@@ -310,7 +316,7 @@ def test_a_cut_checkpoint_is_passed_over(whole, tmp_path):
     (folder / "epoch=9-step=99.ckpt").write_bytes(good.read_bytes()[:-50])
     assert plan_run(tmp_path, "auto").checkpoint.name == "epoch=2-step=36.ckpt"
     assert plan_run(tmp_path, "never").run_dir.name == "version_1"
-    with pytest.raises(CheckpointError, match="cut short"):
+    with pytest.raises(RunCheckpointError, match="cut short"):
         load_checkpoint(folder / "epoch=9-step=99.ckpt")
     with pytest.raises(MissingError, match="does not exist"):
         plan_run(tmp_path, str(folder / "nothing.ckpt"))

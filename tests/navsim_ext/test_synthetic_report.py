@@ -10,12 +10,12 @@ from navsim_ext.metric_cache.build import settings_from
 from navsim_ext.readers import open_source
 from navsim_ext.runtime.config import compose
 from navsim_ext.synthetic.build import build, recipe_of
-from navsim_ext.synthetic.report import ALL, MARGIN, TARGET, Verdict, blind_drivers, judge
+from navsim_ext.synthetic.report import ALL, MARGIN, TARGET, LookingVerdict, blind_drivers, judge
 
 
-def verdict(human: float, **blind: float) -> Verdict:
+def verdict(human: float, **blind: float) -> LookingVerdict:
     means = pd.DataFrame({"human": human} | blind, index=[ALL])
-    return Verdict({"pdms_v1": means}, pd.Series({ALL: 1}), 0)
+    return LookingVerdict({"pdms_v1": means}, pd.Series({ALL: 1}), 0)
 
 
 def test_a_world_is_fit_only_with_a_good_drive_and_a_margin_over_every_blind_driver():

@@ -13,7 +13,7 @@ MIN_DISTANCE_M = 1e-5  # interpolation never asks for the very first vertex
 CORRIDOR_QUAD_SEGMENTS = 16
 
 
-class Path:
+class ProposalPath:
     """Poses [P,3] with their cumulative chord length ``progress`` [P]; joint vertices may stand twice."""
 
     def __init__(self, poses: NDArray[np.float64]) -> None:
@@ -23,12 +23,12 @@ class Path:
         self.progress = np.concatenate([[0.0], np.cumsum(steps)])
         self.line = shapely.LineString(poses[:, :2])
 
-    def offset(self, left_m: float) -> Path:
+    def offset(self, left_m: float) -> ProposalPath:
         """Parallel path: each vertex moved along its own normal, positive to the left."""
         moved = self.poses.copy()
         moved[:, 0] -= left_m * np.sin(self.poses[:, 2])
         moved[:, 1] += left_m * np.cos(self.poses[:, 2])
-        return Path(moved)
+        return ProposalPath(moved)
 
     @cached_property
     def length(self) -> float:

@@ -21,7 +21,7 @@ from navsim_ext.errors import DataError
 from navsim_ext.frames import wrap_angle
 from navsim_ext.pdm.closed import idm
 from navsim_ext.pdm.closed.forecast import STEPS_PER_MAP, Forecast, box_corners
-from navsim_ext.pdm.closed.path import Path
+from navsim_ext.pdm.closed.path import ProposalPath
 from navsim_ext.pdm.ego import HALF_LENGTH, HALF_WIDTH, LENGTH, REAR_AXLE_TO_CENTER
 
 LATERAL_OFFSETS_M = (0.0, -1.0, 1.0)  # + = left
@@ -45,7 +45,7 @@ class Rollout:
     ) -> None:
         if not (np.isnan(speed_limit) or speed_limit > 0.0):
             raise DataError(f"the speed limit of the start lane is {speed_limit} m/s; a positive one or NaN is needed")
-        center = Path(centerline)
+        center = ProposalPath(centerline)
         self.paths = [center if offset == 0.0 else center.offset(offset) for offset in LATERAL_OFFSETS_M]
         self.target_speeds = idm.target_speeds(speed_limit)
         self.world = world
@@ -101,7 +101,7 @@ class Rollout:
             self._record_leaders(mine, time, candidates, polygons[candidates], self.paths[lateral])
 
     def _record_leaders(
-        self, rows: NDArray[np.int64], time: int, candidates: NDArray[np.int64], polygons: NDArray, path: Path
+        self, rows: NDArray[np.int64], time: int, candidates: NDArray[np.int64], polygons: NDArray, path: ProposalPath
     ) -> None:
         """Writes the leaders of the proposals of one path, in turn, through the record that they share."""
         record = np.zeros(3)
