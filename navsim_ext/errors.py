@@ -21,3 +21,7 @@ class MissingError(TriviumError, FileNotFoundError):
 
 class CorruptFile(TriviumError):
     """Bytes on disk are not the bytes that were written: a flipped bit, a file cut short, or another in its place."""
+
+
+class NotFiniteLoss(TriviumError):
+    """Training met a loss or gradient that is NaN or infinite; the message names what of the batch was not finite."""

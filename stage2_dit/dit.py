@@ -20,7 +20,7 @@ from stage2_dit.attention import Attention, LayerContext
 from stage2_dit.layers import RMSNorm, RotaryEmbedding, SwiGLU, TimestepEncoder
 
 
-class Block(nn.Module):
+class DitBlock(nn.Module):
     """One layer; the kind of attention is the caller's choice through ``layer`` (None: self attention)."""
 
     def __init__(self, num_heads: int, head_width: int) -> None:
@@ -79,11 +79,11 @@ class DiT(nn.Module):
         width = num_heads * head_width
         self.timestep_encoder = TimestepEncoder(width)
         self.rotary_embedder = RotaryEmbedding(head_width, positions)
-        self.transformer_blocks = nn.ModuleList(Block(num_heads, head_width) for _ in range(num_layers))
+        self.transformer_blocks = nn.ModuleList(DitBlock(num_heads, head_width) for _ in range(num_layers))
         self.final_layer = FinalLayer(width, outputs)
 
     @property
-    def cross_blocks(self) -> list[Block]:
+    def cross_blocks(self) -> list[DitBlock]:
         """The odd layers, which ask the context."""
         return [block for i, block in enumerate(self.transformer_blocks) if i % 2]
 

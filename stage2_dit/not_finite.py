@@ -8,15 +8,11 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from navsim_ext.errors import TriviumError
+from navsim_ext.errors import NotFiniteLoss
 from navsim_ext.files import write_json_atomic
 from navsim_ext.scene import SceneBatch
 
 MAX_LISTED = 8
-
-
-class NotFiniteLoss(TriviumError):
-    """Training met a NaN or infinite loss; the batch's tokens were saved."""
 
 
 def not_finite_loss(what: str, value: float, trainer: pl.Trainer, scenes: SceneBatch, hidden: Tensor) -> NotFiniteLoss:

@@ -31,7 +31,7 @@ SCENE_FEATURES = 8
 
 
 @dataclass(frozen=True)
-class MapContext:
+class EncodedMap:
     """``features`` [S, M, d] (or [S, Z, d]); ``pose`` [S, M, 3] and ``valid`` [S, M] of the pieces."""
 
     features: Tensor
@@ -58,7 +58,7 @@ class MapEncoder(nn.Module):
         )
         self.latents = nn.Parameter(torch.randn(settings.latents, d) * 0.02) if in_scene else None
 
-    def forward(self, scenes: SceneTokens, now: int) -> MapContext:
+    def forward(self, scenes: SceneTokens, now: int) -> EncodedMap:
         """``now`` is the index of the present; only scene geometry reads it, for the states of the lights."""
         x = self.shape(scenes.piece_shape.flatten(-2) / PIECE_M)
         x = x + self.kind(scenes.piece_kind) + self.route(scenes.piece_route.long())
@@ -66,7 +66,7 @@ class MapEncoder(nn.Module):
             return self._sum_up(x, scenes, now)
         pose, valid = scenes.piece_pose, scenes.piece_valid
         if x.shape[1] == 0:
-            return MapContext(x, pose, valid)
+            return EncodedMap(x, pose, valid)
         distance = torch.cdist(pose[..., :2], pose[..., :2], compute_mode="donot_use_mm_for_euclid_dist")
         rows, near = nearest_within(
             distance, valid[:, None, :] & valid[:, :, None], self.settings.near_pieces, self.settings.radius_pieces
@@ -74,9 +74,9 @@ class MapEncoder(nn.Module):
         features = relation(pose[:, :, None], gather_rows(pose, rows))
         for layer in self.layers:
             x = layer(x, layer.project(x), near, rows, features)
-        return MapContext(x, pose, valid)
+        return EncodedMap(x, pose, valid)
 
-    def _sum_up(self, x: Tensor, scenes: SceneTokens, now: int) -> MapContext:
+    def _sum_up(self, x: Tensor, scenes: SceneTokens, now: int) -> EncodedMap:
         lights = self.light(scenes.light_state[..., now]) + self.place(scene_features(scenes.light_pose))
         everything = torch.cat([x + self.place(scene_features(scenes.piece_pose)), lights], dim=1)
         valid = torch.cat([scenes.piece_valid, scenes.light_valid], dim=1)
@@ -84,4 +84,4 @@ class MapEncoder(nn.Module):
         asked = valid[:, None].expand(-1, z.shape[1], -1)
         for layer in self.layers:
             z = layer(z, layer.project(everything), asked)
-        return MapContext(z, z.new_zeros(*z.shape[:2], 3), torch.ones_like(z[..., 0], dtype=torch.bool))
+        return EncodedMap(z, z.new_zeros(*z.shape[:2], 3), torch.ones_like(z[..., 0], dtype=torch.bool))

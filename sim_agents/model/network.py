@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from navsim_ext.closed_loop.kinematics import TOKEN_S, relative
 from sim_agents.data.scene_tokens import NUM_LIGHT_STATES, SceneTokens
 from sim_agents.model.attention import RelativeAttention, gather_rows
-from sim_agents.model.map_encoder import SCENE_FEATURES, MapContext, MapEncoder, scene_features
+from sim_agents.model.map_encoder import SCENE_FEATURES, EncodedMap, MapEncoder, scene_features
 from sim_agents.model.relations import nearest_within, relation
 from sim_agents.model.settings import NetworkSettings
 from sim_agents.vocabulary.motion import CLASSES, class_of
@@ -37,7 +37,7 @@ class Roadside:
     """What does not change while the world moves: the encoded map, its keys and values in each block, lights. World b
     belongs to scene b // ``rollouts``."""
 
-    context: MapContext
+    context: EncodedMap
     key_values: tuple[Tensor, ...]  # per block [S, M, 2 d]
     light_pose: Tensor  # [S, L, 3]
     light_valid: Tensor  # [S, L]

@@ -22,7 +22,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from navsim_ext.errors import DataError, TriviumError
+from navsim_ext.errors import DataError, NotFiniteLoss
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
 from navsim_ext.runtime.rng import derive_seed
@@ -35,10 +35,6 @@ from sim_agents.model.settings import NetworkSettings
 from sim_agents.training.checkpoint import RECORD, agent_record, initialise
 from sim_agents.training.losses import SmoothedCrossEntropy
 from sim_agents.vocabulary import MotionState, class_of, closest_tokens, encode, load_vocabulary
-
-
-class NotFiniteLoss(TriviumError):
-    """Training met a NaN or infinite loss."""
 
 
 @dataclass(frozen=True)
