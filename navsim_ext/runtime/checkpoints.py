@@ -402,8 +402,8 @@ def require_undamaged(path: Path) -> None:
 def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:
     """Contents of a checkpoint, read without executing anything in it: a file, or a folder that ZeRO 1 or 2 wrote.
 
-    Raises MissingError if it does not exist, RunCheckpointError if it is not whole and undamaged or holds objects beyond
-    tensors and plain containers.
+    Raises MissingError if it does not exist, RunCheckpointError if it is not whole and undamaged or holds objects
+    beyond tensors and plain containers.
     """
     path = Path(path)
     if not path.exists():

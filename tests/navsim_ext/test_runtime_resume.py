@@ -328,7 +328,7 @@ def test_a_run_does_not_continue_from_a_damaged_checkpoint(whole, tmp_path):
     content = bytearray(newest_complete(whole / CHECKPOINTS).read_bytes())
     content[content.index(b"state_dict") + 2] ^= 1
     (folder / "epoch=2-step=36.ckpt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"epoch=2-step=36\.ckpt is damaged.*an earlier one"):
+    with pytest.raises(RunCheckpointError, match=r"epoch=2-step=36\.ckpt is damaged.*an earlier one"):
         run(config(tmp_path, []))
 
 
