@@ -20,8 +20,7 @@ from navsim_ext.closed_loop.policy import Mixed
 from navsim_ext.closed_loop.world import World
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import FingerprintMismatch
-from navsim_ext.planners import ConstantVelocity as ConstantVelocityPlanner
-from navsim_ext.planners import Human, StandingStill
+from navsim_ext.planners import ConstantVelocityAgent, Human, StandingStill
 from navsim_ext.runtime.config import compose
 from navsim_ext.traffic.store import TrafficStore, fingerprint_of, write_scenes
 from tests.navsim_ext.closed_loop_worlds import Car, road
@@ -126,7 +125,7 @@ def test_ceiling_holds_on_real_recordings():
 def test_what_a_planner_sees():
     seen = []
 
-    class Watching(ConstantVelocityPlanner):
+    class Watching(ConstantVelocityAgent):
         def plan(self, batch, hidden=None):
             seen.append(batch)
             return super().plan(batch, hidden)
@@ -144,7 +143,7 @@ def test_what_a_planner_sees():
         assert torch.allclose(batch.target[0, :, 0], 4.0 * torch.arange(1.0, 9.0), atol=0.3)
     asked = []
 
-    class Counting(ConstantVelocityPlanner):
+    class Counting(ConstantVelocityAgent):
         def plan(self, batch, hidden=None):
             asked.append(len(batch))
             return super().plan(batch, hidden)
@@ -164,7 +163,7 @@ class Flaky:
         self.how, self.id = how, id
 
     def plan(self, batch, hidden=None):
-        poses = ConstantVelocityPlanner().plan(batch)
+        poses = ConstantVelocityAgent().plan(batch)
         for row, token in enumerate(batch.token):
             name, _, step = token.partition("@")
             if name == self.id and int(step) >= 10:
