@@ -417,19 +417,9 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> 
         return content | {"state_dict": content["module"]}
     require_undamaged(path)
     try:
-<<<<<<< HEAD
         return load_torch(path, map_location=map_location)
     except CorruptFile as error:
-        raise CheckpointError(f"checkpoint {error}") from error
-=======
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise RunCheckpointError(
-            f"checkpoint {path} is not one, or holds objects that are not admitted: {error}"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise RunCheckpointError(f"checkpoint {path} cannot be read ({error}): it was cut short") from error
->>>>>>> b4f6ae2 (A class name is there once, stages reach only what another exports, --help of a training loads no library of trainings; tests say so)
+        raise RunCheckpointError(f"checkpoint {error}") from error
 
 
 def ema_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor] | None:
