@@ -2,6 +2,7 @@
 # Runs what CI runs: set-up, lint, import directions, tests. Further arguments go to pytest.
 #   bash scripts/test.sh            the suite (minutes on 2 cores)
 #   bash scripts/test.sh --slow     the slow tests too
+#   bash scripts/test.sh --kernels  only the tests that train, with the plain kernels of another CPU (x86)
 # Reference data (golden and real sets) is looked for in TRIVIUM_REFERENCE_DATA; without it those tests skip.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,7 +15,14 @@ export PATH="$bin:$PATH"
 
 args=()
 for argument in "$@"; do
-  if [[ "$argument" == "--slow" ]]; then args+=(-m "slow or not slow"); else args+=("$argument"); fi
+  case "$argument" in
+    --slow) args+=(-m "slow or not slow") ;;
+    --kernels) # sums are rounded otherwise: no verdict may hang on that
+      export ATEN_CPU_CAPABILITY=default DNNL_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem
+      args+=(tests/stage1_vlm tests/stage2_dit tests/stage3_grpo tests/navsim_ext/test_runtime_resume.py
+        tests/navsim_ext/test_runtime_folder.py) ;;
+    *) args+=("$argument") ;;
+  esac
 done
 ruff check .
 lint-imports

@@ -30,13 +30,7 @@ def rollout_statistics(experience: Experience, credit: Credit) -> dict[str, floa
     statistics = column_means(names, values)
     statistics |= {f"reference_{name}": value for name, value in column_means(reference_names, reference).items()}
     first = values[:: experience.chain.group_size]
-    for name in PAIRED:
-        if name in names and name in reference_names:
-            difference = first[:, names.index(name)] - reference[:, reference_names.index(name)]
-            statistics[f"{name}_gain"] = difference[~difference.isnan()].mean().item()  # NaN: no valid pair
-    gain, judge = statistics["reward_gain"], statistics["judge_gain"]
-    known = math.isfinite(gain) and math.isfinite(judge)  # else nothing is known, which is not "no divergence"
-    statistics["divergence"] = math.nan if not known else gain - judge if judge < 0 < gain else 0.0
+    statistics |= gains((names, first), (reference_names, reference))
     reward = values[:, names.index("reward")]
     known = reward[~reward.isnan()]
     if len(known):
@@ -50,6 +44,27 @@ def rollout_statistics(experience: Experience, credit: Credit) -> dict[str, floa
     statistics |= {f"seconds_{name}": value for name, value in experience.seconds.items()}
     statistics["seconds_rollout"] = total
     return statistics
+
+
+def compared(scores: Scores, reference: Scores) -> dict[str, float]:
+    """The gains of one sample a scene over the reference's samples of the same scenes."""
+    cpu = torch.device("cpu")
+    return gains(table(scores, cpu), table(reference, cpu))
+
+
+def gains(mine: tuple[list[str], Tensor], reference: tuple[list[str], Tensor]) -> dict[str, float]:
+    """``x_gain`` of the paired columns of two tables with equal rows, and ``divergence``: by how much the reward rises
+    and the judge falls, 0 where they do not part, NaN where one of them is unknown."""
+    (names, values), (reference_names, reference_values) = mine, reference
+    told = {}
+    for name in PAIRED:
+        if name in names and name in reference_names:
+            difference = values[:, names.index(name)] - reference_values[:, reference_names.index(name)]
+            told[f"{name}_gain"] = difference[~difference.isnan()].mean().item()  # NaN: no valid pair
+    gain, judge = told["reward_gain"], told["judge_gain"]
+    known = math.isfinite(gain) and math.isfinite(judge)
+    told["divergence"] = math.nan if not known else gain - judge if judge < 0 < gain else 0.0
+    return told
 
 
 def advantage_statistics(credit: Credit) -> dict[str, float]:

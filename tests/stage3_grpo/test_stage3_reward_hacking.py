@@ -1,95 +1,101 @@
-"""Reward hacking on real PDM scores: an unguarded reward rings the alarms, a guarded one on these scenes does not."""
+"""Reward hacking on real PDM scores: an unguarded reward rings the alarm of divergence, a guarded one does not.
+
+No verdict hangs on a training run: the policies are given. Each drives the recorded path faster and more jerkily than
+the one before, as a reward for progress alone allows. What is tested is what decides: scores, rewards, statistics and
+alarms.
+"""
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-import torch
-from omegaconf import OmegaConf
 
-sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "navsim_ext"))
 from golden_scenes import unpack_small
-from grpo_toy import HIDDEN, Source, tiny_config
 
 from navsim_ext.dataset import SceneDataset, build_index
 from navsim_ext.metric_cache.build import BuildSettings, build
+from navsim_ext.metric_cache.scorer import PdmScorer
 from navsim_ext.readers import SceneFilter, open_source
 from navsim_ext.runtime.config import compose
-from navsim_ext.runtime.run import run
+from navsim_ext.runtime.run import make
 from navsim_ext.scene import collate_scenes
-from stage2_dit import DiffusionPlanner, save_planner
-from stage2_dit.normaliser import fit_bounds
+from stage3_grpo.monitors.statistics import compared
 
 TURNING_LOG = "2021.01.19.12.09.11_veh-35_00009_00309"  # at 5 m/s; the other one waits at a red light
-ROLLOUTS = 40
-IMITATION_STEPS = 600
+FASTER = 0.4  # of the recorded speed, added by the last policy
+JERK_M = 1.5  # by which its poses lie in front of and behind their places, in turns
+POLICIES = 40
+PROGRESS = ["reward.score.progress=1", "reward.score.ttc=0", "reward.score.comfort=0"]
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory) -> dict[str, str]:
-    """The committed scenes of NAVSIM's two versions, with index, metric cache and a planner that imitates them."""
+def scenes(tmp_path_factory):
+    """The committed scenes of a turn: their batch and a scorer of them."""
     folder = tmp_path_factory.mktemp("scenes")
     data = unpack_small(folder) / "dataset"
     turning = SceneFilter(log_names=[TURNING_LOG])
     build_index(open_source(data, "trainval", scene_filter=turning), folder / "index", cameras=())
     build(BuildSettings(str(data), "trainval", str(folder / "cache")))
     dataset = SceneDataset(folder / "index", cameras=())
-    return {"data.train": str(folder / "index"), "data.metric_cache": str(folder / "cache"),
-            "init": imitate(dataset, folder / "planner")}  # fmt: skip
-
-
-def imitate(dataset: SceneDataset, path: Path) -> str:
-    torch.manual_seed(0)
     batch = collate_scenes([dataset[i] for i in range(len(dataset))])
-    hidden = Source().fetch(batch.token)
-    planner = DiffusionPlanner(tiny_config(normaliser=fit_bounds([batch.target], "waypoint", margin=0.5)))
-    optimizer = torch.optim.AdamW(planner.parameters(), lr=3e-3)
-    repeat = 16
-    for _ in range(IMITATION_STEPS):
-        conditioning = planner.condition(hidden.hidden, hidden.mask, batch.history, batch.status)
-        rows = len(batch) * repeat
-        loss = planner.training_loss(conditioning, batch.target.repeat_interleave(repeat, dim=0),
-                                     torch.randn(rows, 8, 3), planner.process.draw_times(rows))  # fmt: skip
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return str(save_planner(path, planner, HIDDEN))
+    return batch, PdmScorer(folder / "cache")
 
 
-def train(scenes: dict[str, str], output: Path, *overrides: str) -> tuple[dict, list[dict[str, str]]]:
-    """The finished run and its alarms."""
-    cfg = compose("stage3", [
-        f"output_dir={output}", "data.hidden_cache=x", "logger=csv", "~callbacks.progress", "~callbacks.best",
-        *(f"{key}='{value}'" for key, value in scenes.items()), f"trainer.max_epochs={ROLLOUTS}",
-        "+trainer.enable_progress_bar=false", "datamodule.batch_size=2", "algorithm.group_size=16", "alarms.window=10",
-        "alarms.escalation=[warn,stop]", "module.optimizer.lr=5e-4", *overrides,
-    ])  # fmt: skip
-    OmegaConf.set_struct(cfg, False)
-    cfg.datamodule.hidden = {"_target_": "grpo_toy.Source"}
-    result = run(cfg)
-    path = output / "version_0" / "alarms.csv"
-    return result, list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+def driven(target: np.ndarray, boldness: float) -> np.ndarray:
+    """The recorded path [N,8,3] driven faster and more jerkily by ``boldness`` in [0, 1]; after its end straight on."""
+    factor = 1.0 + FASTER * boldness
+    start = np.zeros_like(target[:, :1])
+    path = np.concatenate([start, target], axis=1)
+    result = np.empty_like(target)
+    for k in range(target.shape[1]):
+        place = (k + 1) * factor
+        i = min(int(place), path.shape[1] - 2)
+        result[:, k] = path[:, i] + (place - i) * (path[:, i + 1] - path[:, i])
+    ahead = JERK_M * boldness * np.where(np.arange(target.shape[1]) % 2 == 0, 1.0, -1.0)
+    result[..., 0] += ahead * np.cos(result[..., 2])
+    result[..., 1] += ahead * np.sin(result[..., 2])
+    return result
 
 
-def test_progress_without_comfort_or_anchor_is_caught(scenes, tmp_path):
-    """The reward climbs by driving faster than TTC and comfort allow; EPDMS, never trained on, falls meanwhile."""
-    progress = ["reward.score.progress=1", "reward.score.ttc=0", "reward.score.comfort=0"]
-    result, told = train(scenes, tmp_path, *progress, "algorithm.bc_weight.start=0")
-    assert result["module"].stopped_by_alarm
-    assert [row["action"] for row in told if row["alarm"] == "divergence"] == ["warn", "stop"]
-    assert all(float(row["value"]) > 0.05 for row in told if row["alarm"] == "divergence")
-    recorded = list(csv.DictReader((tmp_path / "version_0" / "rewards.csv").open(newline="")))
-    gains = [float(row["reward"]) - float(row["reference_reward"]) for row in recorded]
-    assert sum(gains[-10:]) / 10 > sum(gains[:5]) / 5 + 0.05  # the reward itself shows nothing but progress
+def follow(scenes, *overrides: str) -> tuple[list[str], list[dict[str, float]]]:
+    """Actions of the alarm of divergence while policies get bolder, and what was recorded of each."""
+    batch, scorer = scenes
+    cfg = compose("stage3", ["output_dir=x", "init=x", "data.train=x", "data.hidden_cache=x", "data.metric_cache=x",
+                             "alarms.window=10", "alarms.escalation=[warn,stop]", *overrides])  # fmt: skip
+    reward, alarms = make(cfg.reward), make(cfg.alarms)
+    rows = [each.double().numpy() for each in (batch.history, batch.status)]
+    target = batch.target.double().numpy()
+
+    def scored(boldness: float):
+        return reward.submit(scorer, batch.token, driven(target, boldness), *rows).result()
+
+    reference = scored(0.0)
+    module = SimpleNamespace(bc_boost=0.0, stopped_by_alarm=False, drawn_at=0, rollout_number=0, record={})
+    trainer = SimpleNamespace(is_global_zero=False, should_stop=False)
+    records = []
+    for boldness in np.linspace(0.0, 1.0, POLICIES):
+        module.record = compared(scored(boldness), reference)
+        records.append(module.record)
+        alarms.rules = {"divergence": alarms.rules["divergence"]}
+        alarms.on_train_batch_end(trainer, module, None, None, 0)
+    return [entry["action"] for entry in alarms.actions], records
 
 
-def test_a_guarded_reward_rings_nothing(scenes, tmp_path):
-    """The same scenes, rate and alarms under the guarded reward, anchored to the reference."""
-    result, told = train(scenes, tmp_path, "reward=guarded", "algorithm.bc_weight.start=1.0")
+def test_a_reward_for_progress_alone_is_caught(scenes):
+    """It rises with the speed, whatever TTC and comfort say; EPDMS, which is not part of it, falls."""
+    told, records = follow(scenes, *PROGRESS)
+    assert told[:2] == ["warn", "stop"]
+    assert records[-1]["reward_gain"] > 0.1
+    assert records[-1]["judge_gain"] < -0.05
+    assert records[0]["divergence"] == 0.0
+
+
+def test_a_guarded_reward_does_not_pay_for_it(scenes):
+    told, records = follow(scenes, "reward=guarded")
     assert told == []
-    assert result["global_step"] == ROLLOUTS
-    assert not result["module"].stopped_by_alarm
+    assert records[-1]["reward_gain"] < -0.2
