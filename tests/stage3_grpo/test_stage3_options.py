@@ -269,7 +269,7 @@ def test_reward_is_the_weighted_sum_and_keeps_what_is_invalid_out():
     tokens = ["c000000000000000", "c000000000000000", "c000000000000001"]
     plans = np.concatenate([plan, straight()])
     scores = reward.submit(scorer, tokens, plans, *still_world(3)).result()
-    base = scorer.score(tokens, plans)["reward"]
+    base = scorer.score(tokens, plans, PdmTerm().weights)["reward"]
     np.testing.assert_allclose(scores.reward[:2], [2 * base[0], 2 * base[1] - 0.5])
     assert np.isnan(scores.reward[2])
     assert scores.valid.tolist() == [True, True, False]
