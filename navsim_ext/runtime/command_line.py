@@ -8,6 +8,7 @@ Hydra could not read it as it stands. What is quoted already, ``null``, ``???`` 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def _override(argument: str, options: Mapping[str, Field]) -> str:
         if key.startswith("~") and key != "~":
             return argument
         raise OptionError(f"{argument!r} is no option: give key=value")
+    if not re.fullmatch(r"[~+]*[\w./@:-]*\w[\w./@:-]*", key) or key.startswith("@"):
+        raise OptionError(f"{key!r} of {argument!r} is no name of an option")
     field = options.get(key.lstrip("+~").partition("@")[0])
     kinds = field.declaration.kinds if field is not None and field.declaration is not None else ()
     if _keeps_meaning(value):

@@ -125,7 +125,7 @@ def composed(name: str, overrides: Sequence[str]) -> DictConfig:
     check_choices(root, overrides)
     try:
         return compose(name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group that is no word
         raise explain(name, error) from error
 
 

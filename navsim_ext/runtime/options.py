@@ -38,7 +38,7 @@ from typing import Any
 
 import yaml
 from hydra.utils import get_object
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from navsim_ext.errors import TriviumError
@@ -51,6 +51,7 @@ COMPARISONS = {
 }
 BOUND = re.compile(r"\s*(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+RUN_DIR = "run_dir"  # of a training
 WORD = re.compile(r"[\w./:+-]+")
 KINDS = (
     "int", "float", "bool", "text", "string", "path", "device", "node", "mapping", "arguments", "list", "any", "null",
@@ -287,7 +288,7 @@ def check(cfg: DictConfig, root: Path, shared: Path, overrides: Sequence[str] = 
     for key in missing_keys(OmegaConf.to_container(cfg)):
         raise MissingValue(key)
     try:
-        _check_node(cfg, "", options, None)
+        _check_node(with_run_dir(cfg), "", options, None)
     except OmegaConfBaseException as error:
         raise OptionError(" ".join(str(error).split())) from error
     for key in given:
@@ -298,6 +299,16 @@ def check(cfg: DictConfig, root: Path, shared: Path, overrides: Sequence[str] = 
             raise OptionError(f"{key} cannot be given: the command sets it ({option.declaration.words})")
         if option.declaration.condition is not None:
             _check_condition(cfg, key, option.declaration)
+
+
+def with_run_dir(cfg: DictConfig) -> DictConfig:
+    """A copy in which ``${run_dir}`` can be resolved: a training chooses the folder when it starts."""
+    if RUN_DIR in cfg:
+        return cfg
+    copy = cfg.copy()
+    with open_dict(copy):
+        copy[RUN_DIR] = "the run's version folder"
+    return copy
 
 
 def missing_keys(content: Any, above: str = "") -> Iterator[str]:
@@ -335,7 +346,7 @@ def _check_node(node: DictConfig, above: str, options: Mapping[str, Field], take
     for name in node:
         name = str(name)
         key = f"{above}.{name}" if above else name
-        if name.startswith("_") or (not above and name == "hydra"):
+        if name.startswith("_") or (not above and name in ("hydra", RUN_DIR)):
             continue
         field = options.get(key)
         value = node[name]
