@@ -60,7 +60,8 @@ def lines() -> Iterator[tuple[str, list[str]]]:
     modules = sorted(commands().items())
     while True:
         for job, module in modules:
-            options = [field for field in options_of(job).values() if field.declaration is not None]
+            known = options_of(job).values()
+            options = [each for each in known if each.declaration is not None and each.declaration.kinds]
             given = []
             for field in options:  # what must be given, so that the line gets past it
                 if field.value == "???":
