@@ -13,7 +13,7 @@ HEAVY = {"accelerate", "deepspeed", "diffusers", "lightning", "matplotlib", "num
 PROGRAM = """
 import json, runpy, sys
 module = sys.argv[1]
-sys.argv = [module, "--help"]
+sys.argv, code = [module, "--help"], 0
 try:
     runpy.run_module(module, run_name="__main__", alter_sys=False)
 except SystemExit as end:

@@ -34,7 +34,7 @@ from navsim_ext.traffic.store import TrafficStore
 SUFFIXES = (".mp4", ".gif", ".png")
 
 
-class Camera(Protocol):
+class FilmCamera(Protocol):
     """Draws one view of a world; ``rendering.drive_cameras.DriveCameras`` does."""
 
     views: Sequence[str]
@@ -43,7 +43,7 @@ class Camera(Protocol):
 
 
 def frames(
-    scene: TrafficScene, *, camera: Camera | None = None, every: int = 1, height: int = 360, reach_m: float = 45.0
+    scene: TrafficScene, *, camera: FilmCamera | None = None, every: int = 1, height: int = 360, reach_m: float = 45.0
 ) -> Iterator[NDArray[np.uint8]]:
     """[height,W,3] uint8 pictures of a drive from its present step on, one every ``every`` steps of 0.1 s."""
     state = _replayed(scene) if camera is not None else None
