@@ -34,10 +34,11 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 
+from navsim_ext import pickles
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.files import reading, write_atomic
 from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S
-from navsim_ext.readers import read_split, restricted_pickle
+from navsim_ext.readers import read_split
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.parquet import read_table
 from navsim_ext.scene import SYNTHETIC_TOKEN_LENGTH
@@ -159,7 +160,7 @@ def read_submission(path: str | os.PathLike[str]) -> Submission:
 
     Raises InvalidSubmission where the file as a whole is no submission.
     """
-    content = restricted_pickle.load(path, also_allowed=restricted_pickle.holders(STAND_INS))
+    content = pickles.load(path, also_allowed=pickles.holders(STAND_INS))
     if not isinstance(content, dict):
         raise InvalidSubmission(f"{path} holds a {type(content).__name__}; a dict was expected")
     version = next((v for v, keys in PREDICTIONS.items() if keys[0] in content), None)
@@ -245,10 +246,10 @@ def merge_submissions(paths: Sequence[str | os.PathLike[str]]) -> Submission:
 
 
 def _checked_poses(path: str | os.PathLike[str], token: str, trajectory: object) -> NDArray[np.float32]:
-    if not isinstance(trajectory, restricted_pickle.Holder) or trajectory.kind != "Trajectory":
+    if not isinstance(trajectory, pickles.Holder) or trajectory.kind != "Trajectory":
         raise InvalidSubmission(f"{path}: token {token} has a {type(trajectory).__name__}; a Trajectory was expected")
     poses, sampling = trajectory.poses, trajectory.trajectory_sampling
-    if not isinstance(sampling, restricted_pickle.Holder) or sampling.kind != "TrajectorySampling":
+    if not isinstance(sampling, pickles.Holder) or sampling.kind != "TrajectorySampling":
         raise InvalidSubmission(f"{path}: token {token} has the sampling {type(sampling).__name__}")
     count, interval, horizon = (sampling.num_poses, sampling.interval_length, sampling.time_horizon)
     if not isinstance(poses, np.ndarray) or poses.dtype.kind not in "fiu" or poses.ndim != 2 or poses.shape[1] != 3:

@@ -3,7 +3,7 @@
 A scene starts 4 s after a recorded one, with the ego where a planner might have brought it. Its pickle holds at least
 the four history frames (2 Hz), and the traffic of the instants after the last frame in global coordinates
 ("extended detections"). The objects in it are the devkit's; here plain holders stand for exactly those classes, and
-any other name in the file is refused (:mod:`navsim_ext.readers.restricted_pickle`).
+any other name in the file is refused (:mod:`navsim_ext.pickles`).
 
 The name of a file does not matter: the scene's token is the ``initial_token`` inside.
 """
@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from navsim_ext import pickles
 from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.frames import wrap_angle
-from navsim_ext.readers import restricted_pickle
+from navsim_ext.pickles import Holder, holders
 from navsim_ext.readers.log_files import LogFiles
-from navsim_ext.readers.restricted_pickle import Holder, holders
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.readers.source import SkipReport
 from navsim_ext.scene import (
@@ -203,7 +203,7 @@ def scan(folder: str) -> tuple[tuple[SceneFile, ...], tuple[tuple[str, TriviumEr
 
 
 def _load(path: Path) -> Mapping[str, Any]:
-    content = restricted_pickle.load(path, also_allowed=STAND_INS)
+    content = pickles.load(path, also_allowed=STAND_INS)
     if not isinstance(content, dict) or not {"scene_metadata", "frames"} <= content.keys():
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise DataError(

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from navsim_ext import pickles
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.frames import POSE_INTERVAL_S, rotate
 from navsim_ext.maps.nuplan_gpkg import load_map, map_file
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.pdm.ego import LENGTH, REAR_AXLE_TO_CENTER, WIDTH
-from navsim_ext.readers import restricted_pickle
 from navsim_ext.readers.navsim_frames import Frame, cameras_of, parse_frame
 from navsim_ext.traffic.codes import AgentKind, LightState, Role
 from navsim_ext.traffic.motion import nearest_observed, still
@@ -63,7 +63,7 @@ class NavsimTraffic(FileSource):
 
     def read(self, unit: str) -> Iterator[Reading]:
         path = self.path_of(unit)
-        content = restricted_pickle.load(path)
+        content = pickles.load(path)
         if not isinstance(content, list):
             raise DataError(f"{path} holds a {type(content).__name__}; a list of frames was expected")
         frames = checked(str(path), lambda: [parse_frame(frame, path, k) for k, frame in enumerate(content)])

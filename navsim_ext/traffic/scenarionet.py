@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from navsim_ext import pickles
 from navsim_ext.errors import DataError
 from navsim_ext.frames import POSE_INTERVAL_S
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.pdm.ego import LENGTH, REAR_AXLE_TO_CENTER, WIDTH
-from navsim_ext.readers import restricted_pickle
 from navsim_ext.readers.route_matching import route_of
 from navsim_ext.readers.scenarionet_map import CROP_M, build_map
 from navsim_ext.readers.scenarionet_tracks import RecordedDrive, command, parked, read_drive
@@ -62,7 +62,7 @@ class ScenarioNetTraffic(FileSource):
         yield reading(str(path), lambda: self._scene(path))
 
     def _scene(self, path: Path) -> TrafficScene:
-        content = restricted_pickle.load(path)
+        content = pickles.load(path)
         if not isinstance(content, dict):
             raise DataError(f"{path} holds a {type(content).__name__}; a ScenarioNet dictionary was expected")
         drive = read_drive(content, str(path))

@@ -19,16 +19,16 @@ MEMORY = 2 << 30  # bytes beyond what the imports took
 
 
 def readers() -> dict[str, Callable[[Path], object]]:
+    from navsim_ext import pickles
     from navsim_ext.devkit.cache_pickle import read_cache
     from navsim_ext.devkit.submission import check_submission
-    from navsim_ext.readers import restricted_pickle
     from navsim_ext.readers.navsim_logs import NavsimLogs
     from navsim_ext.readers.scenarionet import ScenarioNetScenes
     from navsim_ext.runtime.checkpoints import load_checkpoint
     from stage2_dit.convert import read_published
 
     return {
-        "load": restricted_pickle.load,
+        "load": pickles.load,
         "metric_cache": read_cache,
         "submission": check_submission,
         "navsim": lambda path: NavsimLogs(path.parent.parent.parent, path.parent.name).scenes_of(path.stem),

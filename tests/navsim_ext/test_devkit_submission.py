@@ -26,7 +26,7 @@ from navsim_ext.metric_cache.build import build
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.metric_cache.settings import BuildSettings
 from navsim_ext.pdm.columns import SCORE_COLUMNS
-from navsim_ext.readers.restricted_pickle import RefusedObject
+from navsim_ext.pickles import RefusedObject
 
 TEAM = {"name": "t", "authors": "a", "email": "e@x.org", "institution": "i", "country": "c"}
 POSES = {f"{i:016x}": np.arange(24, dtype=np.float64).reshape(8, 3) + i for i in range(3)}

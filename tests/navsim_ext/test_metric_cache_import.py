@@ -28,7 +28,7 @@ from navsim_ext.metric_cache.settings import BuildSettings
 from navsim_ext.pdm import RewardWeights, score, score_pairs
 from navsim_ext.pdm.columns import SCORE_COLUMNS
 from navsim_ext.pdm.log_replay import replayed_boxes
-from navsim_ext.readers.restricted_pickle import DamagedPickle, RefusedObject
+from navsim_ext.pickles import DamagedPickle, RefusedObject
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from navsim_ext import pickles
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.pickles import DamagedPickle, RefusedObject
 from navsim_ext.pickles import machine as pickle_machine
 from navsim_ext.pickles.machine import MAX_DEPTH
-from navsim_ext.readers import restricted_pickle
-from navsim_ext.readers.restricted_pickle import DamagedPickle, RefusedObject
 
 CONTENT = {
     "boxes": np.arange(14, dtype=np.float32).reshape(2, 7),
@@ -47,7 +47,7 @@ def test_round_trip_of_every_protocol_and_both_numpy_names(tmp_path, protocol, o
         assert b"numpy.core.multiarray" in data
     path = tmp_path / "log.pkl"
     path.write_bytes(data)
-    loaded = restricted_pickle.load(path)
+    loaded = pickles.load(path)
     assert loaded.keys() == CONTENT.keys()
     assert all(same(loaded[key], CONTENT[key]) for key in CONTENT)
     loaded["boxes"][0, 0] = 7  # a reader may correct values in place
@@ -68,7 +68,7 @@ def test_a_foreign_object_is_refused_by_name_and_not_run(tmp_path, protocol):
     target, path = tmp_path / "made", tmp_path / "log.pkl"
     path.write_bytes(pickle.dumps([{"token": Evil(str(target))}], protocol=protocol))
     with pytest.raises(RefusedObject, match=r"log\.pkl.*(posix|nt)\.mkdir"):
-        restricted_pickle.load(path)
+        pickles.load(path)
     assert not target.exists()
 
 
@@ -79,7 +79,7 @@ def test_nothing_outside_the_table_is_found(tmp_path, module, name):
     path = tmp_path / "log.pkl"
     path.write_bytes(f"c{module}\n{name}\n.".encode())
     with pytest.raises(RefusedObject, match=f"{module}.{name}"):
-        restricted_pickle.load(path)
+        pickles.load(path)
 
 
 def test_dotted_names_do_not_reach_attributes(tmp_path):
@@ -88,22 +88,22 @@ def test_dotted_names_do_not_reach_attributes(tmp_path):
     module, name = b"numpy", b"ndarray.__init__.__globals__"
     path.write_bytes(b"\x80\x04\x8c" + bytes([len(module)]) + module + b"\x8c" + bytes([len(name)]) + name + b"\x93.")
     with pytest.raises(RefusedObject, match=r"ndarray\.__init__"):
-        restricted_pickle.load(path)
+        pickles.load(path)
 
 
 def test_object_scalars_and_giant_headers_are_refused(tmp_path):
     path = tmp_path / "log.pkl"
     path.write_bytes(b"cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O'\ntR(S'x'\ntR.")
     with pytest.raises(DamagedPickle):
-        restricted_pickle.load(path)
+        pickles.load(path)
     path.write_bytes(b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I1000000000000\ntS'b'\ntR.")
     with pytest.raises(DamagedPickle, match="array header"):
-        restricted_pickle.load(path)
+        pickles.load(path)
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(MissingError, match=r"nowhere\.pkl"):
-        restricted_pickle.load(tmp_path / "nowhere.pkl")
+        pickles.load(tmp_path / "nowhere.pkl")
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,7 +113,7 @@ def test_truncation_anywhere_is_one_named_error(tmp_path_factory, cut, protocol)
     path = tmp_path_factory.getbasetemp() / "cut.pkl"
     path.write_bytes(data[: int(cut * len(data))])
     with pytest.raises(DamagedPickle, match=r"cut\.pkl is truncated or damaged.*byte"):
-        restricted_pickle.load(path)
+        pickles.load(path)
 
 
 @settings(max_examples=80, deadline=None)
@@ -130,10 +130,10 @@ def test_arrays_read_whole_equal_arrays_read_opcode_by_opcode(shapes, code, prot
         array.reshape(-1)[...] = (np.arange(array.size) * (number + 1) % 2).astype(code)
     arrays = [np.asfortranarray(array) if fortran else array for array in arrays]
     data = pickle.dumps([*arrays, arrays, (arrays[0].shape, b"b", 0)], protocol=protocol)
-    whole = restricted_pickle.loads(data, "whole")
+    whole = pickles.loads(data, "whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pickle_machine.Machine, "_whole_array", lambda self, position, memo: None)
-        single = restricted_pickle.loads(data, "single")
+        single = pickles.loads(data, "single")
     for mine, other, array in zip(whole, single, arrays):
         native = array.astype(array.dtype.newbyteorder("="))
         assert same(mine, native)
@@ -155,22 +155,22 @@ def test_holders_take_the_place_of_named_classes(tmp_path):
     both = Kept()
     path.write_bytes(pickle.dumps({"a": both, "b": both, "c": PurePosixPath("x/y")}))
     names = {(__name__, "Kept"), ("pathlib", "PurePosixPath")}
-    loaded = restricted_pickle.load(path, also_allowed=restricted_pickle.holders(names))
+    loaded = pickles.load(path, also_allowed=pickles.holders(names))
     assert loaded["a"] is loaded["b"]
     assert (loaded["a"].x, loaded["a"].kind, loaded["a"].fields["args"]) == (1.5, "Kept", [2])
     assert loaded["c"].args == ("x", "y")
     with pytest.raises(DataError, match=r"Kept has no field 'y'.*'x'"):
         _ = loaded["a"].y
     with pytest.raises(RefusedObject, match="Kept"):
-        restricted_pickle.load(path)
+        pickles.load(path)
 
 
 def test_what_is_shared_may_not_be_larger_written_out_than_the_file_could_hold():
     line = list(range(1000))
     content = [[line] * 20] * 20  # 400,000 elements in 2 kB
-    assert restricted_pickle.loads(pickle.dumps(content), "x") == content
+    assert pickles.loads(pickle.dumps(content), "x") == content
     with pytest.raises(DamagedPickle, match="shared parts that would be"):
-        restricted_pickle.loads(pickle.dumps([[[line] * 20] * 20] * 20), "x")
+        pickles.loads(pickle.dumps([[[line] * 20] * 20] * 20), "x")
 
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH - 1, MAX_DEPTH + 1])
@@ -179,15 +179,15 @@ def test_depth(depth):
     for _ in range(depth):
         content = [content]
     if depth < MAX_DEPTH:
-        assert restricted_pickle.loads(pickle.dumps(content), "x") == content
+        assert pickles.loads(pickle.dumps(content), "x") == content
     else:
         with pytest.raises(DamagedPickle, match="nested more than"):
-            restricted_pickle.loads(pickle.dumps(content), "x")
+            pickles.loads(pickle.dumps(content), "x")
 
 
 @pytest.mark.parametrize("number", [0, -1, 2**63 - 1, -(2**63), 2**64 - 1])
 def test_integers_of_64_bits_are_read_larger_ones_refused(number):
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        assert restricted_pickle.loads(pickle.dumps(number, protocol), "x") == number
+        assert pickles.loads(pickle.dumps(number, protocol), "x") == number
         with pytest.raises(DamagedPickle, match="64 bits"):
-            restricted_pickle.loads(pickle.dumps(2**64 + abs(number), protocol), "x")
+            pickles.loads(pickle.dumps(2**64 + abs(number), protocol), "x")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import shapely
 
+from navsim_ext import pickles
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.frames import to_local
 from navsim_ext.readers import (
@@ -18,7 +19,6 @@ from navsim_ext.readers import (
     SceneFilter,
     SceneSource,
     open_source,
-    restricted_pickle,
 )
 from navsim_ext.readers.scenarionet import token_of
 from navsim_ext.readers.scenarionet_tracks import annotations, command, read_drive
@@ -281,7 +281,7 @@ def test_agrees_with_another_conversion_of_the_same_drive(reference, name):
     """Every frame of golden/navsim_real: same poses, speeds, commands, boxes; routes over the same ground."""
     path = reference(f"real/nuscenes_mini/scene-{name}.pkl")
     root = reference("golden/navsim_real/dataset")
-    drive = read_drive(restricted_pickle.load(path), str(path))
+    drive = read_drive(pickles.load(path), str(path))
     golden_source = NavsimLogs(root, "trainval", scene_filter=SceneFilter(num_history=1, num_future=0))
     log_name = next(log for log in golden_source.log_names if log.endswith(name))
     golden = golden_source.scenes_of(log_name)
@@ -317,5 +317,5 @@ def test_real_scenes_are_usable(reference):
         )  # fmt: skip
         driven = np.concatenate([scene.ego_global[:, :2] for scene in scenes])
         assert shapely.contains_xy(ground, driven).mean() > 0.97, log_name
-    drive = read_drive(restricted_pickle.load(source.root / "scene-0061.pkl"), "scene-0061")
+    drive = read_drive(pickles.load(source.root / "scene-0061.pkl"), "scene-0061")
     assert token_of(drive, 3) in source.tokens

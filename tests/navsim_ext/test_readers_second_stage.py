@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from two_stage_golden import FOLDER, golden_groups
 
+from navsim_ext import pickles
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.pdm import observation
-from navsim_ext.readers import restricted_pickle, second_stage, second_stage_folder
-from navsim_ext.readers.restricted_pickle import Holder, RefusedObject
+from navsim_ext.pickles import Holder, RefusedObject
+from navsim_ext.readers import second_stage, second_stage_folder
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.readers.second_stage import STAND_INS, SecondStageScenes, read_scene, scan
 
@@ -57,7 +58,7 @@ def thawed(value):
 
 def content_of(variant: str = "inline_future") -> dict:
     """A scene without devkit objects, as plain containers."""
-    return thawed(restricted_pickle.load(PICKLES / f"{variant}.pkl", also_allowed=STAND_INS))
+    return thawed(pickles.load(PICKLES / f"{variant}.pkl", also_allowed=STAND_INS))
 
 
 def written(content: dict, path: Path) -> Path:
