@@ -16,14 +16,22 @@ from rich.console import Console
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.evaluation.score import score_planner
 from navsim_ext.runtime.config import compose
+from navsim_ext.traffic.scene_v1 import read_scenes
+from navsim_ext.traffic.store import fingerprint_of, write_scenes
+from sim_agents.vocabulary import VerletVocabulary, save_vocabulary
+from sim_agents.vocabulary.store import vocabulary_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
+ROLLOUTS = ROOT / "tests" / "golden" / "wosac"  # traffic scenes with rollouts of them
 UNWRITABLE = "/sys/trivium"  # no user may make a folder there
 
 INDEXED = [f"data.{part}.index={{index}}" for part in ("train", "val", "test")]
 
 # command -> overrides with which it would work; {names} stand for what the fixtures made
 COMMANDS: dict[str, list[str]] = {
+    "navsim_ext.closed_loop.check": ["scenes={traffic}"],
+    "navsim_ext.closed_loop.drive": ["scenes={traffic}", "planner=constant_velocity"],
+    "navsim_ext.closed_loop.film": ["drives={traffic}", "scene=any", "output={output}/film.gif"],
     "navsim_ext.dataset": ["data.root={world}", "data.split=trainval", "data.cameras=[]", "check_pictures=false"],
     "navsim_ext.devkit.metric_cache_import": ["v1={world}", "v2={world}"],  # neither is one; v1 is read first
     "navsim_ext.devkit.submission": ["trajectories={trajectories}"],
@@ -43,6 +51,15 @@ COMMANDS: dict[str, list[str]] = {
     "navsim_ext.hidden_cache.stats": ["folder={hidden}"],
     "navsim_ext.hidden_cache.verify": ["folder={hidden}"],
     "navsim_ext.metric_cache.build": ["data.root={world}", "data.split=trainval", "workers=sequential"],
+    "navsim_ext.realism.score": ["scenes={rollouts}", "rollouts={rollouts}", "workers=sequential"],
+    "navsim_ext.realism.submission": ["scenes={rollouts}", "rollouts={rollouts}", "file={output}/file.tar.gz"],
+    "navsim_ext.traffic.build": ["data.root={rollouts}", "data.source=npz", "workers=sequential"],
+    "navsim_ext.traffic.picture": ["scenes={traffic}", "scene=any", "output={output}/scene.png"],
+    "navsim_ext.traffic.report": ["scenes={traffic}"],
+    "navsim_ext.traffic.womd_writer": ["scenes={traffic}", "output={output}/scenes.tfrecord"],
+    "sim_agents.rollout": ["checkpoint={planner}", "scenes={traffic}", "workers=sequential"],
+    "sim_agents.train": ["experiment=demo", "data.train={traffic}", "vocabulary={vocabulary}"],
+    "sim_agents.vocabulary.build": ["scenes={traffic}"],
     "navsim_ext.synthetic.build": ["scenes=4"],
     "navsim_ext.questions.write": ["data.root={world}", "data.split=trainval"],
     "navsim_ext.rendering.render": ["data.root={world}", "data.split=trainval"],
@@ -76,7 +93,8 @@ COMMANDS: dict[str, list[str]] = {
         "data.metric_cache={metric_cache}",
     ],
 }  # fmt: skip
-PATH_KEY = re.compile(r"^[^=]+=\[?\{(world|index|metric_cache|hidden|planner|vlm|mixture|trajectories|scores)\}")
+READ = "world|index|metric_cache|hidden|planner|vlm|mixture|trajectories|scores|traffic|rollouts|vocabulary"
+PATH_KEY = re.compile(rf"^[^=]+=\[?\{{({READ})\}}")
 
 
 def path_keys() -> list[tuple[str, str]]:
@@ -116,6 +134,11 @@ def places(world, artefacts, tmp_path_factory) -> dict[str, str]:
         f"output_dir={scores}",
     ]  # fmt: skip
     score_planner(compose("score", options), Console(quiet=True))
+    traffic = tmp_path_factory.mktemp("traffic")
+    write_scenes(traffic / "scenes", read_scenes(ROLLOUTS), fingerprint_of({"made of": "the committed scenes"}))
+    vocabulary = vocabulary_fingerprint({"method": "verlet"}, None)
+    save_vocabulary(traffic / "vocabulary", VerletVocabulary(), vocabulary)
+    found |= {"traffic": str(traffic / "scenes"), "vocabulary": str(traffic / "vocabulary"), "rollouts": str(ROLLOUTS)}
     return found | {"trajectories": str(trajectories), "scores": str(scores)}
 
 
@@ -162,7 +185,7 @@ def check(ended, *words: str) -> None:
 
 
 def test_every_command_is_here():
-    packages = ("navsim_ext", "stage1_vlm", "stage2_dit", "stage3_grpo")
+    packages = ("navsim_ext", "stage1_vlm", "stage2_dit", "sim_agents", "stage3_grpo")
     found = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for package in packages
