@@ -143,7 +143,7 @@ class BuildSettings:
         )
         found = "navsim" if isinstance(source, NavsimLogs) else "scenarionet"
         if found != self.source:
-            raise DataError(f"source={self.source}, but {self.root} holds {found} data")
+            raise DataError(f"source={self.source}, but {self.root} holds {found} data: leave the source out")
         return source
 
     def log_files(self) -> dict[str, Path]:

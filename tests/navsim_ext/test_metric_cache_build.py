@@ -433,5 +433,5 @@ def test_scenario_files_are_cached_with_a_map_of_their_own_and_the_label_approx(
 
 
 def test_the_source_must_be_what_lies_there(dataset, tmp_path):
-    with pytest.raises(DataError, match=r"set data\.source=navsim"):
+    with pytest.raises(DataError, match="holds navsim data: leave the source out"):
         build(settings_for(dataset, tmp_path, source="scenarionet"))

@@ -90,7 +90,7 @@ def test_a_track_twice_in_a_frame_is_refused():
 def test_a_window_that_is_too_short_is_refused():
     scene = scene_of([])
     short = replace(scene, timestamps_us=scene.timestamps_us[:12], annotations=scene.annotations[:12])
-    with pytest.raises(DataError, match="8 future frames, 10 are needed"):
+    with pytest.raises(DataError, match="8 instants after now are known, 9 are needed"):
         observation.tracks(short)
 
 

@@ -19,6 +19,7 @@ from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.pdm.polygon_table import PolygonTable
 from navsim_ext.pdm.record import SceneMetricCache
 from navsim_ext.pdm.reward import PUBLISHED_REWARD
+from navsim_ext.runtime.checksums import write_checked_json
 from navsim_ext.shards import ShardWriter
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pdm" / "scenes.npz"
@@ -261,8 +262,8 @@ def test_a_cache_of_another_scorer_is_refused(tmp_path, golden):
 
 def test_the_builders_reason_is_the_rows_reason(folder, batch):
     _, _, poses, _ = batch
-    entry = '{"log": "x", "token": "deadbeefdeadbeef", "kind": "RouteError", "reason": "no route"}'
-    (folder / "report.json").write_text(f'{{"entries": [{entry}]}}')
+    entry = {"log": "x", "token": "deadbeefdeadbeef", "kind": "RouteError", "reason": "no route"}
+    write_checked_json(folder / "report.json", {"entries": [entry]})
     result = score(["deadbeefdeadbeef"], poses[:1], MetricCache(folder))
     assert "RouteError: no route" in result.reason[0]
 

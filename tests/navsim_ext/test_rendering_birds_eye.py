@@ -42,7 +42,7 @@ def test_things_lie_where_the_scene_says():
 
 def test_command_writes_a_picture(reference, tmp_path, monkeypatch, capsys):
     root = reference("golden/navsim/dataset")
-    quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", f"output_dir={tmp_path}"]
+    quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
     options = [f"data.root={root}", "height=90", *quiet]
     monkeypatch.setattr(sys, "argv", ["picture", *options, f"output={tmp_path / 'scene.png'}"])
     main()

@@ -124,7 +124,7 @@ def test_bad_requests(tmp_path, world, checkpoint):
     with pytest.raises(MissingError, match="does not exist"):
         scene_of_picture(tmp_path / "none.jpg", EgoState(), CameraMount())
     (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(DataError, match="not a picture"):
+    with pytest.raises(DataError, match="cannot be read"):
         scene_of_picture(tmp_path / "text.jpg", EgoState(), CameraMount())
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="'up'; choose one of left"):

@@ -134,7 +134,7 @@ def test_the_command_of_a_stopped_run_does_not_end_well(monkeypatch, tmp_path, c
     error = StoppedByAlarm("an alarm stopped the run: see alarms.csv", None)
     stub = SimpleNamespace(stopped_by_alarm=True, stopped=lambda what: error)
     result = {"module": stub, "metrics": {}, "run_dir": "r", "global_step": 5, "last": None, "best": None}
-    monkeypatch.setattr(command, "run", lambda cfg: result)
+    monkeypatch.setattr("navsim_ext.runtime.run.run", lambda cfg: result)
     given = ["init=x", "data.train=x", "data.hidden_cache=x", "data.metric_cache=x", f"output_dir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["stage3_grpo.train", *given])
     with pytest.raises(SystemExit) as caught:
