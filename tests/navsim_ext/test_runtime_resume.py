@@ -45,7 +45,12 @@ def spawn(output: Path, trouble: dict, *overrides: str, rank: int | None = None,
                         "MASTER_PORT": str(port)}  # fmt: skip
     command = [sys.executable, str(PROGRAM), str(output), *overrides]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                            start_new_session=trouble.get("group", False))  # fmt: skip
+                            start_new_session=trouble.get("group", False), preexec_fn=answers_to_ctrl_c)  # fmt: skip
+
+
+def answers_to_ctrl_c() -> None:
+    """As a command given at a terminal does; one that a shell starts in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 DDP = "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: gloo}"
