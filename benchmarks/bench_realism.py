@@ -1,17 +1,18 @@
 """Seconds a scenario of the sim-agents metrics, beside the times that the challenge's own code took on the same scenes.
 
-    python benchmarks/bench_realism.py --scenes FOLDER --real FOLDER --output benchmarks/results/realism.json
+    TRIVIUM_REFERENCE_DATA=<folder> python benchmarks/bench_realism.py --output benchmarks/results/realism.json
 
-``--scenes`` holds NAME.scene.npz, NAME.rollouts.npz and metrics.json with the original's times (features and
-metrics, CPU seconds, on another machine); the three committed scenes, whose file has no times, are the default.
-``--real`` holds recorded scenes (*.npz): 32 rollouts of constant velocity are scored on them, for speed and as
-figures of a baseline. One core; the least CPU time of --repeats counts, compilation does not.
+golden/wosac in the reference data holds 13 scenes with rollouts and the original's times (features and metrics, CPU
+seconds, on another machine); without it the three committed scenes are scored, which have no times. real/womd holds
+recorded scenes: 32 rollouts of three baselines are scored on them, for speed and as figures. One core; the least
+CPU time of --repeats counts, compilation does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import time
 from pathlib import Path
@@ -76,13 +77,14 @@ def log_replay(scene: TrafficScene) -> Rollouts:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=Path, default=COMMITTED)
-    parser.add_argument("--real", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    scenes, rollouts = SceneFolder(str(arguments.scenes)), RolloutFolder(arguments.scenes)
-    known = json.loads((arguments.scenes / "metrics.json").read_text()).get("times", {})
+    reference = Path(os.environ.get("TRIVIUM_REFERENCE_DATA", ""))
+    golden, recorded = reference / "golden" / "wosac", reference / "real" / "womd"
+    folder = golden if golden.is_dir() else COMMITTED
+    scenes, rollouts = SceneFolder(str(folder)), RolloutFolder(folder)
+    known = json.loads((folder / "metrics.json").read_text()).get("times", {})
     seconds, ratios = [], []
     for name in scenes.names:
         _, least = timed(scenes.get(name), rollouts.get(name), arguments.repeats)
@@ -95,8 +97,8 @@ def main() -> None:
     ]
     if ratios:
         rows.append(row("the original's time over ours, median", float(np.median(ratios)), "x"))
-    if arguments.real:
-        real = list(read_scenes(arguments.real))
+    if recorded.is_dir():
+        real = list(read_scenes(recorded))
         slowest = max(timed(scene, constant_velocity(scene), arguments.repeats)[1] for scene in real)
         most = max(len(simulated(scene)) for scene in real)
         rows.append(row(f"real scenario (up to {most} objects), slowest of {len(real)}", slowest, "s", "<= 2"))
