@@ -61,6 +61,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_nodes_train_what_two_processes_of_one_node_train(artefacts, tmp_path):
     """Stage 2: the same losses and weights to the bit, wherever the two processes are."""
     data = [*planner_data(artefacts), "datamodule.batch_size=3", "callbacks.best=null", *TINY, *SMALL_PLANNER]

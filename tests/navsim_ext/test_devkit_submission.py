@@ -156,6 +156,7 @@ def test_parts_are_merged_and_contradictions_refused(tmp_path):
         merge_submissions([tmp_path / "a.pkl", tmp_path / "old.pkl"])
 
 
+@pytest.mark.slow
 def test_a_submission_scores_as_its_trajectories(tmp_path):
     cache, extra, split = golden_groups()
     poses = dict(zip(extra["tokens"].tolist(), extra["poses/slow"]))

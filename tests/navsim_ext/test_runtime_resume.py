@@ -170,6 +170,7 @@ def test_resume_between_validations_within_an_epoch(tmp_path):
     assert_same_training(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed(tmp_path):
     sizes = ("trainer.max_epochs=1", "callbacks.checkpoint.every_n_steps=2", "trainer.accumulate_grad_batches=1")
     train_two(tmp_path / "whole", {}, *sizes)

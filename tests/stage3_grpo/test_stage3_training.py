@@ -119,6 +119,7 @@ def test_killed_run_ends_with_the_same_weights(planners, whole, tmp_path, algori
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "reinforce_pp"])
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_same_global_batch(planners, tmp_path, algorithm):
     common = ["trainer.max_epochs=1", "trainer.limit_val_batches=0", "callbacks.best=null",
               "module.scorer.invalid=[c000000000000003]"]  # fmt: skip
