@@ -34,8 +34,9 @@ class Shard:
         """The whole file as uint8; record r is at HEADER_BYTES + starts[r]."""
         if self._map is None:
             with open(self.path, "rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            self._bytes = np.frombuffer(self._map, np.uint8)
+                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._bytes = np.frombuffer(mapped, np.uint8)  # before the map: other threads look at that first
+            self._map = mapped
         return self._bytes
 
     def span(self, row: int) -> tuple[int, int]:

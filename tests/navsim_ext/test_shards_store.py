@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -346,3 +347,21 @@ def test_a_pickled_store_reopens_itself(tmp_path):
     assert again.tokens == store.tokens
     assert len(pickle.dumps(store)) < 1000
     assert again.record_bytes(again.tokens[0]) == store.record_bytes(again.tokens[0])
+
+
+def test_threads_that_open_a_shard_at_the_same_moment_both_see_all_of_it(tmp_path, monkeypatch):
+    with ShardWriter(tmp_path, Fingerprint("test", {})) as writer:
+        writer.put("a", {"x": np.arange(100)})
+    shard = ShardStore(tmp_path).shards[0]
+    size, seen, frombuffer = shard.path.stat().st_size, [], np.frombuffer
+
+    def while_another_looks(*arguments, **options):
+        if not seen and threading.current_thread() is threading.main_thread():
+            other = threading.Thread(target=lambda: seen.append(len(shard.data)))
+            other.start()
+            other.join()
+        return frombuffer(*arguments, **options)
+
+    monkeypatch.setattr(np, "frombuffer", while_another_looks)
+    assert len(shard.data) == size
+    assert seen == [size]
