@@ -73,10 +73,7 @@ class TokenPolicy:
         keys = torch.tensor([text_key(scene.id) for scene in scenes], device=device)[rows][:, None]
         rollout = torch.arange(B, device=device)[:, None] % state.rollouts + self.first_rollout
         self._key = (keys, rollout, torch.from_numpy(ids).to(device)[rows])
-        self._past = Past(
-            state.poses[:, :, :0], state.there[:, :, :0],
-            tuple(state.poses.new_zeros(B, N, 0, 2 * self.network.settings.width) for _ in self.network.blocks),
-        )  # fmt: skip
+        self._past = self.network.no_past(state.poses, state.there)
         first = state.column % TOKEN_STEPS
         reach = state.column - TOKEN_STEPS * (self.network.settings.window - 1)
         for column in range(max(first, reach), state.column, TOKEN_STEPS):

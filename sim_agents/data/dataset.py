@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
@@ -150,7 +149,7 @@ class TrafficDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         dataset = self.dataset("train")
         sampler = PositionSampler(len(dataset), self.batch_size, seed=self.seed)
-        return ResumableLoader(dataset, sampler, collate_fn=_collate, num_workers=self.num_workers)
+        return ResumableLoader(dataset, sampler, collate_fn=collate, num_workers=self.num_workers)
 
     def transfer_batch_to_device(self, batch: SceneTokens, device: torch.device, dataloader_idx: int) -> SceneTokens:
         """Lightning's hook for batches that are no plain containers."""
@@ -159,9 +158,4 @@ class TrafficDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list:
         if self.folders["val"] is None:
             return []
-        return DataLoader(self.dataset("val"), batch_size=self.eval_batch_size, shuffle=False, collate_fn=_collate)
-
-
-def _collate(scenes: Sequence[SceneTokens]) -> SceneTokens:
-    return collate(scenes)
-
+        return DataLoader(self.dataset("val"), batch_size=self.eval_batch_size, shuffle=False, collate_fn=collate)

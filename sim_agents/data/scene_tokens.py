@@ -18,7 +18,7 @@ from navsim_ext.closed_loop.kinematics import TOKEN_S
 from navsim_ext.errors import DataError
 from navsim_ext.traffic.codes import RED, LightState, Role
 from navsim_ext.traffic.scene import TrafficScene
-from sim_agents.data.pieces import PIECE_POINTS, map_pieces
+from sim_agents.data.pieces import map_pieces
 
 NUM_LIGHT_STATES = 4
 """Unknown, stop, caution, go."""
@@ -182,6 +182,3 @@ def _lights(
     for number, names in ((1, RED), (2, _CAUTION), (3, _GO)):
         coarse[np.isin(state, [int(name) for name in names])] = number
     return local[nearest].astype(np.float32), coarse
-
-
-__all__ = ["PIECE_POINTS", "Bounds", "SceneTokens", "collate", "scene_tokens"]

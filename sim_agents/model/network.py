@@ -176,7 +176,7 @@ class NextTokenNetwork(nn.Module):
 
     def begin(self, roadside: Roadside, agents: Agents) -> tuple[Tensor, Past]:
         """Features [B, N, d] of the last of K moments, and the past from which :meth:`advance` goes on."""
-        empty = Past(agents.pose[:, :, :0], agents.valid[:, :, :0], self._no_key_values(agents))
+        empty = self.no_past(agents.pose, agents.valid)
         moments = [agents.moments(k, k + 1) for k in range(agents.pose.shape[2])]
         features, past = self.advance(roadside, empty, moments[0])
         for moment in moments[1:]:
@@ -204,9 +204,10 @@ class NextTokenNetwork(nn.Module):
 
     # -- parts
 
-    def _no_key_values(self, agents: Agents) -> tuple[Tensor, ...]:
-        B, N = agents.kind.shape
-        return tuple(agents.pose.new_zeros(B, N, 0, 2 * self.settings.width) for _ in self.blocks)
+    def no_past(self, pose: Tensor, valid: Tensor) -> Past:
+        """A past of no moment, of road users with poses [B, N, ., 3] and ``valid`` [B, N, .]."""
+        nothing = pose.new_zeros(*pose.shape[:2], 0, 2 * self.settings.width)
+        return Past(pose[:, :, :0], valid[:, :, :0], (nothing,) * len(self.blocks))
 
     def _embed(self, agents: Agents) -> Tensor:
         K = agents.pose.shape[2]
