@@ -23,7 +23,7 @@ from torch import Tensor
 
 from navsim_ext.errors import CorruptFile, MissingError, TriviumError
 from navsim_ext.files import remove_temporaries
-from navsim_ext.runtime.torch_file import load_torch
+from navsim_ext.runtime.torch_file import load_torch, require_stored
 
 log = logging.getLogger(__name__)
 
@@ -392,6 +392,7 @@ def require_undamaged(path: Path) -> None:
             continue
         try:
             with zipfile.ZipFile(file) as archive:
+                require_stored(archive, file)  # else a small file may unpack to hours of reading
                 bad = archive.testzip()
         except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
             raise RunCheckpointError(f"checkpoint {file} is damaged ({error}): {REMEDY}") from error

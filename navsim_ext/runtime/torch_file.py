@@ -23,6 +23,7 @@ from navsim_ext.pickles import BadContent, Holder
 from navsim_ext.pickles.machine import PLAIN, Machine
 
 MAX_PICKLE_BYTES = 256 << 20  # without the tensors, which lie beside it
+SAVE_AGAIN = "save it again with torch 1.6 or newer, or as safetensors"
 _RANDOM_STATE_BYTES = 17  # numpy's generators hold integers of 128 bits
 
 
@@ -76,19 +77,30 @@ def load_torch(path: str | os.PathLike[str], *, map_location: str = "cpu", mmap:
         raise CorruptFile(f"{path} cannot be read ({error!s:.300}): it was cut short") from error
 
 
+def require_stored(archive: zipfile.ZipFile, path: str | os.PathLike[str]) -> None:
+    """Raises NotAdmitted where reading every entry would take more than reading the file: packed or shared bytes.
+
+    torch.save packs nothing, so a small file that unpacks to much is none of its files.
+    """
+    entries = archive.infolist()
+    packed = sum(each.compress_type != zipfile.ZIP_STORED or each.file_size != each.compress_size for each in entries)
+    held, size = sum(entry.file_size for entry in entries), os.path.getsize(path)
+    if packed or held > size:
+        raise NotAdmitted(
+            f"{path} is no file of torch.save: {packed} packed entries, {held} bytes in a file of {size}; {SAVE_AGAIN}"
+        )
+
+
 def require_bounded(path: str | os.PathLike[str]) -> None:
     """Raises MissingError, CorruptFile or NotAdmitted where :func:`load_torch` would; reads no tensor."""
     if not Path(path).is_file():
         raise MissingError(f"{path} does not exist")
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            require_stored(archive, path)
             pickles = [entry for entry in archive.infolist() if entry.filename.split("/")[-1] == "data.pkl"]
-            if packed or len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
-                raise NotAdmitted(
-                    f"{path} is no file of torch.save: {len(pickles)} data.pkl, {len(packed)} packed entries; save it "
-                    "again with torch 1.6 or newer, or as safetensors"
-                )
+            if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
+                raise NotAdmitted(f"{path} is no file of torch.save: it has {len(pickles)} data.pkl; {SAVE_AGAIN}")
             data = archive.read(pickles[0])
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, LookupError, NotImplementedError, struct.error) as error:
         reason = f"it was cut short, or is no file of torch.save ({error!s:.300})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import logging
@@ -11,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 
 import numpy as np
@@ -32,6 +34,7 @@ from navsim_ext.runtime.progress import track
 from navsim_ext.runtime.rng import ResumeMismatch, derive_seed
 from navsim_ext.runtime.sampler import LengthGrouped, PositionSampler, ResumableLoader
 from navsim_ext.runtime.throughput import count_samples
+from navsim_ext.runtime.torch_file import NotAdmitted
 from navsim_ext.scene import SceneBatch
 
 
@@ -315,6 +318,38 @@ def test_no_damage_of_a_checkpoint_changes_it_in_silence(tmp_path, form):
     file.write_bytes(damaged)
     with pytest.raises(RunCheckpointError, match="not as it was written"):
         require_undamaged(path)
+
+
+def packed_bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"N.")
+        archive.writestr("archive/data/0", bytes(50_000_000))
+    return path
+
+
+def shared_bomb(path):
+    """Two thousand entries that are all the same bytes of the file: a kilobyte each, read as a gigabyte in all."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"N.")
+        archive.writestr("archive/data/0", bytes(500_000))
+        first = archive.infolist()[1]
+        for number in range(1, 2000):
+            entry = copy.copy(first)
+            entry.filename = f"archive/data/{number}"
+            archive.filelist.append(entry)
+            archive.NameToInfo[entry.filename] = entry
+    return path
+
+
+@pytest.mark.parametrize("make", [packed_bomb, shared_bomb])
+@pytest.mark.parametrize("read", [require_undamaged, load_checkpoint])
+def test_a_checkpoint_that_unpacks_to_much_is_refused_before_it_is_read(tmp_path, monkeypatch, make, read):
+    path = make(tmp_path / "epoch=0-step=1.ckpt")
+    assert path.stat().st_size < 1_000_000
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("an entry was read"))
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda *_: pytest.fail("an entry was read"))
+    with pytest.raises(NotAdmitted, match=r"no file of torch.save: [02] packed entries, \d+ bytes in a file of"):
+        read(path)
 
 
 def test_workers_end_with_their_command(tmp_path):
