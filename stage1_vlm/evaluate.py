@@ -26,7 +26,8 @@ from navsim_ext.bootstrap import Estimate, bootstrap_mean
 from navsim_ext.errors import DataError
 from navsim_ext.files import write_json_atomic
 from navsim_ext.pictures import open_picture
-from navsim_ext.questions.catalogue import QUESTIONS, is_correct
+from navsim_ext.questions.answers import is_correct, normalised
+from navsim_ext.questions.catalogue import QUESTIONS
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.preflight import measure_slice, preflight
 from navsim_ext.runtime.progress import track
@@ -71,11 +72,6 @@ class Asked:
         if self.kind in QUESTIONS and "answer" in self.record:
             return is_correct(self.kind, self.record["answer"], text)
         return normalised(text) == normalised(self.truth)
-
-
-def normalised(text: str) -> str:
-    """Lower case, single blanks, no final full stop."""
-    return " ".join(text.lower().split()).rstrip(".!")
 
 
 def read_questions(cfg: DictConfig, backbone: VisionLanguageBackbone) -> list[Asked]:

@@ -1,12 +1,12 @@
-"""The questions: wording, short answers, whether the picture is needed, and how an answer is checked.
+"""The questions: wording, short answers, whether the picture is needed, and what counts as right.
 
-``answer`` of a record is the canonical form: a word of ``choices``, a number, or poses. Wording varies in the
-question; the answer keeps one short form, so that exact and tolerant checks agree.
+``answer`` of a record is the canonical form: a word of ``choices``, a number, or poses; for decisions the pair
+``SPEED, PATH``. Wording varies in the question; the answer keeps one short form, so that exact and tolerant checks
+(:func:`~navsim_ext.questions.answers.is_correct`) agree.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,8 @@ import numpy as np
 from navsim_ext.frames import NUM_HISTORY_POSES, POSE_INTERVAL_S
 from navsim_ext.prompts import COMMAND_WORDS, format_pose, format_trajectory
 from navsim_ext.questions.facts import HORIZON_POSES, Facts
+from navsim_ext.questions.meta_actions import PAIRS, PATHS, SPEEDS
+from navsim_ext.questions.reasoning import reasoning_from_facts
 from navsim_ext.scene import Scene
 
 NEAR_M, MEDIUM_M = 10.0, 25.0  # gap to the lead vehicle: near, medium, far
@@ -23,7 +25,6 @@ SPEED_TOLERANCE_MPS = 0.5
 TRAJECTORY_TOLERANCE_M = 1.0  # mean distance over the 8 poses
 
 Answer = str | float | list[list[float]]
-_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Question:
     make: Callable[[Scene, Facts], tuple[dict[str, Any], str, Answer] | None]
     choices: tuple[str, ...] = ()
     tolerance: float = 0.0
+    decides: bool = False  # the answer states a decision
+    standard: bool = True  # asked where no types are chosen
 
 
 def _history(scene: Scene) -> str:
@@ -92,8 +95,31 @@ def _command(scene: Scene, facts: Facts) -> tuple[dict, str, Answer] | None:
 
 
 def _meta_action(scene: Scene, facts: Facts) -> tuple[dict, str, Answer] | None:
-    answer = f"{facts.speed_action}, {facts.path_action}"
-    return {"history": _history(scene), "command": COMMAND_WORDS[facts.command]}, answer, answer
+    answer = str(facts.decision)
+    fields = {"history": _history(scene), "command": COMMAND_WORDS[facts.command], "horizon": _horizon(facts)}
+    return fields, answer, answer
+
+
+def _horizon(facts: Facts) -> str:
+    return f"{facts.rules.horizon_s:g}"
+
+
+def _decision(scene: Scene, facts: Facts) -> tuple[dict, str, Answer]:
+    answer = str(facts.decision)
+    fields = {"speed": f"{facts.ego_speed:.1f}", "navigation": facts.navigation, "horizon": _horizon(facts)}
+    return fields, with_reasoning(reasoning_from_facts(facts), answer), answer
+
+
+def _decision_trajectory(scene: Scene, facts: Facts) -> tuple[dict, str, Answer]:
+    answer = str(facts.decision)
+    fields = {"history": _history(scene), "navigation": facts.navigation, "horizon": _horizon(facts)}
+    stated = f"{answer} {format_trajectory(scene.future_poses(HORIZON_POSES))}"
+    return fields, with_reasoning(reasoning_from_facts(facts), stated), answer
+
+
+def with_reasoning(reasoning: str, answer: str) -> str:
+    """The well-formed reply."""
+    return f"<think>{reasoning}</think><answer>{answer}</answer>"
 
 
 def _trajectory(scene: Scene, facts: Facts) -> tuple[dict, str, Answer]:
@@ -101,8 +127,7 @@ def _trajectory(scene: Scene, facts: Facts) -> tuple[dict, str, Answer]:
     return {}, format_trajectory(poses), np.round(poses, 2).tolist()
 
 
-SPEED_ACTIONS = ("stay stopped", "stop", "accelerate", "decelerate", "keep speed")
-PATH_ACTIONS = ("turn left", "turn right", "change lane left", "change lane right", "go straight")
+_SPEEDS, _PATHS = ", ".join(SPEEDS), ", ".join(PATHS)
 _LANE = {"same": "same direction", "oncoming": "oncoming", "none": "none"}
 
 QUESTIONS: dict[str, Question] = {
@@ -218,48 +243,41 @@ QUESTIONS: dict[str, Question] = {
             True,
             (
                 "Ego poses at 2 Hz: {history}. Navigation command: [{command}]. What should the ego car do over the "
-                "next 4 seconds? Name a speed action (stay stopped, stop, accelerate, decelerate, keep speed) and a "
-                "path action (turn left, turn right, change lane left, change lane right, go straight).",
-                "Given the picture, the poses {history} and the command [{command}], choose the next manoeuvre: stay "
-                "stopped, stop, accelerate, decelerate or keep speed; and turn left, turn right, change lane left, "
-                "change lane right or go straight.",
+                f"next {{horizon}} s? Name a speed action ({_SPEEDS}) and a path action ({_PATHS}).",
+                "Given the picture, the poses {history} and the command [{command}], what to do for {horizon} s: "
+                f"{_SPEEDS}; and {_PATHS}.",
             ),
             _meta_action,
-            tuple(f"{speed}, {path}" for speed in SPEED_ACTIONS for path in PATH_ACTIONS),
+            PAIRS,
+            decides=True,
+        ),
+        Question(
+            "decision",
+            True,
+            (
+                "Speed {speed} m/s. Navigation: {navigation}. Decide for the next {horizon} s: a speed of "
+                f"{_SPEEDS} and a path of {_PATHS}. Say why, then answer in the form "
+                "<think>...</think><answer>SPEED, PATH</answer>.",
+            ),
+            _decision,
+            PAIRS,
+            decides=True,
+            standard=False,
+        ),
+        Question(
+            "decision_trajectory",
+            True,
+            (
+                "Ego poses at 2 Hz: {history}. Navigation: {navigation}. Decide for the next {horizon} s: a speed of "
+                f"{_SPEEDS} and a path of {_PATHS}; then plan 8 poses, 0.5 s apart. Say why, then answer in the form "
+                "<think>...</think><answer>SPEED, PATH [PT, (x, y, heading), ...]</answer>.",
+            ),
+            _decision_trajectory,
+            PAIRS,
+            decides=True,
+            standard=False,
         ),
         Question("trajectory", True, (), _trajectory, tolerance=TRAJECTORY_TOLERANCE_M),
     )
 }
-
-
-def is_correct(kind: str, answer: Answer, text: str) -> bool:
-    """Whether ``text``, a model's reply to a question of type ``kind``, agrees with the canonical ``answer``.
-
-    Words: the first choice that occurs in the reply (longest match) is the answer's; for two-part answers both parts.
-    Numbers: the first number within the tolerance. Trajectories: 8 poses whose mean distance is within it.
-    """
-    question = QUESTIONS[kind]
-    if kind == "trajectory":
-        return _trajectory_agrees(answer, text, question.tolerance)
-    if not question.choices:
-        number = _NUMBER.search(text)
-        return number is not None and abs(float(number.group()) - float(answer)) <= question.tolerance + 1e-9
-    if kind == "meta_action":
-        speed, path = str(answer).split(", ")
-        return _first_choice(text, SPEED_ACTIONS) == speed and _first_choice(text, PATH_ACTIONS) == path
-    return _first_choice(text, question.choices) == answer
-
-
-def _first_choice(text: str, choices: tuple[str, ...]) -> str | None:
-    words = "|".join(sorted((re.escape(choice) for choice in choices), key=len, reverse=True))
-    found = re.search(rf"\b(?:{words})\b", " ".join(text.lower().split()))
-    return found.group() if found else None
-
-
-def _trajectory_agrees(answer: Answer, text: str, tolerance_m: float) -> bool:
-    numbers = [float(number) for number in _NUMBER.findall(text)]
-    wanted = np.asarray(answer, dtype=np.float64)
-    if len(numbers) != wanted.size:
-        return False
-    poses = np.array(numbers).reshape(wanted.shape)
-    return bool(np.linalg.norm(poses[:, :2] - wanted[:, :2], axis=1).mean() <= tolerance_m)
+STANDARD_TYPES = tuple(name for name, question in QUESTIONS.items() if question.standard)

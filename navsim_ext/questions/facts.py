@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from navsim_ext.frames import POSE_INTERVAL_S, rotate, to_global, wrap_angle
 from navsim_ext.maps.vector_map import VectorMap
+from navsim_ext.prompts import COMMAND_WORDS
+from navsim_ext.questions.meta_actions import Decision, DecisionRules, LaneAhead, beside, decide
 from navsim_ext.rendering.camera import CameraView
 from navsim_ext.rendering.ground import lane_width
 from navsim_ext.rendering.objects import braking_tracks
@@ -32,10 +34,8 @@ LIGHT_M, LIGHT_OPEN_M = 75.0, 140.0
 LIGHT_FACING_RAD, LIGHT_OBLIQUE_RAD = np.radians(35.0), np.radians(75.0)  # in between one may say either
 VISIBLE_SIZE = (480, 270)
 VISIBLE_PIXELS = {"vehicle": 25, "pedestrian": 8}  # at VISIBLE_SIZE
-STANDING_MPS = 0.5
-SPEED_CHANGE_MPS = 1.5
-TURN_RAD = 0.35
-LANE_CHANGE_M = 1.9
+NAVIGATION_M = 200.0  # how far ahead the navigation looks
+ROUTE_TURN_RAD = 0.6  # a junction that the route leaves in another direction
 HORIZON_POSES = 8
 
 
@@ -61,13 +61,17 @@ class Facts:
     pedestrian: str | None  # road, beside, none
     left: str | None  # same, oncoming, none
     right: str | None
-    speed_action: str
-    path_action: str
+    navigation: str  # of the command, and where the route turns
+    road: LaneAhead
+    decision: Decision  # what was driven, by the ``rules``
+    rules: DecisionRules
 
 
-def facts_of(scene: Scene, vector_map: VectorMap, camera: str = "CAM_F0") -> Facts:
-    """All facts of the frame now. Needs 8 future frames for the actions (DataError otherwise)."""
-    now = scene.now
+def facts_of(
+    scene: Scene, vector_map: VectorMap, camera: str = "CAM_F0", rules: DecisionRules | None = None
+) -> Facts:
+    """All facts of the frame now. Needs 8 future frames for the decision (DataError otherwise)."""
+    now, rules = scene.now, rules or DecisionRules()
     ego, objects = scene.ego_global[now], scene.annotations[now]
     path = lane_path(vector_map, ego, scene.roadblock_ids)
     view = scene_camera(scene, camera, VISIBLE_SIZE)
@@ -78,76 +82,95 @@ def facts_of(scene: Scene, vector_map: VectorMap, camera: str = "CAM_F0") -> Fac
     pixels = np.bincount(np.maximum(instances, 0).ravel(), minlength=len(objects.names) + 1)[1:]
     lead, lead_known = _lead(scene, path, pixels)
     left, right = _neighbours(vector_map, ego, path)
-    speed_action, path_action = _actions(scene, path)
+    ego_speed = float(np.hypot(*scene.ego_dynamics[now, :2]))
+    command = COMMANDS[int(scene.commands[now].argmax())]
+    known = start_lane(vector_map, ego, scene.roadblock_ids) is not None
+    road = LaneAhead.of(vector_map, ego, path, known)
+    route = lane_path(vector_map, ego, scene.roadblock_ids, NAVIGATION_M)
+    poses = scene.future_poses(max(HORIZON_POSES, rules.poses))
     return Facts(
-        ego_speed=float(np.hypot(*scene.ego_dynamics[now, :2])),
-        command=COMMANDS[int(scene.commands[now].argmax())],
+        ego_speed=ego_speed,
+        command=command,
         lead=lead,
         lead_known=lead_known,
         light=_light(scene, vector_map, CameraView.of(view, lidar2ego)),
         pedestrian=_pedestrian(scene, vector_map, path, pixels),
         left=left,
         right=right,
-        speed_action=speed_action,
-        path_action=path_action,
+        navigation=navigation(command, LaneAhead.of(vector_map, ego, route, known)),
+        road=road,
+        decision=decide(poses, ego_speed, road, rules),
+        rules=rules,
     )
 
 
-def lane_path(vector_map: VectorMap, ego: NDArray[np.float64], roadblock_ids: tuple[str, ...]) -> NDArray[np.float64]:
-    """[n,2] global: from beside the ego car along its lane and the route, PATH_M long; straight ahead off the map."""
+def navigation(command: str, route: LaneAhead) -> str:
+    """The command, and the first junction at which the route turns: ``TURN LEFT, left turn in 40 m``."""
+    words = COMMAND_WORDS[command]
+    if not route.known:
+        return words
+    step = np.diff(route.centre, axis=0)
+    heading = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
+    arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(step, axis=1))])
+    bounds = np.flatnonzero(np.diff(np.concatenate([[False], route.junction, [False]]).astype(int)))
+    for begin, end in zip(bounds[::2], bounds[1::2]):
+        if end == len(arc):  # the path ends amid the junction: where it leaves is not known
+            break
+        turn = heading[min(end, len(heading) - 1)] - heading[max(begin - 1, 0)]
+        if abs(turn) > ROUTE_TURN_RAD:
+            return f"{words}, {'left' if turn > 0 else 'right'} turn in {round(arc[begin], -1):.0f} m"
+    return f"{words}, no turn for {round(arc[-1], -1):.0f} m"
+
+
+def _baseline(vector_map: VectorMap, node: int) -> NDArray[np.float64]:
+    layer, position = vector_map.lane_node_layer(node)
+    return layer.baseline_of(position)
+
+
+def start_lane(vector_map: VectorMap, ego: NDArray[np.float64], roadblock_ids: tuple[str, ...]) -> int | None:
+    """The lane node that the ego car drives on, one of the route if there is one; None off the map."""
     point = shapely.Point(ego[:2])
     count = len(vector_map.lanes)
     nodes = [int(k) for k in vector_map.lanes.query(point)]
     nodes += [int(k) + count for k in vector_map.lane_connectors.query(point)]
     route = set(roadblock_ids)
 
-    def baseline(node: int) -> NDArray[np.float64]:
-        layer, position = vector_map.lane_node_layer(node)
-        return layer.baseline_of(position)
-
     def cost(node: int) -> tuple[bool, float]:
-        poses = baseline(node)
+        poses = _baseline(vector_map, node)
         nearest = poses[np.linalg.norm(poses[:, :2] - ego[:2], axis=1).argmin()]
         return not _on_route(vector_map, node, route), abs(float(wrap_angle(nearest[2] - ego[2])))
 
-    nodes = [node for node in nodes if cost(node)[1] < np.pi / 3]
-    forward = np.array([np.cos(ego[2]), np.sin(ego[2])])
-    if not nodes:
-        return np.array([ego[:2], ego[:2] + PATH_M * forward])
-    node = min(nodes, key=cost)
-    line = baseline(node)[:, :2]
-    start = shapely.LineString(line).project(point)
+    return min((node for node in nodes if cost(node)[1] < np.pi / 3), key=cost, default=None)
+
+
+def lane_path(
+    vector_map: VectorMap, ego: NDArray[np.float64], roadblock_ids: tuple[str, ...], reach: float = PATH_M
+) -> NDArray[np.float64]:
+    """[n,2] global: from beside the ego car along its lane and the route, ``reach`` m; straight ahead off the map."""
+    node = start_lane(vector_map, ego, roadblock_ids)
+    if node is None:
+        return np.array([ego[:2], ego[:2] + reach * np.array([np.cos(ego[2]), np.sin(ego[2])])])
+    route = set(roadblock_ids)
+    line = _baseline(vector_map, node)[:, :2]
+    start = shapely.LineString(line).project(shapely.Point(ego[:2]))
     pieces, length, seen = [line], shapely.LineString(line).length - start, {node}
-    while length < PATH_M:
+    while length < reach:
         following = [k for k in vector_map.lane_successors[node] if k not in seen]
         if not following:
             break
-        heading = baseline(node)[-1, 2]
-        turn = {k: abs(float(wrap_angle(baseline(k)[-1, 2] - heading))) for k in following}
+        heading = _baseline(vector_map, node)[-1, 2]
+        turn = {k: abs(float(wrap_angle(_baseline(vector_map, k)[-1, 2] - heading))) for k in following}
         node = min(following, key=lambda k: (not _on_route(vector_map, k, route), turn[k]))
         seen.add(node)
-        pieces.append(baseline(node)[:, :2])
+        pieces.append(_baseline(vector_map, node)[:, :2])
         length += shapely.LineString(pieces[-1]).length
     whole = shapely.LineString(np.concatenate(pieces))
-    return shapely.get_coordinates(shapely.ops.substring(whole, start, min(start + PATH_M, whole.length)))
+    return shapely.get_coordinates(shapely.ops.substring(whole, start, min(start + reach, whole.length)))
 
 
 def _on_route(vector_map: VectorMap, node: int, route: set[str]) -> bool:
     block = int(vector_map.block_of_lane_node[node])
     return block >= 0 and vector_map.block_node_fid(block) in route
-
-
-def along(path: NDArray[np.float64], points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(arc length of the nearest point of ``path``, signed distance, + = left) of points [n,2]."""
-    line = shapely.LineString(path)
-    arc = shapely.line_locate_point(line, shapely.points(points))
-    base = shapely.get_coordinates(shapely.line_interpolate_point(line, arc))
-    ahead = shapely.get_coordinates(shapely.line_interpolate_point(line, np.minimum(arc + 0.5, line.length)))
-    behind = shapely.get_coordinates(shapely.line_interpolate_point(line, np.maximum(arc - 0.5, 0.0)))
-    direction = ahead - behind
-    offset = points - base
-    side = np.sign(direction[:, 0] * offset[:, 1] - direction[:, 1] * offset[:, 0])
-    return arc, side * np.linalg.norm(offset, axis=1)
 
 
 def _global_boxes(scene: Scene, frame: int) -> NDArray[np.float64]:
@@ -163,7 +186,7 @@ def _lead(scene: Scene, path: NDArray[np.float64], pixels: NDArray[np.int64]) ->
     if not len(vehicles):
         return None, True
     poses = _global_boxes(scene, now)[vehicles]
-    arc, lateral = along(path, poses[:, :2])
+    arc, lateral = beside(path, poses[:, :2])
     same_way = np.cos(poses[:, 2] - _heading_at(path, arc)) > -0.5
     gap = arc - 0.5 * np.asarray(objects.boxes, np.float64)[vehicles, 3] - EGO_FRONT_M
     ahead = np.flatnonzero((np.abs(lateral) < LEAD_LATERAL_M) & same_way & (arc > EGO_FRONT_M) & (gap < LEAD_OPEN_M))
@@ -233,7 +256,7 @@ def _pedestrian(
     if not people:
         return "none"
     poses = _global_boxes(scene, scene.now)[people]
-    arc, lateral = along(path, poses[:, :2])
+    arc, lateral = beside(path, poses[:, :2])
     found, is_open = set(), False
     for k, index in enumerate(people):
         if not (1.0 < arc[k] < PEDESTRIAN_OPEN_M and abs(lateral[k]) < PEDESTRIAN_LATERAL_M):
@@ -294,26 +317,3 @@ def _neighbours(
         else:
             sides.append(None)
     return sides[0], sides[1]
-
-
-def _actions(scene: Scene, path: NDArray[np.float64]) -> tuple[str, str]:
-    """(speed, path) words for what the ego car did over the next 4 s."""
-    poses = scene.future_poses(HORIZON_POSES)
-    start = float(np.hypot(*scene.ego_dynamics[scene.now, :2]))
-    end = float(np.linalg.norm(poses[-1, :2] - poses[-2, :2])) / POSE_INTERVAL_S
-    if end < STANDING_MPS:
-        speed = "stay stopped" if start < STANDING_MPS else "stop"
-    elif end - start > SPEED_CHANGE_MPS:
-        speed = "accelerate"
-    else:
-        speed = "decelerate" if start - end > SPEED_CHANGE_MPS else "keep speed"
-    if poses[-1, 2] > TURN_RAD:
-        return speed, "turn left"
-    if poses[-1, 2] < -TURN_RAD:
-        return speed, "turn right"
-    ends = to_global(np.stack([np.zeros(3), poses[-1]]), scene.ego_global[scene.now])
-    _, lateral = along(path, ends[:, :2])
-    shift = float(lateral[1] - lateral[0])
-    if abs(shift) > LANE_CHANGE_M:
-        return speed, "change lane left" if shift > 0 else "change lane right"
-    return speed, "go straight"

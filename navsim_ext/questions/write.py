@@ -18,6 +18,7 @@ import shutil
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ from navsim_ext.fingerprint import Fingerprint, digest_json
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.pictures import picture_size
 from navsim_ext.prompts import IMAGE_PLACEHOLDER, prompt_digest, trajectory_prompt
-from navsim_ext.questions.catalogue import QUESTIONS, is_correct
+from navsim_ext.questions.catalogue import QUESTIONS, STANDARD_TYPES
 from navsim_ext.questions.facts import facts_of
+from navsim_ext.questions.meta_actions import Decision, DecisionRules, action_weights, frequencies
+from navsim_ext.questions.reasoning import SOURCE
 from navsim_ext.readers import SceneSource, open_configured
 from navsim_ext.runtime.checksums import CHECKSUM_KEY, checked_line, checked_lines, file_checksums
 from navsim_ext.runtime.config import job
@@ -41,8 +44,6 @@ from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.progress import track
 from navsim_ext.runtime.rng import derive_seed
 from navsim_ext.scene import Scene
-
-__all__ = ["QUESTIONS", "balanced", "is_correct", "scene_records", "write_qa"]
 
 log = logging.getLogger(__name__)
 
@@ -57,21 +58,24 @@ def scene_records(
     image_size: tuple[int, int],
     *,
     camera: str = "CAM_F0",
-    types: Sequence[str] = tuple(QUESTIONS),
+    types: Sequence[str] = STANDARD_TYPES,
     template: str | None = None,
+    rules: DecisionRules | None = None,
     seed: int = 0,
 ) -> list[Record]:
     """One record for each question type that the scene answers; wording by (seed, token, type).
 
-    ``image_size`` (width, height) is that of the stored picture; ``template`` words the trajectory task. Raises
-    DataError for an unknown type, for a scene without that camera or with fewer than 8 future frames.
+    ``image_size`` (width, height) is that of the stored picture; ``template`` words the trajectory task, ``rules``
+    are those of decisions. A record of a decision with reasoning says where its reasons are from
+    (``reasoning_source``) and carries what its reward needs (``speed_mps``, ``road``). Raises DataError for an unknown
+    type, for a scene without that camera or with fewer than 8 future frames.
     """
     unknown = [name for name in types if name not in QUESTIONS]
     if unknown:
         raise DataError(f"question type {unknown[0]!r} does not exist; there are {', '.join(QUESTIONS)}")
     if camera not in scene.cameras:
         raise DataError(f"scene {scene.token} of {scene.log_name} has cameras {sorted(scene.cameras)}, not {camera}")
-    facts = facts_of(scene, vector_map, camera)
+    facts = facts_of(scene, vector_map, camera, rules)
     records = []
     for name in types:
         question = QUESTIONS[name]
@@ -98,6 +102,9 @@ def scene_records(
                 "answer": answer,
             }
         )
+        if question.decides and not question.standard:
+            records[-1] |= {"reasoning_source": SOURCE, "speed_mps": round(facts.ego_speed, 3)}
+            records[-1]["road"] = facts.road.to_json()
     return records
 
 
@@ -114,7 +121,7 @@ class Balance:
     """Which records to keep so that no answer of a type with choices exceeds ``max_share`` of it.
 
     Of answer a with n_a records min(n_a, c) stay, c the largest cap with c <= share * sum_a min(n_a, c), where share is
-    ``max_share`` or, with k answers, 1 / k if that is more. ``meta_action`` and types without choices are left alone.
+    ``max_share`` or, with k answers, 1 / k if that is more. Decisions and types without choices are left alone.
     Which ones go depends on (seed, token, type) only. Holds 16 bytes a record, so that data sets of any size can be
     balanced in two passes.
     """
@@ -127,7 +134,7 @@ class Balance:
 
     def add(self, record: Record) -> None:
         kind = record["type"]
-        if QUESTIONS[kind].choices and kind != "meta_action":
+        if QUESTIONS[kind].choices and not QUESTIONS[kind].decides:
             answers = self._groups.setdefault(kind, {})
             keys, positions = answers.setdefault(record["answer"], (array("Q"), array("Q")))
             keys.append(derive_seed(self.seed, "keep", record["scene_id"], kind) & (2**64 - 1))
@@ -155,8 +162,9 @@ def write_qa(
     *,
     name: str,
     camera: str = "CAM_F0",
-    types: Sequence[str] = tuple(QUESTIONS),
+    types: Sequence[str] = STANDARD_TYPES,
     template: str | None = None,
+    rules: DecisionRules | None = None,
     max_share: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -165,7 +173,7 @@ def write_qa(
     Goes on where an interrupted run stopped (one part per log); a finished data set is left as it is. Raises DataError
     when ``name`` is a path, when the folder holds it made in another way, or when no question could be asked.
     """
-    folder, name = Path(folder), plain_name(name, "name=")
+    folder, name, rules = Path(folder), plain_name(name, "name="), rules or DecisionRules()
     fields = {
         "format": FORMAT,
         "name": name,
@@ -177,6 +185,7 @@ def write_qa(
         "max_share": max_share,
         "seed": seed,
         "prompt": prompt_digest(template, (camera,)),
+        "decision": asdict(rules),
         "wording": digest_json({key: list(question.wordings) for key, question in QUESTIONS.items()}),
     }
     plan = Fingerprint("qa_plan", fields)
@@ -190,7 +199,7 @@ def write_qa(
             write_json_atomic(plan_path, plan.to_json())
         if not (folder / f"{name}.json").is_file():
             parts.mkdir(exist_ok=True)
-            _write_parts(source, parts, camera=camera, types=types, template=template, seed=seed)
+            _write_parts(source, parts, camera=camera, types=types, template=template, rules=rules, seed=seed)
             _merge(source, folder, parts, name, max_share, seed)
             shutil.rmtree(parts)
     return json.loads((folder / f"{name}.counts.json").read_text())
@@ -287,15 +296,16 @@ class Counts:
             self._answers.setdefault(kind, Counter())[record["answer"]] += 1
 
     def table(self) -> dict[str, dict[str, Any]]:
-        """By type: image_dependent, records, answers."""
-        return {
-            kind: {
-                "image_dependent": QUESTIONS[kind].image_dependent,
-                "records": count,
-                "answers": dict(self._answers.get(kind, {})),
-            }
-            for kind, count in sorted(self._records.items())
-        }
+        """By type: image_dependent, records, answers; of decisions the frequencies and weights of the 9 actions."""
+        return {kind: self._row(kind, count) for kind, count in sorted(self._records.items())}
+
+    def _row(self, kind: str, count: int) -> dict[str, Any]:
+        answers = dict(self._answers.get(kind, {}))
+        row = {"image_dependent": QUESTIONS[kind].image_dependent, "records": count, "answers": answers}
+        if QUESTIONS[kind].decides:
+            actions = frequencies([Decision.parse(pair) for pair, times in answers.items() for _ in range(times)])
+            row |= {"actions": actions, "weights": action_weights(actions)}
+        return row
 
 
 @job("questions")
@@ -311,8 +321,9 @@ def main(cfg: DictConfig) -> None:
         cfg.output_dir,
         name=cfg.name,
         camera=cfg.data.cameras[0],
-        types=tuple(cfg.types or QUESTIONS),
+        types=tuple(cfg.types or STANDARD_TYPES),
         template=cfg.template,
+        rules=DecisionRules(**cfg.decision),
         max_share=cfg.max_share,
         seed=cfg.seed,
     )

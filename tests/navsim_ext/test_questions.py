@@ -17,13 +17,17 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import FingerprintMismatch
 from navsim_ext.prompts import format_trajectory, trajectory_prompt
 from navsim_ext.questions import write
+from navsim_ext.questions.answers import is_correct
+from navsim_ext.questions.catalogue import QUESTIONS, STANDARD_TYPES
 from navsim_ext.questions.facts import EGO_FRONT_M, facts_of, lane_path
-from navsim_ext.questions.write import QUESTIONS, balanced, is_correct, scene_records, write_qa
+from navsim_ext.questions.meta_actions import DecisionRules
+from navsim_ext.questions.write import balanced, scene_records, write_qa
 from navsim_ext.readers import NavsimLogs, NothingSelected, SkipReport
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.scene import Scene
 
 SIZE = (960, 540)
+AT_JUNCTION_M = 45.0  # drives over it within 4 s
 
 
 @pytest.fixture(scope="module")
@@ -122,18 +126,20 @@ def test_lanes_beside(town):
 
 
 @pytest.mark.parametrize(("start", "end", "word"), [
-    (8, 8, "keep speed"), (8, 12, "accelerate"), (10, 5, "decelerate"), (6, 0, "stop"), (0, 0, "stay stopped"),
+    (8, 8, "KEEP"), (8, 12, "ACCELERATE"), (10, 5, "DECELERATE"), (6, 0, "STOP"), (0, 0, "STOP"),
 ])  # fmt: skip
 def test_speed_actions(town, start, end, word):
-    assert facts_of(make_scene(objects(), speed=start, end_speed=end), town).speed_action == word
+    scene = make_scene(objects(), speed=start, end_speed=end)
+    assert facts_of(scene, town, rules=DecisionRules(horizon_s=4.0)).decision.speed == word
 
 
 @pytest.mark.parametrize(("shift", "turn", "word"), [
-    (0, 0, "go straight"), (3.5, 0, "change lane left"), (-3.5, 0, "change lane right"), (0, 0.8, "turn left"),
-    (0, -0.8, "turn right"), (1.0, 0.05, "go straight"),
+    (0, 0, "STRAIGHT"), (3.5, 0, "LEFT_CHANGE"), (-3.5, 0, "RIGHT_CHANGE"), (0, 0.8, "LEFT_TURN"),
+    (0, -0.8, "RIGHT_TURN"), (1.0, 0.05, "STRAIGHT"),
 ])  # fmt: skip
 def test_path_actions(town, shift, turn, word):
-    assert facts_of(make_scene(objects(), shift=shift, turn=turn), town).path_action == word
+    scene = make_scene(objects(), shift=shift, turn=turn, x=AT_JUNCTION_M)
+    assert facts_of(scene, town, rules=DecisionRules(horizon_s=4.0)).decision.path == word
 
 
 def test_the_lane_is_followed_over_the_junction_and_without_a_map_straight_on(town):
@@ -147,7 +153,7 @@ def test_the_lane_is_followed_over_the_junction_and_without_a_map_straight_on(to
 def test_records_are_complete_and_in_the_conversation_format(town):
     scene = make_scene(objects(car(12.0)), lights=[("11", True)])
     records = scene_records(scene, town, SIZE)
-    assert {record["type"] for record in records} == set(QUESTIONS)
+    assert {record["type"] for record in records} == set(STANDARD_TYPES)
     for record in records:
         assert set(record) == {
             "image", "conversations", "image_size", "scene_id", "type", "image_dependent", "answer",
@@ -201,9 +207,13 @@ def test_wording_varies_with_the_scene_and_is_repeatable(town):
     ("ego_speed", 8.4, "about 8.1 m/s", True),
     ("ego_speed", 8.4, "9.1", False),
     ("ego_speed", 8.4, "fast", False),
-    ("meta_action", "decelerate, turn left", "turn left and decelerate", True),
-    ("meta_action", "decelerate, turn left", "decelerate, turn right", False),
-    ("meta_action", "stop, go straight", "stay stopped, go straight", False),
+    ("meta_action", "DECELERATE, LEFT_TURN", "left_turn, decelerate", True),
+    ("meta_action", "DECELERATE, LEFT_TURN", "DECELERATE, RIGHT_TURN", False),
+    ("meta_action", "STOP, STRAIGHT", "STOP, KEEP, STRAIGHT", False),
+    ("decision", "STOP, STRAIGHT", "<think>KEEP?</think><answer>STOP, STRAIGHT</answer>", True),
+    ("decision", "STOP, STRAIGHT", "<think>STOP, STRAIGHT</think><answer>KEEP, STRAIGHT</answer>", False),
+    ("decision", "STOP, STRAIGHT", "<answer>STOP, STRAIGHT</answer><answer>STOP, STRAIGHT</answer>", False),
+    ("traffic_light", "red", "<think>green?</think><answer>red</answer>", True),
     ("trajectory", [[1.0, 0, 0]] * 8, "[PT, " + ", ".join(["(+1.20, +0.00, +0.00)"] * 8) + "]", True),
     ("trajectory", [[1.0, 0, 0]] * 8, "[PT, (+1.00, +0.00, +0.00)]", False),
     ("trajectory", [[1.0, 0, 0]] * 8, "[PT, " + ", ".join(["(+9.00, +0.00, +0.00)"] * 8) + "]", False),
