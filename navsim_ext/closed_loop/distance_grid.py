@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from navsim_ext.traffic.road_edges import signed_distance_to_areas, signed_distance_to_edges
+from navsim_ext.traffic.road_edges import area_grid, edge_grid
 
 CELL_M = 0.5
 MARGIN_M = 10.0  # of the grid around what it must cover
@@ -43,10 +43,9 @@ class Grid:
         """The grid over [low, high] with a margin; drivable areas decide where there are any, else road edges."""
         origin = np.asarray(low, np.float64) - MARGIN_M
         W, H = np.ceil((np.asarray(high) + MARGIN_M - origin) / cell).astype(int) + 1
-        columns, rows = np.meshgrid(np.arange(W), np.arange(H))
-        nodes = origin + cell * np.stack([columns.ravel(), rows.ravel()], axis=1)
-        found = signed_distance_to_areas(nodes, areas) if areas else signed_distance_to_edges(nodes, edges, closed)
-        values = found.reshape(H, W).astype(np.float32)
+        shape = (int(H), int(W))
+        found = area_grid(areas, origin, cell, shape) if areas else edge_grid(edges, closed, origin, cell, shape)
+        values = found.astype(np.float32)
         values[[0, -1]] = np.nan
         values[:, [0, -1]] = np.nan
         return cls(values, origin)

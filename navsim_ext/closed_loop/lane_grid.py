@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
+
+from navsim_ext.pdm.compiled import kernel
 
 CELL_M = 1.0
 LANES_OF_A_NODE = 3  # D
 LANE_REACH_M = 2.75  # m from a centre line that still belongs to the lane
 SAMPLE_M = 0.5
-CANDIDATES = 16  # samples asked per node
 
 
 @dataclass(frozen=True)
@@ -37,46 +37,62 @@ class LaneGrid:
     ) -> LaneGrid:
         origin = np.asarray(low, np.float64)
         W, H = np.maximum(np.ceil((np.asarray(high) - origin) / CELL_M).astype(int) + 1, 3)
-        direction = np.zeros((H * W, LANES_OF_A_NODE), np.complex64)
-        offset = np.full(H * W, np.nan, np.float32)
         samples, headings, owner = _samples(lanes)
-        if len(samples):
-            columns, rows = np.meshgrid(np.arange(W), np.arange(H))
-            nodes = origin + CELL_M * np.stack([columns.ravel(), rows.ravel()], axis=1)
-            tree = cKDTree(samples)
-            reached = np.flatnonzero(tree.query(nodes, distance_upper_bound=LANE_REACH_M)[0] <= LANE_REACH_M)
-            distance, near = tree.query(nodes[reached], k=CANDIDATES, distance_upper_bound=LANE_REACH_M)
-            found = np.where(np.isfinite(distance), np.minimum(near, len(samples) - 1), -1)
-            first = found[:, 0]
-            d = nodes[reached] - samples[first]
-            offset[reached] = np.cos(headings[first]) * d[:, 1] - np.sin(headings[first]) * d[:, 0]
-            taken = np.full((len(reached), LANES_OF_A_NODE), -1)
-            for column in found.T:  # nearest first: the first sample of each lane that a node has not yet
-                lane = np.where(column >= 0, owner[column], -1)
-                new = (lane >= 0) & (taken != lane[:, None]).all(axis=1) & (taken[:, -1] < 0)
-                slot = (taken >= 0).sum(axis=1)
-                rows_new = np.flatnonzero(new)
-                taken[rows_new, slot[new]] = lane[new]
-                direction[reached[rows_new], slot[new]] = np.exp(1j * headings[column[new]])
-        return cls(direction.reshape(H, W, -1), offset.reshape(H, W), origin)
+        squared = np.full((H * W, LANES_OF_A_NODE), np.inf)
+        nearest = np.full((H * W, LANES_OF_A_NODE), -1)
+        _stamp(samples, owner, origin, (int(H), int(W)), squared, nearest)
+        reached = nearest >= 0
+        direction = np.where(reached, np.exp(1j * headings[nearest]) if len(headings) else 0.0, 0.0)
+        offset = np.full(H * W, np.nan, np.float32)
+        node = np.flatnonzero(reached[:, 0])
+        first = nearest[node, 0]
+        d = origin + CELL_M * np.stack([node % W, node // W], axis=1) - samples[first]
+        offset[node] = np.cos(headings[first]) * d[:, 1] - np.sin(headings[first]) * d[:, 0]
+        return cls(direction.astype(np.complex64).reshape(H, W, -1), offset.reshape(H, W), origin)
 
 
 def _samples(lanes: list[NDArray[np.floating]]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """(points [n,2] every half metre, headings [n], lane [n])."""
-    points, headings, owner = [], [], []
-    for index, lane in enumerate(lanes):
-        lane = np.asarray(lane, np.float64)
-        step = np.diff(lane, axis=0)
-        length = np.hypot(step[:, 0], step[:, 1])
-        keep = length > 1e-6
-        for a, d, l in zip(lane[:-1][keep], step[keep], length[keep]):
-            share = (np.arange(max(int(np.ceil(l / SAMPLE_M)), 1)) + 0.5) / max(int(np.ceil(l / SAMPLE_M)), 1)
-            points.append(a + share[:, None] * d)
-            headings.append(np.full(len(share), np.arctan2(d[1], d[0])))
-            owner.append(np.full(len(share), index))
-    if not points:
+    if not lanes:
         return np.empty((0, 2)), np.empty(0), np.empty(0, np.int64)
-    return np.concatenate(points), np.concatenate(headings), np.concatenate(owner)
+    lines = [np.asarray(lane, np.float64) for lane in lanes]
+    starts, ends = np.concatenate([line[:-1] for line in lines]), np.concatenate([line[1:] for line in lines])
+    owner = np.repeat(np.arange(len(lines)), [len(line) - 1 for line in lines])
+    step = ends - starts
+    length = np.hypot(step[:, 0], step[:, 1])
+    keep = length > 1e-6
+    starts, step, length, owner = starts[keep], step[keep], length[keep], owner[keep]
+    pieces = np.maximum(np.ceil(length / SAMPLE_M).astype(int), 1)
+    segment = np.repeat(np.arange(len(starts)), pieces)
+    share = (np.arange(len(segment)) - np.repeat(np.cumsum(pieces) - pieces, pieces) + 0.5) / pieces[segment]
+    return starts[segment] + share[:, None] * step[segment], np.arctan2(step[:, 1], step[:, 0])[segment], owner[segment]
+
+
+@kernel
+def _stamp(samples, owner, origin, shape, squared, nearest):
+    """For every node the nearest sample of each of the LANES_OF_A_NODE nearest lanes within reach, nearest first."""
+    H, W = shape
+    reach = LANE_REACH_M
+    for i in range(len(samples)):
+        x, y = samples[i, 0] - origin[0], samples[i, 1] - origin[1]
+        c0, c1 = max(int(np.ceil((x - reach) / CELL_M)), 0), min(int(np.floor((x + reach) / CELL_M)), W - 1)
+        r0, r1 = max(int(np.ceil((y - reach) / CELL_M)), 0), min(int(np.floor((y + reach) / CELL_M)), H - 1)
+        for r in range(r0, r1 + 1):
+            for c in range(c0, c1 + 1):
+                d = (c * CELL_M - x) ** 2 + (r * CELL_M - y) ** 2
+                if d > reach * reach:
+                    continue
+                node = r * W + c
+                slot = LANES_OF_A_NODE - 1  # where it goes: the lane's own place, else the last
+                for k in range(LANES_OF_A_NODE):
+                    if nearest[node, k] >= 0 and owner[nearest[node, k]] == owner[i]:
+                        slot = k
+                if d >= squared[node, slot]:
+                    continue
+                while slot > 0 and d < squared[node, slot - 1]:
+                    squared[node, slot], nearest[node, slot] = squared[node, slot - 1], nearest[node, slot - 1]
+                    slot -= 1
+                squared[node, slot], nearest[node, slot] = d, i
 
 
 @dataclass

@@ -14,18 +14,20 @@ from navsim_ext.closed_loop.kinematics import STEP_S, TOKEN_STEPS
 from navsim_ext.closed_loop.state import WorldState
 from navsim_ext.closed_loop.tracks import from_frame, steps_per_interval
 from navsim_ext.errors import DataError
-from navsim_ext.frames import to_local
+from navsim_ext.frames import NUM_HISTORY_POSES, POSE_INTERVAL_S, to_local
 from navsim_ext.maps.nuplan_gpkg import load_map
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.rendering.camera import camera_rig
+from navsim_ext.rendering.objects import braking_tracks, models
 from navsim_ext.rendering.renderer import render
 from navsim_ext.scene import CAMERAS, Annotations
-from navsim_ext.traffic.codes import RED, AgentKind
+from navsim_ext.traffic.codes import RED, AgentKind, LightState
 from navsim_ext.traffic.scene import TrafficScene
 
-BRAKING = -0.8  # m/s^2 over the last half second from which brake lights are on
 NAME_OF_KIND = {AgentKind.VEHICLE: "vehicle", AgentKind.PEDESTRIAN: "pedestrian", AgentKind.CYCLIST: "bicycle"}
 DRAWN_WITHIN_M = 130.0
+CONNECTOR = "connector "  # before the map's own name of a lane connector in ``piece_tokens``
+UNTOLD = (int(LightState.UNKNOWN), int(LightState.NOT_REPORTED))
 
 
 class DriveCameras:
@@ -99,29 +101,55 @@ def objects_seen(state: WorldState, world: int, ego: NDArray[np.float64]) -> tup
     local = to_local(pose[rows], ego)
     size = scene.size[rows].astype(np.float64)
     boxes = np.column_stack([local[:, :2], 0.5 * size[:, 2], size, local[:, 2]])
-    names = tuple(NAME_OF_KIND.get(AgentKind(int(scene.kind[row])), "generic_object") for row in rows)
-    tokens = tuple(_token(scene, int(row)) for row in rows)
-    velocities = np.zeros((len(rows), 3))
-    braking: set[str] = set()
-    back = state.column - TOKEN_STEPS
-    if back >= 1:
-        track = state.poses[world, :n, back - 1 : state.column + 1, :2].double().cpu().numpy()
-        speed = np.hypot(*np.diff(track, axis=1).transpose(2, 0, 1)) / STEP_S
-        change = (speed[:, -1] - speed[:, 0]) / (TOKEN_STEPS * STEP_S)
-        known = state.there[world, :n, back - 1].cpu().numpy()
-        braking = {token for token, row in zip(tokens, rows) if known[row] and change[row] < BRAKING}
-    return Annotations(boxes, velocities, names, tokens), braking
+    names, tokens = tuple(_name(scene, row) for row in rows), tuple(_token(scene, row) for row in rows)
+    window = [_frame(state, world, c, rows, names, tokens) for c in _columns(state)]
+    seen = Annotations(boxes, window[-1].velocities, names, tokens)
+    return seen, set(braking_tracks([*window[:-1], seen], len(window) - 1, POSE_INTERVAL_S))
+
+
+def _columns(state: WorldState) -> list[int]:
+    """Columns of the frames, 0.5 s apart, by which pictures of logs decide whose brake lights are on."""
+    columns = state.column - TOKEN_STEPS * np.arange(NUM_HISTORY_POSES - 1, -1, -1)
+    return [int(column) for column in columns if column >= 0]
+
+
+def _frame(state: WorldState, world: int, column: int, rows, names, tokens) -> Annotations:
+    """Speeds over the 0.1 s before ``column`` (after it, where the record begins there) of those who were there."""
+    a, b = (column - 1, column) if column else (column, column + 1)
+    xy = state.poses[world, rows, :, :2][:, [a, b]].double().cpu().numpy()
+    there = state.there[world, rows][:, [a, b]].all(dim=1).cpu().numpy()
+    speed = np.where(there, np.hypot(*(xy[:, 1] - xy[:, 0]).T) / STEP_S, 0.0)
+    known = np.flatnonzero(there) if column < state.column else np.arange(len(rows))
+    velocities = np.column_stack([speed, np.zeros((len(rows), 2))])[known]
+    boxes = np.zeros((len(known), 7))
+    return Annotations(boxes, velocities, tuple(names[k] for k in known), tuple(tokens[k] for k in known))
 
 
 def lights_shown(state: WorldState, world: int) -> list[tuple[str, bool]]:
-    """(map name of the controlled lane, is red) of the lights whose lane is named."""
+    """(lane connector of the map, is red) of the lights whose state is known at this step.
+
+    Map pieces of vector maps are called "connector <fid>". Raises DataError for a light whose connector has no name.
+    """
     scene = state.scenes.sources[int(state.scene[world])]
     ratio = steps_per_interval(scene)
-    at = min(scene.now + state.step // ratio, scene.num_steps - 1)
-    red = np.isin(scene.light_state[:, at], [int(one) for one in RED])
-    if not scene.piece_tokens:
-        return []
-    return [(scene.piece_tokens[row], bool(is_red)) for row, is_red in zip(scene.light_piece, red) if row >= 0]
+    shown = scene.light_state[:, min(scene.now + state.step // ratio, scene.num_steps - 1)]
+    known = np.flatnonzero((scene.light_piece >= 0) & ~np.isin(shown, UNTOLD))
+    names = [scene.piece_tokens[row] if scene.piece_tokens else "" for row in scene.light_piece[known]]
+    strange = [name for name in names if not name.startswith(CONNECTOR)]
+    if strange:
+        raise DataError(
+            f"scene {scene.id}: a light belongs to the map piece {strange[0]!r}, which names no lane connector: its "
+            "lamp cannot be drawn"
+        )
+    red = np.isin(shown[known], [int(one) for one in RED])
+    return [(name.removeprefix(CONNECTOR), bool(is_red)) for name, is_red in zip(names, red)]
+
+
+def _name(scene: TrafficScene, row: int) -> str:
+    """The source's class name where a model of that name can be drawn, else that of the kind."""
+    if scene.agent_names and scene.agent_names[row] in models():
+        return scene.agent_names[row]
+    return NAME_OF_KIND.get(AgentKind(int(scene.kind[row])), "generic_object")
 
 
 def _token(scene: TrafficScene, row: int) -> str:

@@ -50,7 +50,7 @@ from navsim_ext.traffic.scene import TrafficScene
 from navsim_ext.traffic.source import Reading
 from navsim_ext.traffic.vector_pieces import connector_rows, route_rows, vector_pieces
 
-VERSION = 1  # raised whenever the same settings give other scenes
+VERSION = 2  # raised whenever the same settings give other scenes
 MAPS_FOLDER = "maps"
 PREDICTED = 8  # moving road users nearest to the ego that are to be predicted, as many as in WOMD
 PREDICTED_WITHIN_M = 75.0
@@ -182,6 +182,7 @@ def scene_of(source: SyntheticTraffic, index: int, drive: Run) -> TrafficScene:
         kind=kind,
         role=_roles(pose, now),
         agent_id=np.arange(len(pose), dtype=np.int64),
+        agent_names=tuple(cast.names),
         **pieces.arrays(),
         has_lights=True,
         light_piece=connector_piece[[c.index for c in signalled]].astype(np.int32),

@@ -185,11 +185,11 @@ def _lights(scene: contract.TrafficScene) -> None:
 
 def _options(scene: contract.TrafficScene) -> None:
     n, t, m = scene.num_agents, scene.num_steps, len(scene.piece_kind)
-    for name, count in (("agent_tokens", n), ("piece_tokens", m), ("frame_tokens", t)):
+    for name, count in (("agent_tokens", n), ("agent_names", n), ("piece_tokens", m), ("frame_tokens", t)):
         tokens = getattr(scene, name)
         if not isinstance(tokens, tuple) or len(tokens) not in (0, count):
             _fail(scene, f"{name} has {len(tokens)} entries; none or {count} were expected")
-        if len(set(tokens)) != len(tokens):
+        if name != "agent_names" and len(set(tokens)) != len(tokens):
             _fail(scene, f"{name} holds a token twice")
     for camera, paths in scene.images.items():
         if len(paths) != t:

@@ -153,6 +153,7 @@ def log_scene(
         role=role.astype(np.uint8),
         agent_id=np.arange(len(kind), dtype=np.int64),
         agent_tokens=(EGO_TOKEN, *tokens),
+        agent_names=("vehicle", *names),
         **pieces.arrays(),
         **_lights(frames, connector_rows(vector_map, rows), pieces.lines, notes),
         route=route,

@@ -35,7 +35,7 @@ ARRAYS = (
 ).split()
 OPTIONAL = ("point_z", "route", "goal", "command", "ego_dynamics")
 TEXTS = ("id", "source", "licence", "map_location")
-LISTS = ("agent_tokens", "piece_tokens", "frame_tokens")
+LISTS = ("agent_tokens", "agent_names", "piece_tokens", "frame_tokens")
 
 
 def encode(scene: TrafficScene) -> dict[str, NDArray]:
@@ -102,7 +102,7 @@ def _scene(header: Mapping[str, Any], parts: dict[str, NDArray]) -> TrafficScene
     pose[..., 2] = unwrapped
     return TrafficScene(
         **{name: header[name] for name in TEXTS},
-        **{name: tuple(header[name]) for name in LISTS},
+        **{name: tuple(header.get(name, ())) for name in LISTS},
         dt=header["dt"],
         now=header["now"],
         pose=pose,

@@ -67,6 +67,7 @@ class TrafficScene:
     rear_axle: float = float("nan")  # m from the ego's rear axle forward to its box centre
     map_location: str = ""  # name of the map, e.g. of NAVSIM's four cities
     agent_tokens: tuple[str, ...] = ()  # N names of the road users, where the source names instead of numbers
+    agent_names: tuple[str, ...] = ()  # N class names of the source, where it tells more than ``kind`` (traffic_cone)
     piece_tokens: tuple[str, ...] = ()  # M names of the map pieces, likewise
     frame_tokens: tuple[str, ...] = ()  # T NAVSIM tokens of the steps
     cameras: Mapping[str, Camera] = field(default_factory=dict)  # rig, by camera name; path of the picture at ``now``

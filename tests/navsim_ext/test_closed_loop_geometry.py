@@ -187,6 +187,29 @@ def test_signed_distance_is_exact_and_knows_the_side_at_corners():
     assert np.abs(areas - sign * exact)[near].max() < 0.03  # the seam at y = 12 is no border
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_grid_of_distances_equals_asking_every_segment_at_every_node(seed):
+    """Long and short segments, lines that cross and end, edges beyond the grid: exact near, signs and all."""
+    random = np.random.default_rng(seed)
+    lines = [np.cumsum(random.normal(0, step, (9, 2)), axis=0) + random.uniform(-25, 25, 2) for step in (1, 4, 15, 3)]
+    lines += ring([(-50.0, -50.0), (55.0, -48.0), (52.0, 60.0), (-47.0, 51.0)])
+    closed = [False] * 4 + [True]
+    origin, shape = np.array([-30.0, -20.0]), (90, 70)
+    found = road_edges.edge_grid(lines, closed, origin, 0.5, shape)
+    x, y = np.meshgrid(origin[0] + 0.5 * np.arange(70), origin[1] + 0.5 * np.arange(90))
+    drawn = shapely.MultiLineString([*lines[:4], shapely.LinearRing(lines[4])])
+    exact = shapely.distance(drawn, shapely.points(x, y))
+    near = exact <= road_edges.REACH_M
+    assert near.any()
+    assert (~near).any()
+    assert np.abs(np.abs(found) - exact)[near].max() < 1e-9
+    assert (np.abs(found) - exact).min() > -1e-9
+    assert (np.abs(found) - exact).max() < 0.05
+    asked = road_edges.signed_distance_to_edges(np.stack([x, y], -1).reshape(-1, 2), lines, closed).reshape(shape)
+    same = np.abs(np.abs(asked) - exact) < 1e-6
+    assert (np.sign(found) == np.sign(asked))[same].mean() > 0.995  # two edges as near as each other may disagree
+
+
 def test_distance_grid_interpolates_within_a_fraction_of_its_cell_and_says_what_it_does_not_know():
     grid = distance_grid.Grid.build(ring(SQUARE), [True], [], np.array([0.0, 0.0]), np.array([20.0, 20.0]))
     other = distance_grid.Grid.build(ring(SQUARE), [True], [], np.array([-9.0, -3.0]), np.array([40.0, 20.0]))
