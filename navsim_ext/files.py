@@ -136,8 +136,10 @@ def read_json(path: str | os.PathLike[str], remedy: str = "restore it or make it
 
 
 @contextlib.contextmanager
-def reading(path: str | os.PathLike[str], remedy: str = "copy or download it again") -> Iterator[None]:
-    """Around a library's reading of a file of unknown origin: whatever it says becomes MissingError or CorruptFile.
+def reading(
+    path: str | os.PathLike[str], remedy: str = "copy or download it again", kind: type[TriviumError] = CorruptFile
+) -> Iterator[None]:
+    """Around a library's reading of a file of unknown origin: what it says becomes MissingError or ``kind``.
 
     Libraries raise what they happen to meet (KeyError, struct.error, RuntimeError, plain Exception); so the block holds
     the reading alone, none of our own work on what was read. Errors of ours pass.
@@ -149,7 +151,7 @@ def reading(path: str | os.PathLike[str], remedy: str = "copy or download it aga
     except FileNotFoundError as error:
         raise MissingError(f"{path} does not exist: {remedy}") from error
     except Exception as error:
-        raise CorruptFile(f"{path} cannot be read ({type(error).__name__}: {error!s:.300}): {remedy}") from error
+        raise kind(f"{path} cannot be read ({type(error).__name__}: {error!s:.300}): {remedy}") from error
 
 
 def plain_name(name: str, what: str) -> str:

@@ -21,7 +21,6 @@ import logging
 import math
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import CorruptFile, DataError, MissingError
-from navsim_ext.files import atomic_stream, disk_errors, read_json, remove_temporaries, write_json_atomic
+from navsim_ext.files import atomic_stream, disk_errors, read_json, reading, remove_temporaries, write_json_atomic
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint, digest_json, digest_tokens
 from navsim_ext.readers import SceneSource
 from navsim_ext.readers.log_files import LogFiles
@@ -257,11 +256,8 @@ def _build_parts(source: SceneSource, parts: Path, cameras: tuple[str, ...], wor
 
 def _read_part(path: Path) -> dict[str, NDArray]:
     """The arrays of one log's part; its zip format compares their checksums. Raises CorruptFile."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in (*_PART_ARRAYS, "skipped")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise CorruptFile(f"{path} is damaged ({error}): delete it and run the same command again") from error
+    with reading(path, "delete it and run the same command again"), np.load(path, allow_pickle=False) as archive:
+        return {key: archive[key] for key in (*_PART_ARRAYS, "skipped")}
 
 
 def _build_part(source: SceneSource, name: str, parts: Path, cameras: tuple[str, ...]) -> int:

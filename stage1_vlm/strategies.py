@@ -10,13 +10,11 @@ trainer's ``precision``; the bucket sizes are bounded by the model's size.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from navsim_ext.errors import TriviumError
+from navsim_ext.files import read_json
 from navsim_ext.fingerprint import flatten_json
 
 _log = logging.getLogger(__name__)
@@ -107,7 +106,10 @@ class DeepSpeedZero(DeepSpeedStrategy):
             _no_compiled_communication()
         if isinstance(config, DictConfig):
             config = OmegaConf.to_container(config, resolve=True)
-        content = json.loads(Path(config).read_text()) if isinstance(config, str) else deepcopy(dict(config))
+        content = read_json(config, "give a DeepSpeed configuration") if isinstance(config, str) else deepcopy(config)
+        if not isinstance(content, Mapping):
+            raise StrategyError(f"the DeepSpeed configuration {config!s:.200} is no JSON object")
+        content = dict(content)
         if stage is not None:
             content["zero_optimization"] = {**content.get("zero_optimization", {}), "stage": stage}
         if universal:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from navsim_ext.errors import MissingError
-from navsim_ext.files import atomic_file
+from navsim_ext.files import atomic_file, reading
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import require_states
 from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint
@@ -36,6 +36,8 @@ METADATA_KEY = "trivium_planner"  # of the record in a safetensors file
 CHECKSUM_KEY = "trivium_checksum"
 
 log = logging.getLogger(__name__)
+
+COPY_AGAIN = "copy it again, or save it again with the program that made it"
 
 
 @dataclass(frozen=True)
@@ -130,17 +132,20 @@ def weights_digest(planner: DiffusionPlanner) -> str:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    check_stamp(path, "copy it again, or save it again with the program that made it", required=False)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        if METADATA_KEY not in metadata:
-            raise CheckpointMismatch(
-                f"{path} has no planner record in its metadata: convert a published file with "
-                "`python -m stage2_dit.convert` first"
-            )
-        if CHECKSUM_KEY not in metadata:
-            log.warning("%s carries no checksum (an earlier version wrote it): its weights are taken as they are", path)
-        return json.loads(metadata[METADATA_KEY]), {name: file.get_tensor(name) for name in file.keys()}
+    check_stamp(path, COPY_AGAIN, required=False)
+    with reading(path, COPY_AGAIN, CheckpointMismatch):
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()} if METADATA_KEY in metadata else {}
+        record = json.loads(metadata.get(METADATA_KEY, "null"))
+    if not isinstance(record, dict):
+        raise CheckpointMismatch(
+            f"{path} has no planner record in its metadata: convert a published file with "
+            "`python -m stage2_dit.convert` first"
+        )
+    if CHECKSUM_KEY not in metadata:
+        log.warning("%s carries no checksum (an earlier version wrote it): its weights are taken as they are", path)
+    return record, weights
 
 
 def _read_training(path: Path, ema: bool | None) -> tuple[dict[str, Any], dict[str, Tensor], bool]:

@@ -94,13 +94,23 @@ def newest_csv(folder: str | os.PathLike[str], name: str) -> tuple[pd.DataFrame,
     found = sorted(Path(folder).rglob(name), key=lambda path: path.stat().st_mtime)
     if not found:
         raise MissingError(f"no {name} under {folder}: is it the output_dir of a training run?")
-    with reading(found[-1], "a training writes it"):
-        return pd.read_csv(found[-1]), found[-1]
+    return _table(found[-1]), found[-1]
+
+
+def _table(path: Path, *columns: str) -> pd.DataFrame:
+    """A table that a training wrote. Raises CorruptFile, DataError for one without these columns."""
+    with reading(path, "a training writes it"):
+        table = pd.read_csv(path)
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
+    return table
 
 
 def recorder_section(folder: str, columns: Sequence[str] | None) -> dict[str, Any]:
     """Stage 3's flight recorder (``rewards.csv``, ``kl_divergence.csv``, ``advantages.csv``) and ``alarms.csv``."""
-    tables = [newest_csv(folder, name)[0] for name in ("rewards.csv", "kl_divergence.csv", "advantages.csv")]
+    names = ("rewards.csv", "kl_divergence.csv", "advantages.csv")
+    tables = [_table(newest_csv(folder, name)[1], "step") for name in names]
     table = tables[0]
     for other in tables[1:]:
         table = table.merge(other[[c for c in other if c == "step" or c not in table]], on="step", how="outer")
@@ -113,7 +123,7 @@ def recorder_section(folder: str, columns: Sequence[str] | None) -> dict[str, An
     alarms = [
         f"step {row.step}: {row.alarm} ({row.cause}, value {row.value:.3g}): {row.action}"
         for path in sorted(Path(folder).rglob("alarms.csv"))
-        for row in pd.read_csv(path).itertuples()
+        for row in _table(path, "step", "alarm", "cause", "value", "action").itertuples()
     ]
     plot = svg_uri(curves_plot(table, chosen, "step", smooth=max(1, len(table) // 40)))
     caption = f"{len(table)} rollouts; {len(alarms)} alarms" + (":" if alarms else ".")

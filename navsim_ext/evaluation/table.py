@@ -18,6 +18,7 @@ from rich.table import Table
 
 from navsim_ext.bootstrap import REPLICATES, Estimate, bootstrap_mean
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.files import reading
 from navsim_ext.fingerprint import Fingerprint, digest_tokens
 from navsim_ext.runtime.parquet import read_table, require_columns
 
@@ -141,4 +142,5 @@ def read_scores(place: str | os.PathLike[str]) -> tuple[pd.DataFrame, Fingerprin
     content = (table.schema.metadata or {}).get(FINGERPRINT_KEY)
     if content is None:
         raise DataError(f"{path} does not say what made it: it is no file of navsim_ext.evaluation.score_file")
-    return table.to_pandas(), Fingerprint.from_json(json.loads(content))
+    with reading(path, REMEDY):
+        return table.to_pandas(), Fingerprint.from_json(json.loads(content))

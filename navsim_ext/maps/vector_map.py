@@ -8,8 +8,6 @@ Edges are (from, to) in the direction of travel, sorted by source and then by la
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -18,10 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from navsim_ext.errors import DataError
-from navsim_ext.files import atomic_stream
+from navsim_ext.files import atomic_stream, reading
 from navsim_ext.maps.layers import LaneLayer, LineLayer, PolygonLayer
 
 FORMAT = "trivium-vector-map-2"  # 1 may hold maps that lack most of a layer
+REBUILT = "delete it, it will be rebuilt"
 LABELS = ("nuplan", "approx")
 STOP_TRAFFIC_LIGHT = 2  # nuPlan's stop_polygon_type_fid of a stop line that belongs to a traffic light
 
@@ -159,17 +158,13 @@ class VectorMap:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VectorMap:
         """Reads what :meth:`save` wrote; raises DataError for a damaged file or one of another format."""
-        try:
+        with reading(path, REBUILT, DataError):
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             found = str(arrays.pop("format", "none"))
             if found != FORMAT:
-                raise DataError(f"{path} has format {found!r}, {FORMAT!r} was expected: delete it, it will be rebuilt")
+                raise DataError(f"{path} has format {found!r}, {FORMAT!r} was expected: {REBUILT}")
             return _unflatten(arrays).validate()
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, zlib.error) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path} is damaged ({error}): delete it, it will be rebuilt") from error
 
 
 def sorted_edges(edges: ArrayLike) -> NDArray[np.int64]:

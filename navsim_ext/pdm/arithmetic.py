@@ -24,6 +24,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from navsim_ext.errors import TriviumError
+from navsim_ext.files import reading
 from navsim_ext.fingerprint import package_versions
 from navsim_ext.pdm.columns import COLUMNS
 from navsim_ext.pdm.ego import NUM_STEPS, STEP_S
@@ -79,7 +80,7 @@ def verdict() -> dict[str, Any]:
 
 
 def _check_system(path: Path) -> list[Finding]:
-    with np.load(path, allow_pickle=False) as content:
+    with reading(path, "reinstall Trivium"), np.load(path, allow_pickle=False) as content:
         normal, right_side, solution = content["normal"], content["rhs"], content["solution"]
         displacements, headings = content["xy_disp"][0], content["heading_prof"][0]
 

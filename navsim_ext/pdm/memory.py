@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from navsim_ext.errors import MissingError
+from navsim_ext.files import reading
 from navsim_ext.pdm.polygon_table import ARRAYS, PolygonTable
 from navsim_ext.pdm.record import SceneMetricCache
 from navsim_ext.pdm.resident import ResidentScenes
@@ -59,7 +60,7 @@ class MemoryMetricCache:
         records: dict[str, dict[str, np.ndarray]] = {}
         tables: dict[str, dict[str, np.ndarray]] = {}
         extra = {}
-        with np.load(path, allow_pickle=False) as content:
+        with reading(path, "copy it again"), np.load(path, allow_pickle=False) as content:
             for key in content.files:
                 kind, _, rest = key.partition("/")
                 if kind in ("record", "table"):

@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from navsim_ext.errors import CorruptFile, DataError, MissingError, TriviumError
-from navsim_ext.files import atomic_file, plain_name, write_atomic, write_json_atomic
+from navsim_ext.files import atomic_file, plain_name, read_json, write_atomic, write_json_atomic
 from navsim_ext.fingerprint import Fingerprint, digest_json
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.pictures import picture_size
@@ -202,7 +202,7 @@ def write_qa(
             _write_parts(source, parts, camera=camera, types=types, template=template, rules=rules, seed=seed)
             _merge(source, folder, parts, name, max_share, seed)
             shutil.rmtree(parts)
-    return json.loads((folder / f"{name}.counts.json").read_text())
+    return read_json(folder / f"{name}.counts.json", f"delete {name}.json, the same command makes both again")
 
 
 def _write_parts(source: SceneSource, parts: Path, *, camera: str, **options: Any) -> None:

@@ -6,7 +6,6 @@ Legend: R rollouts, S objects, H = 80 future steps of 0.1 s. Frame: the scene's 
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from navsim_ext.errors import MissingError
+from navsim_ext.files import reading
 from navsim_ext.fingerprint import digest_file, digest_json
 from navsim_ext.realism.errors import RealismError
 from navsim_ext.realism.features import Scenario
@@ -142,11 +142,9 @@ class RolloutFolder:
             arrays: Mapping[str, Any] = self._store.get(name)
             return _rollouts(arrays, f"{self.folder}, scene {name}")
         path = self._files[name]
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return _rollouts({key: archive[key] for key in archive.files if key != "modes"}, str(path))
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise RealismError(f"{path} cannot be read as npz ({error}): write it again") from error
+        with reading(path, "write it again", RealismError), np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files if key != "modes"}
+        return _rollouts(arrays, str(path))
 
 
 def _rollouts(arrays: Mapping[str, Any], where: str) -> Rollouts:

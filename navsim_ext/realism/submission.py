@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.files import atomic_file
+from navsim_ext.files import atomic_file, reading
 from navsim_ext.realism.errors import RealismError
 from navsim_ext.realism.rollouts import RolloutFolder, Rollouts, world_states
 from navsim_ext.realism.rules import CHALLENGE_ROLLOUTS, FUTURE_STEPS
@@ -133,15 +133,19 @@ def read_submission(path: str | Path) -> Iterator[tuple[str, Message]]:
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"file={path} does not exist")
-    try:
+    for name, content in _members(path):
+        yield name, parse(Submission, content, f"{path}, {name}")
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of each file of an archive."""
+    with reading(path, "it is no .tar.gz archive, or is cut short: write it again", DataError):
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is None:
                     raise DataError(f"{path}: {member.name} is no file; a submission holds shards alone")
-                yield member.name, parse(Submission, stream.read(), f"{path}, {member.name}")
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{path} is no .tar.gz archive, or is cut short ({error})") from error
+                yield member.name, stream.read()
 
 
 def check_submission(path: str | Path, scenes: SceneFolder) -> list[str]:

@@ -14,7 +14,10 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from navsim_ext.files import atomic_file
+from navsim_ext.errors import CorruptFile
+from navsim_ext.files import atomic_file, reading
+
+REMEDY = "restore it, or delete it: the run goes on, without the rows before"
 
 
 class CsvLog:
@@ -28,9 +31,11 @@ class CsvLog:
         self.path, self.identified_by = Path(path), tuple(identified_by)
         self.columns: list[str] = []
         self._seen: set[tuple[str, ...] | tuple[str, frozenset[str]]] = set()
+        self._cut_short = False  # the last line, by a crash
         if self.path.is_file():
             self.columns = self._header()
             self._seen = {self._key(row) for row in self.read()}
+            self._cut_short = self.path.read_bytes()[-1:] not in (b"", b"\n")
 
     def begin(self, columns: Sequence[str]) -> None:
         """Makes the table with these columns and no row, unless it is there."""
@@ -39,14 +44,23 @@ class CsvLog:
             self._rewrite([])
 
     def _header(self) -> list[str]:
-        with open(self.path, newline="") as stream:
+        with reading(self.path, REMEDY), open(self.path, newline="") as stream:
             return next(csv.reader(stream), [])
 
     def read(self) -> list[dict[str, str]]:
-        """All complete rows, as text; a last line that a crash cut short is left out."""
-        text = self.path.read_text()
-        lines = text[: text.rfind("\n") + 1].splitlines()
-        return list(csv.DictReader(lines))
+        """All complete rows, as text; a last line that a crash cut short is left out.
+
+        Raises CorruptFile for a row that has more or fewer values than there are columns, or no step.
+        """
+        with reading(self.path, REMEDY):
+            text = self.path.read_text()
+            rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+        known = set(self.identified_by or ("step",))
+        for number, row in enumerate(rows, start=1):
+            whole = None not in row and None not in row.values() and known <= row.keys()
+            if not whole or not row.get("step", "0").isdecimal():
+                raise CorruptFile(f"{self.path}: row {number} is not as it was written ({row!s:.200}): {REMEDY}")
+        return rows
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends a row; one with the step and columns of an earlier row (a replay after a resume) is dropped."""
@@ -55,10 +69,11 @@ class CsvLog:
             return
         self._seen.add(key)
         new = [column for column in row if column not in self.columns]
-        if new:
+        if new or self._cut_short:
             rows = self.read() if self.path.is_file() else []
             self.columns += new
             self._rewrite([*rows, row])
+            self._cut_short = False
             return
         with open(self.path, "a", newline="") as stream:
             csv.DictWriter(stream, self.columns, restval="").writerow(row)
@@ -67,9 +82,10 @@ class CsvLog:
         """Removes the rows of ``step`` and later: they belong to work that will be done again."""
         if not self.path.is_file():
             return
-        rows = [row for row in self.read() if row.get("step") and int(row["step"]) < step]
+        rows = [row for row in self.read() if int(row["step"]) < step]
         self._seen = {self._key(row) for row in rows}
         self._rewrite(rows)
+        self._cut_short = False
 
     def _key(self, row: Mapping[str, Any]) -> tuple[str, ...] | tuple[str, frozenset[str]]:
         if self.identified_by:

@@ -47,6 +47,7 @@ from navsim_ext.runtime.torch_file import require_bounded
 log = logging.getLogger(__name__)
 
 LOG_NAME = "training_log.txt"
+MACHINE = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # keys that say on what a trainer computes
 
 
 class ConfigError(TriviumError):
@@ -128,17 +129,31 @@ def make(node: Any, **arguments: Any) -> Any:
 
 
 def build_trainer(cfg: DictConfig) -> pl.Trainer:
-    """The trainer with callbacks and loggers of a configuration whose ``run_dir`` is set."""
+    """The trainer with callbacks and loggers of a configuration whose ``run_dir`` is set.
+
+    Raises ConfigError for what Lightning cannot make on this machine: an absent GPU, no or unknown devices, precision.
+    """
     callbacks = [make(node) for node in (cfg.get("callbacks") or {}).values() if node]
     loggers = [make(node) for node in (cfg.get("logger") or {}).values() if node]
     deepspeed = "deepspeed" in str(cfg.trainer.get("strategy", "")).lower()  # brings its own way of writing
-    return make(
-        cfg.trainer,
-        callbacks=[RngState(cfg.seed), *callbacks],
-        logger=loggers or False,
-        plugins=[] if deepspeed else [AtomicCheckpointIO()],
-        default_root_dir=str(cfg.run_dir),
-    )
+    try:
+        return make(
+            cfg.trainer,
+            callbacks=[RngState(cfg.seed), *callbacks],
+            logger=loggers or False,
+            plugins=[] if deepspeed else [AtomicCheckpointIO()],
+            default_root_dir=str(cfg.run_dir),
+        )
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        given = {key: cfg.trainer[key] for key in MACHINE if key in cfg.trainer}
+        told = ", ".join(f"trainer.{key}={value!s:.80}" for key, value in given.items())
+        raise ConfigError(
+            f"no trainer can be made as configured: {' '.join(str(cause).split())!s:.400}\ngiven were {told or 'no'}; "
+            "trainer=cpu trains on the processor"
+        ) from error
 
 
 class Bookkeeping(pl.Callback):

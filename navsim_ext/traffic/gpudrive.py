@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from navsim_ext import files
 from navsim_ext.errors import DataError
 from navsim_ext.traffic.codes import AgentKind, EdgeType, LaneType, LightState, LineType, PieceKind, Role
 from navsim_ext.traffic.motion import still
@@ -58,10 +59,8 @@ class GpuDriveJson(FileSource):
 
 def read_scene(path: Path, now: int = 10) -> TrafficScene:
     """The scene of one file; raises DataError naming it and what does not fit."""
-    try:
+    with files.reading(path, "it is no JSON: copy or download it again", DataError):
         content = json.loads(path.read_bytes())
-    except (ValueError, OSError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
     missing = [key for key in ("objects", "roads", "metadata") if not isinstance(content, dict) or key not in content]
     if missing:
         raise DataError(f"{path}: {', '.join(missing)} absent: not a GPUDrive scenario with metadata")

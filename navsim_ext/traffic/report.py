@@ -8,14 +8,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from rich.table import Table
 
 from navsim_ext.errors import DataError
 from navsim_ext.files import write_json_atomic
+from navsim_ext.runtime.checksums import checked_line, checked_lines
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.progress import track
@@ -99,7 +99,7 @@ def report(
         raise DataError(f"{store_folder} holds 0 scenes: nothing to report")
     with FolderLock(folder):
         path = folder / LINES_FILE
-        head = json.dumps({"store": store.fingerprint.digest}) + "\n"
+        head = checked_line({"store": store.fingerprint.digest})
         done = _whole_lines(path, head, ids)
         with open(path, "r+" if path.exists() else "w") as stream:
             stream.seek(0)
@@ -112,8 +112,8 @@ def report(
             for line in track(made, "traffic report, scenes", total=len(ids), done=len(ids) - len(remaining)):
                 stream.write(line)
                 stream.flush()
-        lines = path.read_text().splitlines()[1:]
-        summary = summarize(map(json.loads, lines))
+        found = [line for _, line in checked_lines(path.read_bytes()) if line is not None]
+        summary = summarize(found[1:])
         write_json_atomic(folder / SUMMARY_FILE, summary)
     return summary
 
@@ -122,17 +122,13 @@ def _whole_lines(path: Path, head: str, ids: list[str]) -> list[str]:
     """The lines of an earlier run that can stay, its head among them: whole ones, of the first scenes in order."""
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    if not lines or not lines[0].endswith("\n"):
+    lines = [line for _, line in checked_lines(path.read_bytes())]
+    if not lines or lines[0] is None:
         return []
-    if lines[0] != head:
+    if checked_line(lines[0]) != head:
         raise DataError(f"{path} is the report of another store: choose another output_dir")
-    kept = [head]
-    for line, scene_id in zip(lines[1:], ids):
-        if not line.endswith("\n") or json.loads(line)["id"] != scene_id:
-            break
-        kept.append(line)
-    return kept
+    right = takewhile(lambda pair: pair[0] is not None and pair[0].get("id") == pair[1], zip(lines[1:], ids))
+    return [head, *(checked_line(line) for line, _ in right)]
 
 
 @lru_cache(maxsize=2)
@@ -141,7 +137,7 @@ def _store(folder: str) -> TrafficStore:
 
 
 def _line(folder: str, scene_id: str) -> str:
-    return json.dumps(describe(_store(folder).load(scene_id)), allow_nan=False) + "\n"
+    return checked_line(describe(_store(folder).load(scene_id)))
 
 
 def summarize(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:

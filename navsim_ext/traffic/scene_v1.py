@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from navsim_ext import files
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.traffic.codes import LaneType, LightState, PieceKind
 from navsim_ext.traffic.scene import TrafficScene
@@ -82,23 +83,19 @@ def _holds_scene(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return "a_xy.npy" in archive.namelist()
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError):
         return True  # not dropped in silence: reading it names what is wrong
 
 
 def _load(path: Path) -> dict[str, NDArray]:
     if not path.is_file():
         raise MissingError(f"{path} does not exist")
-    try:
+    with files.reading(path, "it is cut short, damaged or no npz: write it again", DataError):
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in REQUIRED if name not in archive.files]
             if missing:
                 raise DataError(f"{path}: arrays {', '.join(missing)} are missing; schema {SCHEMA} was expected")
             return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: cannot be read as npz ({error}); it is cut short or damaged") from error
 
 
 def _scene(meta: dict[str, Any], arrays: dict[str, NDArray]) -> TrafficScene:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.files import reading
 from navsim_ext.fingerprint import Fingerprint, digest_json
 from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint
 from sim_agents.model.network import NextTokenNetwork
@@ -51,6 +53,17 @@ def agent_record(
     )
 
 
+def record_of(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What :func:`agent_record` put into a checkpoint; raises DataError, naming ``where``, for none or another."""
+    if RECORD not in checkpoint:
+        raise DataError(f"{where} is no checkpoint of sim_agents.train (it has no record {RECORD!r})")
+    with reading(where, "train it again", DataError):
+        record = json.loads(checkpoint[RECORD])
+    if not isinstance(record, dict) or not {"network", "vocabulary", "tables", "scenes"} <= record.keys():
+        raise DataError(f"{where}: its record {RECORD!r} has not the keys network, vocabulary, tables, scenes")
+    return record
+
+
 def load_agents(path: str | os.PathLike[str], *, ema: bool | None = None) -> LoadedAgents:
     """Reads a checkpoint of ``sim_agents.train`` on the CPU. ``ema`` None takes averaged weights where there are some.
 
@@ -60,9 +73,7 @@ def load_agents(path: str | os.PathLike[str], *, ema: bool | None = None) -> Loa
     if not path.exists():
         raise MissingError(f"checkpoint {path} does not exist: check the path or train it first")
     checkpoint = load_checkpoint(path)
-    if RECORD not in checkpoint:
-        raise DataError(f"{path} is no checkpoint of sim_agents.train (it has no record {RECORD!r})")
-    record = json.loads(checkpoint[RECORD])
+    record = record_of(checkpoint, str(path))
     averaged = ema_weights(checkpoint)
     if ema and averaged is None:
         raise DataError(f"{path} holds no averaged weights, ema=true was asked for")

@@ -35,8 +35,10 @@ class Runner:
     def __init__(self, process: subprocess.Popen) -> None:
         self._process = process
 
-    def __call__(self, module: str, *overrides: str) -> Ended:
-        self._process.stdin.write(json.dumps([module, *map(str, overrides)]) + "\n")
+    def __call__(self, module: str, *overrides: str, kill_after: float | None = None, family: bool = False) -> Ended:
+        """Runs a command; ``kill_after`` that many seconds it is killed with -9, with ``family`` its workers too."""
+        asked = {"command": [module, *map(str, overrides)], "kill_after": kill_after, "family": family}
+        self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         return Ended(**json.loads(self._process.stdout.readline()))
 

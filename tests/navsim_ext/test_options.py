@@ -68,12 +68,11 @@ def test_what_the_files_give_is_what_they_allow(job, experiment):
 
 @pytest.mark.parametrize("job", JOBS)
 def test_what_nothing_reads_cannot_be_given(job):
-    nodes = [
-        key for key, node in nodes_of(composed(job, required(job))) if not taken_by(get_object(node._target_)).others
-    ]
+    given = required(job)
+    nodes = [key for key, node in nodes_of(composed(job, given)) if not taken_by(get_object(node._target_)).others]
     for key in ("nonsense", *(f"{above}.nonsense" for above in nodes)):
         with pytest.raises(OptionError, match=re.escape(f"no key {key}")):
-            checked(job, [*required(job), f"+{key}=1"])
+            checked(job, [*given, f"+{key}=1"])
 
 
 def nodes_of(cfg: DictConfig, above: str = "") -> Iterator[tuple[str, DictConfig]]:

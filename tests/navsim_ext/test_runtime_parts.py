@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
-from navsim_ext.errors import DataError, TriviumError
+from navsim_ext.errors import CorruptFile, DataError, TriviumError
 from navsim_ext.runtime.checkpoints import AtomicCheckpointIO, RunCheckpointError, load_checkpoint, require_undamaged
 from navsim_ext.runtime.csv_log import CsvLog
 from navsim_ext.runtime.ema import EMA, EmaError
@@ -200,6 +200,24 @@ def test_table_survives_a_cut_line_and_a_replay(tmp_path):
     assert [(row["step"], row["loss"], row["score"]) for row in rows] == [
         ("0", "0.0", ""), ("1", "0.5", ""), ("2", "1.0", ""), ("3", "7.0", ""),
     ]  # fmt: skip
+
+
+def test_a_row_after_a_cut_line_is_a_line_of_its_own(tmp_path):
+    CsvLog(tmp_path / "a.csv").write({"step": 0, "loss": 1.0})
+    with open(tmp_path / "a.csv", "a") as stream:
+        stream.write("1,0.")
+    CsvLog(tmp_path / "a.csv").write({"step": 1, "loss": 2.0})
+    assert (tmp_path / "a.csv").read_text().split() == ["step,loss", "0,1.0", "1,2.0"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"step,loss\n0,1.0,2.0\n", b"step,loss\n0\n", b"step,loss\nx,1.0\n", b"stop,loss\n0,1.0\n", b"step,lo\xff\n0,1\n"],
+)  # fmt: skip
+def test_a_damaged_table_is_named(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(CorruptFile, match=r"a\.csv.*restore it, or delete it"):
+        CsvLog(tmp_path / "a.csv").truncate(1)
 
 
 def test_preflight_lists_every_problem_at_once(tmp_path):

@@ -32,7 +32,7 @@ from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.lock import FolderBusy, FolderLock
 from navsim_ext.runtime.resume import check_identity, identity, plan_run, save_identity
 from navsim_ext.runtime.rng import ResumeMismatch
-from navsim_ext.runtime.run import ConfigError, run, with_run_dir
+from navsim_ext.runtime.run import ConfigError, build_trainer, run, with_run_dir
 
 PROGRAM = Path(runtime_toy.__file__)
 CHECKPOINTS = "version_0/checkpoints"
@@ -357,3 +357,15 @@ def test_missing_values_are_named_before_anything_is_made(tmp_path):
     with pytest.raises(ConfigError, match=r"module\.lr"):
         run(cfg)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is asked")
+@pytest.mark.parametrize(("override", "said"), [
+    ("trainer.accelerator=gpu", "GPU|gpu|CUDA"), ("trainer.accelerator=nonsense", "nonsense"),
+    ("trainer.devices=0", r"devices=0"), ("trainer.devices=-2", r"devices=-2"), ("trainer.devices=[0,0]", "devices"),
+    ("trainer.precision=nonsense", "nonsense"), ("trainer.strategy=nonsense", "nonsense"),
+    ("trainer.strategy=fsdp", "GPU"), ("trainer.val_check_interval=-1", "val_check_interval"),
+])  # fmt: skip
+def test_a_trainer_that_cannot_be_made_here_is_named(tmp_path, override, said):
+    with pytest.raises(ConfigError, match=said):
+        build_trainer(with_run_dir(config(tmp_path, [override]), tmp_path))

@@ -1,0 +1,180 @@
+"""Every long command, killed with -9 at 20 random moments and given again each time, ends as an undisturbed one.
+
+    python -m pytest tests/hard/test_kill_storms.py -m slow -s        (-k NAME for one command)
+    TRIVIUM_STORM_KILLS=5 ...                                         fewer kills, for a first look
+
+Names, contents and leftovers of the output folder are compared. A run that was not killed in time is compared too, its
+folder is removed, and the storm goes on with a new one, until all kills have fallen. Half of the kills hit the command
+alone, as the kernel does when memory is short, and half its workers too, as a scheduler does. The moments are drawn
+from a seed; where in the work they fall depends on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import test_bad_input
+from commands import Ended, Runner, forked_commands
+from folders import contents, differences
+from test_bad_input import overrides_of, places  # noqa: F401  (a fixture)
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "stage1_vlm"))
+from test_stage1_qa_engine import Server
+
+KILLS = int(os.environ.get("TRIVIUM_STORM_KILLS", "20"))
+REAL_KILLS = 2  # of processes that start from nothing
+NEVER = 400  # more tries in a row without a kill or an end mean that it gets nowhere
+TRAINING = ["callbacks.checkpoint.every_n_steps=1"]
+# command -> overrides beside those of test_bad_input
+STORMS: dict[str, list[str]] = {
+    "navsim_ext.closed_loop.drive": ["horizon_s=3", "batch_size=1"],
+    "navsim_ext.dataset": [],
+    "navsim_ext.evaluation.score": [],
+    "navsim_ext.evaluation.score_file": [],
+    "navsim_ext.hidden_cache.reencode": [],
+    "navsim_ext.metric_cache.build": [],
+    "navsim_ext.questions.write": [],
+    "navsim_ext.realism.score": [],
+    "navsim_ext.rendering.render": ["image_size=[64,36]"],
+    "navsim_ext.synthetic.build": ["recipe.cameras=[]", "recipe.val_share=0"],
+    "navsim_ext.traffic.build": [],
+    "sim_agents.rollout": ["checkpoint={agents}", "rollouts=4", "horizon_s=1"],
+    "sim_agents.train": ["trainer.max_epochs=2", "network.width=16", "network.heads=2", "network.blocks=1",
+                         "datamodule.batch_size=1", "datamodule.bounds.pieces=48", *TRAINING],
+    "sim_agents.vocabulary.build": ["tokens=16"],
+    "stage1_vlm.evaluate": [],
+    "stage1_vlm.export": ["batch_size=2"],
+    "stage1_vlm.generate_qa": ["server.url={server}", "scenes_at_once=1"],
+    "stage1_vlm.train": ["tiny.width=16", "tiny.heads=2", "tiny.layers=1", "tiny.vision_width=16",
+                         "tiny.vision_heads=2", "tiny.vision_layers=1", "tiny.vocabulary=400", "data.num_workers=0",
+                         "global_batch_size=8", "trainer.max_steps=6", "callbacks.checkpoint.every_n_steps=2"],
+    "stage2_dit.plan": [],
+    "stage2_dit.train": ["trainer.max_epochs=3", "data.val={index}", "trainer.check_val_every_n_epoch=1",
+                         "datamodule.batch_size=4", "planner.num_layers=2", "planner.encoder_width=32", *TRAINING],
+    "stage3_grpo.train": ["trainer.max_epochs=2", "datamodule.batch_size=4", "algorithm.group_size=4", *TRAINING],
+}  # fmt: skip
+# Files that tell how long something took, or what a run was told: there, but not equal.
+UNEQUAL: dict[str, frozenset[str]] = {}
+SHORT = {  # commands of test_bad_input that are done in a moment, or only read
+    "navsim_ext.closed_loop.check", "navsim_ext.closed_loop.film", "navsim_ext.devkit.metric_cache_import",
+    "navsim_ext.devkit.submission", "navsim_ext.doctor", "navsim_ext.evaluation.compare",
+    "navsim_ext.evaluation.report", "navsim_ext.evaluation.show", "navsim_ext.hidden_cache.merge",
+    "navsim_ext.hidden_cache.stats", "navsim_ext.hidden_cache.verify", "navsim_ext.realism.submission",
+    "navsim_ext.rendering.birds_eye", "navsim_ext.synthetic.report", "navsim_ext.traffic.picture",
+    "navsim_ext.traffic.report", "navsim_ext.traffic.womd_writer", "stage1_vlm.convert",
+    "stage1_vlm.data.drivelm", "stage1_vlm.universal",
+    "stage2_dit.convert",
+    "stage2_dit.experiment", "stage3_grpo.experiment",  # chains of the commands above
+}  # fmt: skip
+
+
+def test_every_command_is_stormed_or_short():
+    assert set(test_bad_input.COMMANDS) == STORMS.keys() | SHORT
+    assert not STORMS.keys() & SHORT
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Runner]:
+    with forked_commands(STORMS) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def made(places, commands, tmp_path_factory) -> Iterator[dict[str, str]]:  # noqa: F811
+    """What the commands are given: the places of test_bad_input, a traffic model, a server that answers."""
+    folder = tmp_path_factory.mktemp("agents")
+    options = overrides_of("sim_agents.train", places, folder) + STORMS["sim_agents.train"]
+    ended = commands("sim_agents.train", *options, "trainer.max_steps=1")
+    assert ended.code == 0, ended.out + ended.err
+    server = Server()
+    yield {**places, "agents": f"'{folder}/version_0/checkpoints/last.ckpt'", "server": server.url}
+    server.shutdown()
+    server.server_close()
+
+
+class Storm:
+    """A command, its folder, and what an undisturbed run leaves there."""
+
+    def __init__(self, module: str, made: dict[str, str], folder: Path, run: Runner) -> None:
+        self.module, self.output, self.run = module, folder / "output", run
+        extra = [each.format(**made) for each in STORMS[module]]
+        replaced = {each.partition("=")[0] for each in extra}
+        usual = [
+            each for each in overrides_of(module, made, self.output) if each.partition("=")[0] not in replaced
+        ]
+        self.overrides = [*usual, *extra]
+        start = time.monotonic()
+        self.check_end(run(module, *self.overrides))
+        self.seconds = time.monotonic() - start
+        self.expected = self.found()
+        assert self.expected
+        shutil.rmtree(self.output)
+
+    def found(self) -> dict[str, str]:
+        return contents(self.output, UNEQUAL.get(self.module, frozenset()))
+
+    def check_end(self, ended: Ended) -> None:
+        assert ended.code == 0, f"exit code {ended.code}\n{ended.out[-1500:]}\n{ended.err[-3000:]}"
+
+    def check(self, ended: Ended) -> None:
+        """After an end: all is as without a kill; and the command given once more changes nothing."""
+        self.check_end(ended)
+        wrong = differences(self.found(), self.expected)
+        assert not wrong, wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", STORMS)
+def test_a_storm_of_kills(commands, made, tmp_path, module):
+    storm = Storm(module, made, tmp_path, commands)
+    draw = random.Random(module)
+    kills = ends = tries = 0
+    while kills < KILLS:
+        tries += 1
+        assert tries - kills - ends < NEVER
+        ended = commands(module, *storm.overrides, kill_after=draw.uniform(0.0, storm.seconds),
+                         family=draw.random() < 0.5)  # fmt: skip
+        if ended.code == -9:
+            kills += 1
+            continue
+        storm.check(ended)
+        ends += 1
+        shutil.rmtree(storm.output)
+    storm.check(commands(module, *storm.overrides))
+    storm.check(commands(module, *storm.overrides))  # once more: all is done, nothing changes
+    print(f"\n{module}: {storm.seconds:.1f} s, {kills} kills, {ends + 1} ends")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["navsim_ext.metric_cache.build", "stage2_dit.train"])
+def test_processes_that_start_from_nothing(commands, made, tmp_path, module):
+    storm = Storm(module, made, tmp_path, commands)
+    command = [sys.executable, "-m", module, *storm.overrides]
+    draw = random.Random(module)
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    kills = 0
+    while kills < REAL_KILLS:
+        process = start()
+        while not storm.output.exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.0, storm.seconds))
+        process.kill()
+        said = process.communicate()[0]
+        kills += process.returncode == -9
+        if process.returncode != -9:
+            storm.check(Ended(process.returncode, said, ""))
+            shutil.rmtree(storm.output)
+    process = start()
+    said = process.communicate()[0]
+    storm.check(Ended(process.returncode, said, ""))
