@@ -154,7 +154,7 @@ def test_no_junk_in_any_place_makes_anything_but_a_scene_or_a_named_error(tmp_pa
 def test_gpudrive_without_metadata_or_cut_short_is_refused(tmp_path):
     content = gpudrive(whole_street())
     (tmp_path / "a.json").write_text(json.dumps(content)[:-50])
-    with pytest.raises(DataError, match="cannot be read as JSON"):
+    with pytest.raises(DataError, match="it is no JSON"):
         only(GpuDriveJson(str(tmp_path)))
     del content["metadata"]
     (tmp_path / "a.json").write_text(json.dumps(content))
