@@ -32,14 +32,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.environment import report, row
 from navsim_ext.runtime.config import compose
 from stage2_dit import load_planner
-from stage3_grpo.algorithm import Algorithm
-from stage3_grpo.collector import Collector
-from stage3_grpo.module import checked, rollout_process
-from stage3_grpo.reference import ReferencePolicy
-from stage3_grpo.update import Updater, assign_credit
+from stage3_grpo.algorithm import Algorithm, GroupStandardised, LeaveOneOut
+from stage3_grpo.credit import assign_credit
+from stage3_grpo.policies.diffusion import DiffusionPolicy, ReferencePolicy
+from stage3_grpo.policy import Key
+from stage3_grpo.update import Updater
 
 PDMS = "pdms"
 ADVANTAGES = {"leave_one_out": "leave-one-out", "group": "group-standardised"}
+CHOICES = {"leave_one_out": LeaveOneOut(), "group": GroupStandardised()}
 POINTS = 100.0  # rewards are printed x 100
 
 
@@ -71,7 +72,7 @@ def gradients(folder: Path, batches: int) -> dict[str, Tensor]:
     """[B,P] ascent directions of the policy term, by advantage and of PDMS alone, on the same rollouts and weights."""
     init = folder / "stage2/diffusion_il/version_0/checkpoints/last.ckpt"
     cfg: Any = compose("stage3", [
-        "experiment=synthetic", "algorithm.process=flow_sde", f"init='{init}'", f"output_dir='{folder}'",
+        "experiment=synthetic", "sampler=flow", f"init='{init}'", f"output_dir='{folder}'",
         f"data.train='{folder}/stage3/index/train'", f"data.val='{folder}/stage3/index/val'",
         f"data.hidden_cache='{folder}/hidden/trainval'", f"data.metric_cache='{folder}/metric_cache/trainval'",
     ])  # fmt: skip
@@ -81,31 +82,31 @@ def gradients(folder: Path, batches: int) -> dict[str, Tensor]:
     loaded = load_planner(init)
     planner = loaded.planner
     reference = ReferencePolicy.load(init, planner.config, loaded.hidden, allow_mismatch=False)
-    process = rollout_process(planner, algorithm)
-    collector = Collector(algorithm, process, instantiate(cfg.module.reward), instantiate(cfg.module.scorer), seed=0)
-    updater = Updater(algorithm, process)
-    variants = {name: dataclasses.replace(algorithm, advantage=name) for name in ADVANTAGES}
+    policy: DiffusionPolicy = instantiate(cfg.policy)
+    modules = policy.adopt(planner, reference, algorithm, hidden=loaded.hidden)
+    updater = Updater(algorithm)
+    variants = {name: dataclasses.replace(algorithm, advantage=choice) for name, choice in CHOICES.items()}
     parameters = list(planner.parameters())
     found: dict[str, list[Tensor]] = {name: [] for name in (*variants, PDMS)}
     whole = tqdm(islice(data.train_dataloader(), batches), total=batches, desc="batches")
     for number, batch in enumerate(whole):
-        experience = collector.collect(planner, None, reference, *checked(batch), rollout=number, with_drift=False)
-        scores = experience.scores
-        plain = dataclasses.replace(scores, reward=scores.columns["pdms_v1"])
-        kinds = {name: (variant, experience) for name, variant in variants.items()}
-        kinds[PDMS] = (variants["leave_one_out"], dataclasses.replace(experience, scores=plain))
+        rollout = policy.roll(batch, algorithm.group_size, Key(0, number), algorithm.needs(drift=False))
+        plain = torch.as_tensor(rollout.own.scores.columns["pdms_v1"], dtype=rollout.reward.dtype)
+        kinds = {name: (variant, rollout) for name, variant in variants.items()}
+        kinds[PDMS] = (variants["leave_one_out"],
+                       dataclasses.replace(rollout, reward=plain.masked_fill(~rollout.valid, 0.0)))  # fmt: skip
         for name, (variant, scored) in kinds.items():
             credit = assign_credit(variant, scored)
-            loss = updater.losses(planner, None, experience, credit, None, beta=0.0, bc_weight=0.0).total
+            loss = updater.losses(policy, modules, rollout, credit, None, beta=0.0, bc_weight=0.0).total
             parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-            found[name].append(-scale(algorithm, process.num_steps, planner.config.horizon)
-                               * torch.cat([part.flatten() for part in parts]))  # fmt: skip
+            found[name].append(-scale(policy) * torch.cat([part.flatten() for part in parts]))
     return {name: torch.stack(each) for name, each in found.items()}
 
 
-def scale(algorithm: Algorithm, steps: int, horizon: int) -> float:
+def scale(policy: DiffusionPolicy) -> float:
     """From the means over K steps and F x 3 elements that the loss takes to the sums of the policy gradient."""
-    return steps * (horizon * 3 if algorithm.log_prob.reduction == "mean" else 1)
+    elements = policy.planner.config.horizon * 3 if policy.log_prob.reduction == "mean" else 1
+    return policy.process.num_steps * elements
 
 
 def slope(true: Tensor, update: Tensor) -> Tensor:

@@ -37,16 +37,18 @@ from benchmarks.twins.paired import paired
 from benchmarks.twins.published_grpo import published_step
 from benchmarks.twins.published_planner import PublishedPlanner
 from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.hidden_cache.schema import HiddenBatch
 from navsim_ext.metric_cache.scorer import PdmScorer
 from navsim_ext.pdm import PdmResult
 from navsim_ext.pdm.columns import COLUMNS
 from navsim_ext.scene import SceneBatch
 from stage2_dit import DiffusionPlanner, PlannerConfig, keyed_noise
 from stage3_grpo.algorithm import Algorithm
-from stage3_grpo.collector import Collector
-from stage3_grpo.reference import ReferencePolicy
+from stage3_grpo.credit import assign_credit
+from stage3_grpo.policies.diffusion import DiffusionPolicy, OwnSampler, ReferencePolicy
+from stage3_grpo.policy import Key
 from stage3_grpo.rewards import PdmTerm, Reward
-from stage3_grpo.update import Updater, assign_credit
+from stage3_grpo.update import Updater
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, SCENES, GROUP = 1536, 2, 8
@@ -106,15 +108,15 @@ class Setup:
 
     def ours(self, scorer=None, term: PdmTerm | None = None) -> Tensor:
         algorithm = Algorithm("diffgrpo", group_size=GROUP)
-        collector = Collector(algorithm, self.planner.process, Reward(term or PdmTerm()), scorer or NoScorer(), seed=0)
+        policy = DiffusionPolicy("", Reward(term or PdmTerm()), scorer or NoScorer(),
+                                 sampler=OwnSampler(log_prob_std_floor=0.1))  # fmt: skip
+        modules = policy.adopt(self.planner, self.reference, algorithm)
         batch = SceneBatch(self.names, ["log"] * SCENES, self.scenes["history"], self.scenes["status"])
-        experience = collector.collect(self.planner, None, self.reference, batch, self.scenes["hidden"], None,
-                                       rollout=0, with_drift=False)  # fmt: skip
-        self.seconds = experience.seconds
-        credit = assign_credit(algorithm, experience)
-        losses = Updater(algorithm, self.planner.process).losses(
-            self.planner, None, experience, credit, None, beta=0.0, bc_weight=0.1, conditioning=experience.conditioning
-        )
+        hidden = HiddenBatch(self.scenes["hidden"], None)
+        rollout = policy.roll((batch, hidden), GROUP, Key(0, 0), algorithm.needs(drift=False))
+        self.seconds = rollout.own.seconds
+        credit = assign_credit(algorithm, rollout)
+        losses = Updater(algorithm).losses(policy, modules, rollout, credit, None, beta=0.0, bc_weight=0.1)
         self.optimizer.zero_grad()
         losses.total.backward()
         self.optimizer.step()

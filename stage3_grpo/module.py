@@ -1,70 +1,46 @@
-"""Reinforcement learning of the planner: the Lightning module of stage 3.
+"""Reinforcement learning of a policy: the Lightning module of stage 3.
 
-One training step is one rollout of the batch's scenes and the updates that follow from it:
+One training step is one rollout of the batch's starts and the updates that follow from it:
 
-    collect   G chains per scene, the reference's chain, scores            (collector.py)
-    credit    advantages over the global batch, discounted                 (update.py, core/)
-    update    mu passes x M minibatches of L = L_policy + beta KL + w_bc L_bc + w_v L_v
+    roll       G samples per start, the reference's, scores                (policy.py, policies/)
+    credit     advantages over the global batch, weighted                  (credit.py, algorithm/, core/)
+    update     mu passes x M minibatches of L = L_policy + beta KL + w_bc L_bc + w_v L_v    (update.py)
 
-What holds before the first step is checked before the first step: the reference, the scorer, coverage, the sampler.
+What holds before the first step is checked before the first step: the policy looks to its reference, scorer and data.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from navsim_ext.errors import DataError, MissingError, TriviumError
-from navsim_ext.fingerprint import Fingerprint
-from navsim_ext.hidden_cache import require_states
+from navsim_ext.errors import TriviumError
 from navsim_ext.runtime.checkpoints import BestCheckpoints, resume_point
 from navsim_ext.runtime.collectives import share_of_count
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
 from navsim_ext.runtime.schedules import total_steps
-from navsim_ext.scene import SceneBatch
-from stage2_dit import (
-    DiffusionPlanner,
-    NoDensity,
-    Process,
-    WrongProcess,
-    build_process,
-    load_planner,
-    not_finite_loss,
-    planner_record,
-    require_hidden,
-)
-from stage3_grpo.algorithm import Algorithm, AlgorithmError
-from stage3_grpo.collector import Collector, Experience
-from stage3_grpo.held_out import HeldOut
-from stage3_grpo.monitors.statistics import rollout_statistics
-from stage3_grpo.reference import ReferenceMismatch, ReferencePolicy
-from stage3_grpo.rewards import Reward
-from stage3_grpo.update import Credit, Losses, Updater, assign_credit, minibatches
-from stage3_grpo.value import ValueHead
-
-if TYPE_CHECKING:
-    from navsim_ext.metric_cache.scorer import PdmScorer
+from stage3_grpo.algorithm import AdaptiveWeight, Algorithm, AlgorithmError
+from stage3_grpo.credit import Credit, assign_credit
+from stage3_grpo.monitors.statistics import credit_statistics
+from stage3_grpo.policy import HeldOut, Key, NoValidReward, Policy, Rollout
+from stage3_grpo.update import Losses, Updater, added, minibatches
 
 log = logging.getLogger(__name__)
 
 RECORDED = {"total": "loss", "policy": "policy_loss", "kl": "kl_loss", "cloning": "bc_loss", "value": "value_loss"}
 MAX_LISTED = 8
-PROBED_SCENES = 4
-
-
-class NoValidReward(TriviumError):
-    """Nothing of a batch could be scored."""
 
 
 class StoppedByAlarm(TriviumError):
-    """An alarm ended the run; ``checkpoint`` is the best one (without held-out scenes the last)."""
+    """An alarm ended the run; ``checkpoint`` is the best one (without held-out starts the last)."""
 
     exit_code = 3
 
@@ -84,7 +60,7 @@ class PolicyOptimizerSettings(OptimizerSettings):
 
 
 class GrpoModule(pl.LightningModule):
-    """Trains the planner in ``init`` against ``reward``; ``reference`` None: the planner that training starts from.
+    """Trains ``policy`` by ``algorithm``.
 
     ``drift_every``: rollouts between measurements of the KL to the reference where no KL term needs it.
     ``max_invalid_batches``: so many batches in a row without one valid reward end the run.
@@ -92,34 +68,26 @@ class GrpoModule(pl.LightningModule):
 
     def __init__(
         self,
-        init: str,
+        policy: Policy,
         algorithm: Algorithm,
-        reward: Reward,
-        scorer: PdmScorer,
         *,
-        reference: str | None = None,
         optimizer: PolicyOptimizerSettings | None = None,
         seed: int = 0,
-        allow_hidden_mismatch: bool = False,
         drift_every: int = 10,
         max_invalid_batches: int = 10,
-        validation_seed: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.init, self.reference_path = init, reference or init
-        self.algorithm, self.reward, self.scorer = algorithm, reward, scorer
+        self.policy, self.algorithm, self.updater = policy, algorithm, Updater(algorithm)
         self.optimizer_settings = optimizer or PolicyOptimizerSettings()
-        self.seed, self.allow_hidden_mismatch = seed, allow_hidden_mismatch
+        self.seed = seed
         self.drift_every, self.max_invalid_batches = drift_every, max_invalid_batches
-        self.validation_seed = validation_seed
-        self.planner: DiffusionPlanner | None = None
-        self.value_head: ValueHead | None = None
-        self.reference: ReferencePolicy | None = None
-        self.hidden_fingerprint: Fingerprint | None = None
+        self.learned: Mapping[str, nn.Module] | None = None  # registered by their names in checkpoints
         self.rollouts = 0  # drawn so far
         self.bc_boost = 0.0  # added to the weight of behaviour cloning by an alarm
         self.invalid_batches = 0  # in a row
+        weight = algorithm.kl.weight if algorithm.kl else None
+        self.adapted = weight.start if isinstance(weight, AdaptiveWeight) else None  # the present adaptive KL weight
         self.stopped_by_alarm = False
         self.record: dict[str, float] = {}  # of the last step
         self.drawn_at = 0  # optimizer step at which the last rollout was drawn
@@ -128,106 +96,82 @@ class GrpoModule(pl.LightningModule):
     # ---- before the first step
 
     def configure_model(self) -> None:
-        """Loads policy and reference, and checks that they, the sampler and the hidden states belong together."""
-        if self.planner is not None:
+        """Lets the policy load what it consists of, and checks that it belongs together."""
+        if self.learned is not None:
             return
-        source = self.trainer.datamodule.hidden
-        if source is None:
-            raise MissingError("stage 3 needs hidden states: set data.hidden_cache")
-        self.hidden_fingerprint = source.fingerprint
-        loaded = load_planner(self.init)
-        require_hidden(loaded, source.fingerprint, allow_mismatch=self.allow_hidden_mismatch)
-        require_states(source.fingerprint, self.trainer.datamodule.hidden_eval.fingerprint,
-                       allow_other=self.allow_hidden_mismatch)  # fmt: skip
-        self.reference = ReferencePolicy.load(
-            self.reference_path, loaded.planner.config, source.fingerprint, allow_mismatch=self.allow_hidden_mismatch
-        )
-        process = rollout_process(loaded.planner, self.algorithm)
-        if self.algorithm.needs_value:
-            self.value_head = ValueHead(loaded.planner.config, process.num_steps)
-        self.planner = loaded.planner
-        self.process = process  # a module without parameters: moves with this one
-        self.collector = Collector(self.algorithm, process, self.reward, self.scorer, self.seed)
-        self.updater = Updater(self.algorithm, process)
+        self.learned = self.policy.build(self.trainer.datamodule, self.algorithm, self.seed)
+        for name, module in self.learned.items():
+            self.add_module(name, module)
+        self.held_out = self.policy.held_out()
 
     def on_fit_start(self) -> None:
-        self.reference.to(self.device)
-        dataset = self.trainer.datamodule.dataset("train")
-        self.scorer.require_coverage(dataset.tokens)
-        global_batch = self.trainer.datamodule.batch_size * self.trainer.world_size
-        if global_batch < self.algorithm.minibatches:
-            raise AlgorithmError(f"{self.algorithm.minibatches} minibatches cannot be made of {global_batch} scenes: "
-                                 "raise datamodule.batch_size or lower algorithm.minibatches")  # fmt: skip
-        self._probe(dataset)
-        self.held_out = self.held_out or HeldOut(self.reward, self.scorer, self.validation_seed)
-
-    def _probe(self, dataset: Any) -> None:
-        """Scores a few recorded drives: a scorer that cannot do that will not score a policy either."""
-        known = [i for i, token in enumerate(dataset.tokens) if token in self.scorer.known]
-        samples = [dataset[i] for i in known[:: max(len(known) // PROBED_SCENES, 1)][:PROBED_SCENES]]
-        targets = [sample for sample in samples if sample.target is not None]
-        if not targets:
-            raise NoValidReward("no training scene has both a metric cache and a recorded drive to try the scorer on")
-        trajectories = torch.cat([sample.target for sample in targets]).double().numpy()
-        tokens = [sample.token[0] for sample in targets]
-        weights = self.reward.score.weights if self.reward.score else None
-        scores = self.scorer.score(tokens, trajectories, weights, **self.reward.scoring)
-        if not scores.valid.any():
-            raise NoValidReward(
-                f"none of the recorded drives of {tokens} could be scored ({scores.reason[0]}): check with "
-                "python -m navsim_ext.doctor and rebuild data.metric_cache"
+        datamodule = self.trainer.datamodule
+        global_batch = datamodule.batch_size * self.trainer.world_size
+        if global_batch < self.algorithm.surrogate.minibatches:
+            raise AlgorithmError(
+                f"{self.algorithm.surrogate.minibatches} minibatches cannot be made of {global_batch} scenes: raise "
+                "datamodule.batch_size or lower surrogate.minibatches"
             )
+        self.policy.begin(datamodule, self.device)
 
     # ---- training
 
-    def training_step(self, batch: tuple[SceneBatch, Any], batch_idx: int) -> None:
-        scenes, hidden, mask = checked(batch)
-        self._scenes = scenes, hidden
-        self.planner.eval()  # dropout of the ego state would make old and new log-probabilities those of other policies
+    def training_step(self, batch: Any, batch_idx: int) -> None:
         self.drawn_at, self.record = self.global_step, {}
         number = self.rollouts
-        with_drift = self.drift_every > 0 and number % self.drift_every == 0
-        experience = self.collector.collect(
-            self.planner, self.value_head, self.reference, scenes, hidden, mask, rollout=number, with_drift=with_drift
+        drift = self.drift_every > 0 and number % self.drift_every == 0
+        rollout = self.policy.roll(
+            batch, self.algorithm.group_size, Key(self.seed, number), self.algorithm.needs(drift=drift)
         )
+        self._rollout = rollout
         self.rollouts += 1
-        credit = assign_credit(self.algorithm, experience)
-        record = rollout_statistics(experience, credit)
-        counted = float(share_of_count(credit.mask))
-        self._count_invalid(record, experience)
-        losses = self._update(experience, credit, number) if counted else []
-        record |= self._loss_record(losses, number)
+        credit = assign_credit(self.algorithm, rollout)
+        record = credit_statistics(rollout, credit) | self.policy.statistics(rollout)
+        self._count_invalid(record, rollout)
+        beta = self.beta(number)
+        losses = self._update(rollout, credit, number, beta) if float(share_of_count(credit.mask)) else []
+        self._rollout = None
+        record |= self._loss_record(losses, number, beta)
+        if self.adapted is not None:
+            self.adapted = self.algorithm.kl.weight.following(self.adapted, record.get("kl_reference", math.nan))
+        self.policy.after_update(self.rollouts)
         self.record = record
         self.lr_schedulers().step()
-        shown = {name: record[name] for name in ("reward", "reward_gain") if math.isfinite(record[name])}
+        shown = {name: record[name] for name in ("reward", "reward_gain") if math.isfinite(record.get(name, math.nan))}
         self.log_dict(shown, prog_bar=True, logger=False, batch_size=1)
 
-    def _update(self, experience: Experience, credit: Credit, number: int) -> list[Losses]:
+    def _update(self, rollout: Rollout, credit: Credit, number: int, beta: float) -> list[Losses]:
         """All gradient steps of a rollout; fewer when ``target_kl`` is passed."""
-        optimizer, algorithm = self.optimizers(), self.algorithm
-        beta = algorithm.kl_weight(number) if algorithm.kl_weight else 0.0
+        optimizer, surrogate = self.optimizers(), self.algorithm.surrogate
         done: list[Losses] = []
-        for epoch in range(algorithm.inner_epochs):
-            parts: list[list[int] | None] = [None]
-            if algorithm.minibatches > 1:
-                parts = minibatches(experience.scenes.token, algorithm.minibatches, seed=self.seed, rollout=number,
-                                    epoch=epoch, device=self.device)  # fmt: skip
-            for part in parts:
-                losses = self.updater.losses(
-                    self.planner, self.value_head, experience, credit, part,
-                    beta=beta, bc_weight=self.bc_weight(number),
-                    conditioning=experience.conditioning if not done and part is None else None,
-                )  # fmt: skip
-                if algorithm.target_kl is not None and self._mean(losses.approx_kl) > algorithm.target_kl:
+        for epoch in range(surrogate.inner_epochs):
+            chosen: list[list[int] | None] = [None]
+            if surrogate.minibatches > 1:
+                chosen = minibatches(rollout.names, surrogate.minibatches, seed=self.seed, rollout=number,
+                                     epoch=epoch, device=self.device)  # fmt: skip
+            for starts in chosen:
+                optimizer.zero_grad()
+                losses = self._backward(rollout, credit, starts, number, beta)
+                if surrogate.target_kl is not None and self._mean(losses.approx_kl) > surrogate.target_kl:
+                    optimizer.zero_grad()
                     return done
-                self._require_finite("loss", losses.total)  # before the backward pass: no weight has seen it
                 if not float(losses.counted) and not self.bc_weight(number):
                     continue
-                optimizer.zero_grad()
-                self.manual_backward(losses.total)
                 optimizer.step()
                 done.append(losses)
         return done
+
+    def _backward(self, rollout: Rollout, credit: Credit, starts: list[int] | None, number: int, beta: float) -> Losses:
+        """The losses of one update, without graphs; their gradients stand in the weights. Losses that are not finite
+        end the run before a weight has seen them."""
+        parts = []
+        for part in self.updater.parts(
+            self.policy, self.learned, rollout, credit, starts, beta=beta, bc_weight=self.bc_weight(number)
+        ):
+            self._require_finite("loss", part.total)
+            self.manual_backward(part.total)
+            parts.append(part._replace(total=part.total.detach()))
+        return added(parts)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips here, where half-precision gradients are unscaled already; keeps the norm for the record."""
@@ -240,11 +184,16 @@ class GrpoModule(pl.LightningModule):
         """Ends the run on all processes when the value is NaN or infinite on one of them."""
         good = bool(torch.isfinite(value.detach()))
         if not self.trainer.strategy.reduce_boolean_decision(good, all=True):
-            scenes, hidden = self._scenes
-            raise not_finite_loss(what, float(value), self.trainer, scenes, hidden)
+            raise self.policy.not_finite(what, float(value), self.trainer, self._rollout)
 
     def bc_weight(self, number: int) -> float:
         return self.algorithm.bc_weight(number) + self.bc_boost
+
+    def beta(self, number: int) -> float:
+        """Weight of the KL to the reference at a rollout."""
+        if self.algorithm.kl is None:
+            return 0.0
+        return self.algorithm.kl.weight(number) if self.adapted is None else self.adapted
 
     @property
     def rollout_number(self) -> int:
@@ -255,40 +204,39 @@ class GrpoModule(pl.LightningModule):
         """Mean over processes of a loss term that was divided by the global count."""
         return float(self.trainer.strategy.reduce(value.detach(), reduce_op="mean"))
 
-    def _loss_record(self, losses: list[Losses], number: int) -> dict[str, float]:
+    def _loss_record(self, losses: list[Losses], number: int, beta: float) -> dict[str, float]:
         record = {"bc_weight": self.bc_weight(number), "updates": float(len(losses))}
         record["learning_rate"] = self.optimizers().param_groups[0]["lr"]
-        if self.algorithm.kl_weight:
-            record["beta"] = self.algorithm.kl_weight(number)
+        if self.algorithm.kl:
+            record["beta"] = beta
         if losses:
             record |= {RECORDED.get(name, name): self._mean(value) for name, value in mean_losses(losses).items()}
             record["gradient_norm"] = float(self._gradient_norm)
         return record
 
-    def _count_invalid(self, record: dict[str, float], experience: Experience) -> None:
+    def _count_invalid(self, record: dict[str, float], rollout: Rollout) -> None:
         self.invalid_batches = self.invalid_batches + 1 if record["invalid_rate"] == 1.0 else 0
         if self.invalid_batches >= self.max_invalid_batches:
+            why = f" ({rollout.reasons[0]})" if rollout.reasons else ""
             raise NoValidReward(
                 f"{self.invalid_batches} batches in a row had no valid reward, the last of tokens "
-                f"{experience.scenes.token[:MAX_LISTED]} ({experience.scores.reasons[0]}): rebuild the metric cache"
+                f"{list(rollout.names)[:MAX_LISTED]}{why}: check the data of the reward (rebuild the metric cache)"
             )
 
     def configure_optimizers(self) -> dict[str, Any]:
-        settings = self.optimizer_settings
-        groups = [{"params": list(self.planner.parameters()), "lr": settings.lr}]
-        if self.value_head is not None:
-            groups.append({"params": list(self.value_head.parameters()), "lr": settings.value_lr})
+        settings, learned = self.optimizer_settings, self.policy.parameters()
+        groups = [{"params": list(learned["policy"]), "lr": settings.lr}]
+        if "value" in learned:
+            groups.append({"params": list(learned["value"]), "lr": settings.value_lr})
         return adamw(groups, settings, total=total_steps(self.trainer))
 
-    # ---- held-out scenes
+    # ---- held-out starts
 
     def on_validation_epoch_start(self) -> None:
-        self.held_out = self.held_out or HeldOut(self.reward, self.scorer, self.validation_seed)
         self.held_out.start()
 
-    def validation_step(self, batch: tuple[SceneBatch, Any], batch_idx: int) -> None:
-        scenes, hidden, mask = checked(batch)
-        self.held_out.add(self.planner.eval(), self.reference, scenes, hidden, mask)
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.held_out.add(batch)
 
     def on_validation_epoch_end(self) -> None:
         for name, value in self.held_out.finish(self.trainer).items():
@@ -309,41 +257,31 @@ class GrpoModule(pl.LightningModule):
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["planner"] = planner_record(self.planner, self.hidden_fingerprint)
-        checkpoint["stage3"] = {
+        records, identity = self.policy.save()
+        checkpoint.update(records)
+        checkpoint["stage3"] = identity | {
             "rollouts": self.rollouts,
             "bc_boost": self.bc_boost,
+            "kl_weight": self.adapted,
             "invalid_batches": self.invalid_batches,
             "stopped_by_alarm": self.stopped_by_alarm,
-            "reference": self.reference.fingerprint.to_json(),
-            "scorer": self.scorer.fingerprint.to_json(),
-            "traffic": self.reward.traffic,
             "algorithm": self.algorithm.name,
-            "held_out": self.held_out.state_dict() if self.held_out else {},
+            "policy": self.policy.name,
+            "held_out": self.held_out.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continues only with the reference and the scorer of the checkpoint."""
+        """Continues only with the policy, reference and scorer of the checkpoint."""
         state = checkpoint["stage3"]
-        then = Fingerprint.from_json(state["reference"])
-        if then.digest != self.reference.fingerprint.digest:
-            listed = "\n  ".join(then.differences(self.reference.fingerprint))
-            raise ReferenceMismatch(f"the checkpoint was trained against another reference (then | now):\n  {listed}")
-        Fingerprint.from_json(state["scorer"]).require_equal(
-            self.scorer.fingerprint, mine="the scorer of the checkpoint", theirs="the scorer now",
-            remedy="use the metric cache that the run began with, or start afresh with resume=never",
-        )  # fmt: skip
+        if state.get("policy", self.policy.name) != self.policy.name:
+            raise AlgorithmError(f"the checkpoint is of a policy {state['policy']}, this run's is {self.policy.name}")
+        self.policy.require_same(state)
         if state["stopped_by_alarm"] and any(getattr(each, "can_stop", False) for each in self.trainer.callbacks):
             raise self.stopped("an alarm stopped this run, and it does not go on of itself")
-        before = state.get("traffic", "log_replay")
-        if before != self.reward.traffic:
-            raise AlgorithmError(
-                f"the checkpoint was rewarded in traffic {before}, this run is in {self.reward.traffic}: set "
-                f"reward.traffic={before}, or start afresh with resume=never"
-            )
         self.rollouts, self.bc_boost = int(state["rollouts"]), float(state["bc_boost"])
         self.invalid_batches = int(state["invalid_batches"])
-        self.held_out = HeldOut(self.reward, self.scorer, self.validation_seed)
+        if self.adapted is not None:
+            self.adapted = float(state["kl_weight"])
         self.held_out.load_state_dict(state["held_out"])
 
 
@@ -362,35 +300,3 @@ def mean_losses(losses: list[Losses]) -> dict[str, Tensor]:
     if "kl_reference" in means and bool(means["kl_reference"].isnan()):
         del means["kl_reference"]
     return means
-
-
-def rollout_process(planner: DiffusionPlanner, algorithm: Algorithm) -> Process:
-    """The sampler of rollouts; raises WrongProcess or NoDensity when it cannot serve this planner."""
-    if algorithm.process is None and algorithm.num_steps is None:
-        process = planner.process
-    else:
-        process = build_process(algorithm.process or planner.process.name, algorithm.num_steps)
-    if process.prediction != planner.process.prediction:
-        raise WrongProcess(
-            f"algorithm {algorithm.name} samples with {process.name}, which needs a planner that predicts "
-            f"{process.prediction}; this one was trained with {planner.process.name} and predicts "
-            f"{planner.process.prediction}: train stage 2 with planner.process={process.name}, or choose another "
-            "algorithm"
-        )
-    if not process.has_density:
-        raise NoDensity(
-            f"algorithm {algorithm.name} would sample with {process.name}, whose steps have no density: set "
-            "algorithm.process to ddim, or to flow_sde or flow_cps for a flow planner"
-        )
-    process.require_read(algorithm.exploration)
-    return process
-
-
-def checked(batch: tuple[SceneBatch, Any]) -> tuple[SceneBatch, Tensor, Tensor | None]:
-    """A batch that keeps its contract; raises MissingError or DataError naming tokens otherwise."""
-    scenes, hidden = batch
-    if hidden is None:
-        raise MissingError(f"tokens {scenes.token[:MAX_LISTED]} came without hidden states: set data.hidden_cache")
-    if len(hidden.hidden) != len(scenes):
-        raise DataError(f"{len(hidden.hidden)} hidden states came with {len(scenes)} scenes")
-    return scenes, hidden.hidden, hidden.mask

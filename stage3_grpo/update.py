@@ -1,52 +1,27 @@
-"""From a rollout to losses: advantages, minibatches, and the loss of each.
+"""From a rollout and its credit to losses: minibatches, and the loss of each.
 
-Legend: S scenes, G trajectories of each, N = S G rows, K denoising steps, M minibatches, W processes.
+Legend: S starts, N rows, K decisions, n rows of a part, M minibatches, W processes.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from navsim_ext.runtime.collectives import gather_rows, own_rows, share_of_count, world
 from navsim_ext.runtime.rng import derive_seed
-from stage2_dit import Chain, Conditioning, DiffusionPlanner, Process, Steps, step_distributions
-from stage3_grpo.algorithm import Algorithm
-from stage3_grpo.collector import Experience
-from stage3_grpo.core import (
-    batch_standardised,
-    behaviour_cloning,
-    constant_baseline,
-    denoising_discount,
-    gae,
-    group_standardised,
-    group_statistics,
-    leave_one_out,
-    masked_mean,
-    sampled_kl,
-    spread_mask,
-    value_error,
-)
-from stage3_grpo.value import ValueHead
-
-EPSILON = 1e-8
-
-
-class Credit(NamedTuple):
-    """``advantage`` [N,K] discounted; ``mask`` [N,K]; ``target`` of the value head; ``zero_spread`` share of groups."""
-
-    advantage: Tensor
-    mask: Tensor
-    target: Tensor | None
-    zero_spread: Tensor
+from stage3_grpo.algorithm import Algorithm, AlgorithmError
+from stage3_grpo.core import behaviour_cloning, masked_mean, sampled_kl, sequence_mean, value_error
+from stage3_grpo.credit import Credit
+from stage3_grpo.policy import Decisions, Policy, Rollout, WrongPolicy
 
 
 class Losses(NamedTuple):
-    """Terms of one update, all []: ``total`` carries the gradient.
+    """Terms of one update (or of a part of it: they add up), all []: ``total`` carries the gradient.
 
     ``counted``: decisions that count in the policy's terms, over all processes, divided by their number; with 0 those
     terms say nothing, and with ``cloning`` 0 as well there is nothing to learn.
@@ -55,7 +30,7 @@ class Losses(NamedTuple):
     total: Tensor
     policy: Tensor
     kl: Tensor  # the term that beta weighs
-    kl_reference: Tensor  # exact KL of the step distributions to the reference's; NaN where it was not asked for
+    kl_reference: Tensor  # KL to the reference, exact where the policy can compute it; NaN where it was not asked for
     cloning: Tensor
     value: Tensor
     clip_fraction: Tensor
@@ -64,46 +39,13 @@ class Losses(NamedTuple):
     counted: Tensor
 
 
-def assign_credit(algorithm: Algorithm, experience: Experience) -> Credit:
-    """Advantages over the global batch; rows without a valid reward do not count anywhere."""
-    device, steps = experience.chain.states.device, len(experience.chain.times)
-    valid = torch.as_tensor(experience.scores.valid, device=device)
-    reward = torch.as_tensor(experience.scores.reward, device=device, dtype=torch.float32).masked_fill(~valid, 0.0)
-    rank, _ = world()
-    group = torch.arange(experience.chain.num_scenes, device=device).repeat_interleave(algorithm.group_size)
-    group = group + rank * experience.chain.num_scenes
-    whole = [gather_rows(each) for each in (reward, group, valid)]
-    statistics = group_statistics(*whole)
-    zero_spread = (statistics.std[whole[2]] <= algorithm.min_spread).float().mean()
-    mask = valid[:, None].expand(-1, steps)
-    if algorithm.drop_zero_spread:
-        mask = mask & own_rows(spread_mask(*whole, algorithm.min_spread))[:, None]
-    target = None
-    if algorithm.advantage == "gae":
-        advantage, target = gae(reward, experience.value_old, mask, gamma=algorithm.gae_gamma, lam=algorithm.gae_lambda)
-        everything, counts = gather_rows(advantage), gather_rows(mask)
-        chosen = everything[counts]
-        if len(chosen) > 1:
-            advantage = ((advantage - chosen.mean()) / (chosen.std() + EPSILON)).masked_fill(~mask, 0.0)
-    else:
-        functions = {
-            "group": lambda: group_standardised(*whole),
-            "leave_one_out": lambda: leave_one_out(*whole),
-            "batch": lambda: batch_standardised(*whole),
-            "constant": lambda: constant_baseline(whole[0], whole[2], algorithm.baseline),
-        }
-        advantage = own_rows(functions[algorithm.advantage]())[:, None].expand(-1, steps)
-    discount = denoising_discount(steps, algorithm.discount, device=device)
-    return Credit(advantage * discount, mask, target, zero_spread)
+def minibatches(names: Sequence[str], count: int, *, seed: int, rollout: int, epoch: int, device) -> list[list[int]]:
+    """Own starts of each of M minibatches of the global batch, drawn without regard to which process has a start.
 
-
-def minibatches(tokens: list[str], count: int, *, seed: int, rollout: int, epoch: int, device) -> list[list[int]]:
-    """Own scenes of each of M minibatches of the global batch, drawn without regard to which process has a scene.
-
-    Scenes are ordered by a hash of (seed, rollout, inner epoch, token); minibatch j takes the j-th part of that
-    order. So W processes make the same M updates as one with all the scenes.
+    Starts are ordered by a hash of (seed, rollout, inner epoch, name); minibatch j takes the j-th part of that
+    order. So W processes make the same M updates as one with all the starts.
     """
-    keys = torch.tensor([derive_seed(seed, rollout, epoch, token) for token in tokens], device=device)
+    keys = torch.tensor([derive_seed(seed, rollout, epoch, name) for name in names], device=device)
     whole = gather_rows(keys)
     place = torch.empty_like(whole)
     place[torch.argsort(whole, stable=True)] = torch.arange(len(whole), device=device)
@@ -111,101 +53,152 @@ def minibatches(tokens: list[str], count: int, *, seed: int, rollout: int, epoch
     return [[i for i, own in enumerate(part) if own == j] for j in range(count)]
 
 
+class Counts(NamedTuple):
+    """Denominators of the means of one update, over all processes."""
+
+    decisions: Tensor
+    level: Tensor  # of the policy's term: decisions or rows
+    taught: Tensor
+
+
 @dataclass(frozen=True)
 class Updater:
     """Losses of (parts of) a rollout under the present weights."""
 
     algorithm: Algorithm
-    process: Process
 
-    def losses(
+    def parts(
         self,
-        planner: DiffusionPlanner,
-        value_head: ValueHead | None,
-        experience: Experience,
+        policy: Policy,
+        modules: Mapping[str, nn.Module],
+        rollout: Rollout,
         credit: Credit,
-        scenes: list[int] | None,
+        starts: Sequence[int] | None,
         *,
         beta: float,
         bc_weight: float,
-        conditioning: Conditioning | None = None,
-    ) -> Losses:
-        """``scenes``: the own scenes of the minibatch (None: all; empty: only takes part in the collectives).
+    ) -> Iterator[Losses]:
+        """Losses of the minibatch of the own ``starts`` (None: all; empty: only takes part in the collectives), in
+        parts of at most ``policy.rows_at_once`` rows: their gradients add up to that of the whole."""
+        rows = self._rows(rollout, starts)
+        counts = self._counts(rollout, credit, starts, rows, bc_weight)
+        pieces = [rows] if policy.rows_at_once is None else list(rows.split(policy.rows_at_once))
+        for number in range(_most(len(pieces), rows.device)):
+            piece = pieces[number] if number < len(pieces) else rows[:0]
+            if len(piece) == 0:
+                yield self._nothing(modules, counts)
+            else:
+                yield self._losses(policy, rollout, credit, piece, counts, beta, bc_weight)
 
-        The policy's and the teacher's chains go through the network together.
-        """
-        everything = list(range(experience.chain.num_scenes))
-        chosen = torch.tensor(everything if scenes is None else scenes, dtype=torch.long)
-        chosen = chosen.to(experience.chain.states.device)
-        group, steps = self.algorithm.group_size, len(experience.chain.times)
-        rows = (chosen[:, None] * group + torch.arange(group, device=chosen.device)).flatten()
+    def losses(
+        self, policy: Policy, modules: Mapping[str, nn.Module], rollout: Rollout, credit: Credit,
+        starts: Sequence[int] | None, *, beta: float, bc_weight: float,
+    ) -> Losses:  # fmt: skip
+        """All parts added."""
+        return added(list(self.parts(policy, modules, rollout, credit, starts, beta=beta, bc_weight=bc_weight)))
+
+    def _rows(self, rollout: Rollout, starts: Sequence[int] | None) -> Tensor:
+        if starts is None:
+            return torch.arange(rollout.num_rows, device=rollout.mask.device)
+        chosen = torch.tensor(list(starts), dtype=torch.int64, device=rollout.start.device)
+        return torch.isin(rollout.start, chosen).nonzero()[:, 0]
+
+    def _counts(
+        self, rollout: Rollout, credit: Credit, starts: Sequence[int] | None, rows: Tensor, bc_weight: float
+    ) -> Counts:
         mask = credit.mask[rows]
-        count = share_of_count(mask)
-        level = share_of_count(mask.any(dim=1)) if self.algorithm.ratio_level == "trajectory" else count
-        taught = share_of_count(torch.ones(len(chosen), steps, device=mask.device))
-        if len(chosen) == 0:
-            return self._nothing(planner, value_head, count)
-        if conditioning is None:
-            conditioning = self._condition(planner, experience, chosen)
-        chain, with_teacher = experience.chain.select(chosen), bc_weight > 0
-        joined = join(chain, experience.teacher.select(chosen)) if with_teacher else chain
-        distribution = step_distributions(planner, conditioning, joined, process=self.process)
-        logp_all = self.algorithm.log_prob.of(joined, distribution).unflatten(0, (len(chosen), -1))
-        logp = logp_all[:, :group].flatten(0, 1)
+        decisions = share_of_count(mask)
+        level = share_of_count(mask.any(dim=1)) if self.algorithm.objective.counts_rows else decisions
+        taught = torch.zeros_like(decisions)
+        if bc_weight > 0:
+            if rollout.taught is None:
+                raise WrongPolicy(
+                    f"{self.algorithm.name}: this policy has no teacher to clone: set algorithm.bc_weight.start to 0"
+                )
+            own = rollout.taught
+            if starts is not None:
+                own = own[torch.isin(rollout.teaches, rollout.start.new_tensor(list(starts)))]
+            taught = share_of_count(own)
+        return Counts(decisions, level, taught)
+
+    def _losses(
+        self, policy: Policy, rollout: Rollout, credit: Credit, rows: Tensor, counts: Counts, beta: float,
+        bc_weight: float,
+    ) -> Losses:  # fmt: skip
+        algorithm, mask = self.algorithm, credit.mask[rows]
+        made = policy.decide(rollout, rows, teach=bc_weight > 0)
+        logp = made.logp
         zero = torch.zeros((), device=logp.device)
-        old = logp.detach() if experience.logp_old is None else experience.logp_old[rows]
-        term = self.algorithm.objective.policy(logp, old, credit.advantage[rows], mask, level)
-        kl, exact = zero, torch.full_like(zero, torch.nan)
-        if experience.reference_steps is not None:
-            kl, exact = self._kl(chain, distribution, logp, experience, rows, mask, count)
+        old = logp.detach() if rollout.logp_old is None else rollout.logp_old[rows]
+        term = algorithm.objective.policy(logp, old, credit.advantage[rows], mask, counts.level)
+        kl, told = self._kl(made, rollout, rows, mask, counts)
         cloning = zero
-        if with_teacher:
-            cloning = behaviour_cloning(
-                logp_all[:, group], torch.ones_like(logp_all[:, group], dtype=torch.bool), taught
-            )
+        if made.teacher_logp is not None:
+            cloning = behaviour_cloning(made.teacher_logp, self._taught(rollout, rows), counts.taught)
         value = zero
-        if value_head is not None:
-            value = value_error(value_head(conditioning, chain), credit.target[rows], mask, count)
-        total = term.loss + beta * kl + bc_weight * cloning + (self.algorithm.value_weight or 0.0) * value
-        terms = (total, term.loss, kl, exact, cloning, value, term.clip_fraction, term.ratio_mean, term.approx_kl,
-                 count)  # fmt: skip
+        if algorithm.needs_value:
+            if made.value is None:
+                raise WrongPolicy(f"{algorithm.name} needs a value head, which policy {policy.name} has not")
+            value = value_error(made.value, credit.target[rows], mask, counts.decisions)
+        total = term.loss + beta * kl + bc_weight * cloning + algorithm.value_weight * value
+        terms = (total, term.loss, kl, told, cloning, value, term.clip_fraction, term.ratio_mean, term.approx_kl,
+                 counts.decisions)  # fmt: skip
         return Losses(terms[0], *(each.detach() for each in terms[1:]))
 
-    def _condition(self, planner: DiffusionPlanner, experience: Experience, chosen: Tensor) -> Conditioning:
-        mask = None if experience.mask is None else experience.mask[chosen]
-        scenes = experience.scenes
-        return planner.condition(experience.hidden[chosen], mask, scenes.history[chosen], scenes.status[chosen])
+    def _taught(self, rollout: Rollout, rows: Tensor) -> Tensor:
+        """[m,L] of the teacher's rows that :meth:`Policy.decide` scores beside ``rows``."""
+        return rollout.taught[taught_by(rollout, rows)]
 
     def _kl(
-        self,
-        chain: Chain,
-        joined: Steps,
-        logp: Tensor,
-        experience: Experience,
-        rows: Tensor,
-        mask: Tensor,
-        count: Tensor,
+        self, made: Decisions, rollout: Rollout, rows: Tensor, mask: Tensor, counts: Counts
     ) -> tuple[Tensor, Tensor]:
-        """The term of the configured form (0 for none), and the exact KL for the record."""
-        log_prob, group = self.algorithm.log_prob, self.algorithm.group_size
-        reference = Steps(*(each[rows] for each in experience.reference_steps))
-        own = Steps(*(each.unflatten(0, (chain.num_scenes, -1))[:, :group].flatten(0, 1) for each in joined))
-        exact = masked_mean(log_prob.kl(own, reference), mask, count)
-        if self.algorithm.kl == "gaussian":
-            return exact, exact
-        if self.algorithm.kl == "none":
-            return torch.zeros_like(exact), exact
-        return sampled_kl(self.algorithm.kl, logp, log_prob.of(chain, reference), mask, count), exact
+        """The term of the configured form (0 for none), and the KL for the record."""
+        algorithm = self.algorithm
+        zero = torch.zeros((), device=mask.device)
+        sequence = algorithm.averaging == "sequence"
+        count = counts.level if sequence else counts.decisions
+        told = torch.full_like(zero, torch.nan)
+        if made.kl_exact is not None:
+            told = masked_mean(made.kl_exact, mask, counts.decisions)
+        elif rollout.logp_ref is not None:
+            told = sampled_kl("k3", made.logp.detach(), rollout.logp_ref[rows], mask, counts.decisions)
+        if algorithm.kl is None:
+            return zero, told
+        if algorithm.kl.form == "exact":
+            if made.kl_exact is None:
+                raise AlgorithmError(f"{algorithm.name}: this policy computes no exact KL: take kl=k3")
+            return (sequence_mean(made.kl_exact, mask, count) if sequence else told), told
+        estimate = sampled_kl(algorithm.kl.form, made.logp, rollout.logp_ref[rows], mask, count, algorithm.averaging)
+        return estimate, told
 
-    def _nothing(self, planner: DiffusionPlanner, value_head: ValueHead | None, count: Tensor) -> Losses:
+    def _nothing(self, modules: Mapping[str, nn.Module], counts: Counts) -> Losses:
         """Zero with zero gradients for every weight: the other processes wait for them."""
-        modules = [planner] if value_head is None else [planner, value_head]
-        total = sum(weight.sum() * 0.0 for module in modules for weight in module.parameters())
+        total = sum(weight.sum() * 0.0 for module in modules.values() for weight in module.parameters())
         zeros = (torch.zeros((), device=total.device) for _ in range(len(Losses._fields) - 2))
-        return Losses(total, *zeros, counted=count)
+        return Losses(total, *zeros, counted=counts.decisions)
 
 
-def join(chain: Chain, teacher: Chain) -> Chain:
-    """Groups of G + 1: the policy's chains of a scene, then the teacher's."""
-    states = torch.cat([chain.states.unflatten(0, (-1, chain.group_size)), teacher.states[:, None]], dim=1)
-    return dataclasses.replace(chain, states=states.flatten(0, 1), group_size=chain.group_size + 1)
+def taught_by(rollout: Rollout, rows: Tensor) -> Tensor:
+    """[m] rows of the teacher whose start has its first row among ``rows``: each is scored once, however the rows of a
+    minibatch are cut into parts."""
+    first = torch.full((len(rollout.names),), rollout.num_rows, dtype=torch.int64, device=rows.device)
+    first = first.scatter_reduce(0, rollout.start, torch.arange(rollout.num_rows, device=rows.device), "amin")
+    chosen = torch.isin(first, rows).nonzero()[:, 0]
+    return torch.isin(rollout.teaches, chosen).nonzero()[:, 0]
+
+
+def added(parts: Sequence[Losses]) -> Losses:
+    """The losses of an update from those of its parts: means over a common count add up."""
+    if len(parts) == 1:
+        return parts[0]
+    sums = (torch.stack([getattr(part, name) for part in parts]).sum(dim=0) for name in Losses._fields[:-1])
+    return Losses(*sums, counted=parts[0].counted)
+
+
+def _most(pieces: int, device: torch.device) -> int:
+    """The largest number of parts that a process has: all take part in as many collectives."""
+    if world()[1] == 1:
+        return pieces
+    most = torch.tensor(pieces, device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stage3_grpo.core.filters import group_statistics
+from stage3_grpo.core.returns import at_last_decision
 
 EPSILON = 1e-8
 
@@ -41,21 +42,21 @@ def constant_baseline(reward: Tensor, valid: Tensor, baseline: float) -> Tensor:
 
 
 def gae(reward: Tensor, value: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (arXiv 1506.02438) with the reward at the last decision that counts.
+    """Generalised advantage estimation (arXiv 1506.02438); a reward [N] comes at the last decision that counts.
 
     delta_k = r_k + gamma V_{k+1} - V_k,   A_k = delta_k + gamma lambda A_{k+1},   R_k = A_k + V_k
-    with V = A = 0 after the end. ``reward`` [N], ``value`` and ``mask`` [N,K] (True up to the end of each row).
+    with V = A = 0 after the end. ``reward`` [N] or [N,K], ``value`` and ``mask`` [N,K] (True
+    up to the end of each row).
     Returns the advantages and the value targets, [N,K], without gradients.
     """
     value = value.detach().masked_fill(~mask, 0.0)
     steps = value.shape[1]
-    last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    each = at_last_decision(reward, mask)
     advantage = torch.zeros_like(value)
     following = value.new_zeros(len(value))
     for k in reversed(range(steps)):
         next_value = value[:, k + 1] if k + 1 < steps else torch.zeros_like(following)
-        reward_k = torch.where(last[:, k], reward, torch.zeros_like(reward))
-        delta = reward_k + gamma * next_value - value[:, k]
+        delta = each[:, k] + gamma * next_value - value[:, k]
         following = (delta + gamma * lam * following).masked_fill(~mask[:, k], 0.0)
         advantage[:, k] = following
     return advantage, (advantage + value).masked_fill(~mask, 0.0)

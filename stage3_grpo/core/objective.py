@@ -14,21 +14,31 @@ from typing import Literal
 from torch import Tensor
 
 from stage3_grpo.core.kl import k1, k3
-from stage3_grpo.core.reduce import masked_mean
+from stage3_grpo.core.reduce import masked_mean, sequence_mean
 from stage3_grpo.core.surrogates import PolicyTerm, clipped_ratio, reinforce
 
 Surrogate = Literal["reinforce", "clip"]
 RatioLevel = Literal["step", "trajectory"]
+Averaging = Literal["token", "sequence"]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """``surrogate``; ``ratio_level`` "step": one ratio per decision, "trajectory": one of the means over decisions."""
+    """``surrogate``; ``ratio_level`` "step": one ratio per decision, "trajectory": one of the means over decisions.
+
+    ``averaging`` "token": one mean over all decisions that count; "sequence": of the means over each row's decisions.
+    """
 
     surrogate: Surrogate = "reinforce"
     ratio_level: RatioLevel = "step"
     clip_low: float = 0.2
     clip_high: float = 0.2
+    averaging: Averaging = "token"
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether the terms are means over rows, so that rows are what a ``count`` must count."""
+        return self.ratio_level == "trajectory" or self.averaging == "sequence"
 
     def policy(
         self, logp: Tensor, logp_old: Tensor, advantage: Tensor, mask: Tensor, count: Tensor | float | None = None
@@ -36,23 +46,25 @@ class Objective:
         """The policy term for logp, logp_old and (already discounted) advantage [N,K].
 
         At trajectory level the means over a trajectory's decisions take the place of its decisions; ``count`` then
-        counts trajectories.
+        counts trajectories, and so it does with sequence averaging.
         """
         if self.ratio_level == "trajectory":
             steps = mask.sum(dim=1, keepdim=True)
             average = lambda value: value.masked_fill(~mask, 0.0).sum(1, keepdim=True) / steps.clamp_min(1)  # noqa: E731
             logp, logp_old, advantage = average(logp), average(logp_old), average(advantage)
             mask = steps > 0
+        mean = sequence_mean if self.averaging == "sequence" else masked_mean
         if self.surrogate == "reinforce":
-            return reinforce(logp, advantage, mask, count)
+            return reinforce(logp, advantage, mask, count, mean)
         return clipped_ratio(
-            logp, logp_old, advantage, mask, clip_low=self.clip_low, clip_high=self.clip_high, count=count
+            logp, logp_old, advantage, mask, clip_low=self.clip_low, clip_high=self.clip_high, count=count, mean=mean
         )
 
 
 def sampled_kl(
-    form: Literal["k1", "k3"], logp: Tensor, logp_ref: Tensor, mask: Tensor, count: Tensor | float | None = None
-) -> Tensor:
+    form: Literal["k1", "k3"], logp: Tensor, logp_ref: Tensor, mask: Tensor, count: Tensor | float | None = None,
+    averaging: Averaging = "token",
+) -> Tensor:  # fmt: skip
     """Mean KL to the reference over decisions, []."""
     estimate = {"k1": k1, "k3": k3}[form](logp, logp_ref.detach())
-    return masked_mean(estimate, mask, count)
+    return (sequence_mean if averaging == "sequence" else masked_mean)(estimate, mask, count)

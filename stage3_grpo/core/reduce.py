@@ -27,3 +27,10 @@ def masked_mean(value: Tensor, mask: Tensor, count: Tensor | float | None = None
             raise ZeroMask("a mean over 0 decisions: every trajectory is masked; drop the batch before")
     total = value.masked_fill(~mask, 0.0).sum()
     return total / (count.clamp_min(LEAST_COUNT) if isinstance(count, Tensor) else max(count, LEAST_COUNT))
+
+
+def sequence_mean(value: Tensor, mask: Tensor, count: Tensor | float | None = None) -> Tensor:
+    """Mean over rows of each row's mean over its decisions that count, []; ``count`` counts rows (None: here)."""
+    steps = mask.sum(dim=1, keepdim=True)
+    row = value.masked_fill(~mask, 0.0).sum(dim=1, keepdim=True) / steps.clamp_min(1)
+    return masked_mean(row, steps > 0, count)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stage3_grpo.core.reduce import masked_mean
+
+Mean = Callable[[Tensor, Tensor, "Tensor | float | None"], Tensor]
 
 
 class PolicyTerm(NamedTuple):
@@ -19,10 +22,12 @@ class PolicyTerm(NamedTuple):
     approx_kl: Tensor  # mean(logp_old - logp), first-order KL from the sampling policy
 
 
-def reinforce(logp: Tensor, advantage: Tensor, mask: Tensor, count: Tensor | float | None = None) -> PolicyTerm:
+def reinforce(
+    logp: Tensor, advantage: Tensor, mask: Tensor, count: Tensor | float | None = None, mean: Mean = masked_mean
+) -> PolicyTerm:
     """loss = - mean(A logp) (Williams 1992). On-policy by assumption: one gradient step per rollout."""
     advantage = advantage.detach()
-    loss = -masked_mean(advantage * logp, mask, count)
+    loss = -mean(advantage * logp, mask, count)
     zero = torch.zeros((), device=logp.device)
     return PolicyTerm(loss, zero, zero + 1.0, zero)
 
@@ -36,6 +41,7 @@ def clipped_ratio(
     clip_low: float,
     clip_high: float,
     count: Tensor | float | None = None,
+    mean: Mean = masked_mean,
 ) -> PolicyTerm:
     """loss = - mean(min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)),  rho = exp(logp - logp_old).
 
@@ -46,12 +52,12 @@ def clipped_ratio(
     log_ratio = (logp - logp_old.detach()).masked_fill(~mask, 0.0)
     rho = torch.exp(log_ratio)
     clipped = rho.clamp(1.0 - clip_low, 1.0 + clip_high)
-    loss = -masked_mean(torch.minimum(rho * advantage, clipped * advantage), mask, count)
+    loss = -mean(torch.minimum(rho * advantage, clipped * advantage), mask, count)
     outside = ((rho < 1.0 - clip_low) | (rho > 1.0 + clip_high)).float()
     with torch.no_grad():
         return PolicyTerm(
             loss,
-            masked_mean(outside, mask, count),
-            masked_mean(rho, mask, count),
-            masked_mean(-log_ratio, mask, count),
+            mean(outside, mask, count),
+            mean(rho, mask, count),
+            mean(-log_ratio, mask, count),
         )

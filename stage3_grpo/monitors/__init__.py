@@ -2,6 +2,6 @@
 
 from stage3_grpo.monitors.alarms import AlarmRule, Alarms
 from stage3_grpo.monitors.recorder import FlightRecorder
-from stage3_grpo.monitors.statistics import rollout_statistics
+from stage3_grpo.monitors.statistics import credit_statistics
 
-__all__ = ["AlarmRule", "Alarms", "FlightRecorder", "rollout_statistics"]
+__all__ = ["AlarmRule", "Alarms", "FlightRecorder", "credit_statistics"]

@@ -15,35 +15,22 @@ from torch import Tensor
 
 from navsim_ext.errors import DataError
 from navsim_ext.runtime.collectives import gather_rows
-from stage3_grpo.collector import Experience
+from stage3_grpo.credit import Credit, Padded
+from stage3_grpo.policy import Rollout
 from stage3_grpo.rewards.reward import Scores
-from stage3_grpo.update import Credit
 
 PAIRED = ("reward", "judge", "reverse_tail", "standing", "v1_comfort", "v2_hc", "v1_ep", "v1_ttc")
 
 
-def rollout_statistics(experience: Experience, credit: Credit) -> dict[str, float]:
-    """Everything that is known before the update."""
-    device = experience.chain.states.device
-    names, values = table(experience.scores, device)
-    reference_names, reference = table(experience.teacher_scores, device)
+def rewards_of(scores: Scores, reference: Scores, group_size: int, device: torch.device) -> dict[str, float]:
+    """Means of the policy's and the reference's scores, and the gains of the groups' first samples."""
+    names, values = table(scores, device)
+    reference_names, reference_values = table(reference, device)
     statistics = column_means(names, values)
-    statistics |= {f"reference_{name}": value for name, value in column_means(reference_names, reference).items()}
-    first = values[:: experience.chain.group_size]
-    statistics |= gains((names, first), (reference_names, reference))
-    reward = values[:, names.index("reward")]
-    known = reward[~reward.isnan()]
-    if len(known):
-        statistics |= {"reward_min": known.min().item(), "reward_max": known.max().item()}
-        statistics["reward_std"] = known.std().item() if len(known) > 1 else 0.0
-    statistics["invalid_rate"] = reward.isnan().double().mean().item()
-    statistics["drift_m"] = gather_rows(experience.drift_m.float()).mean().item()
-    statistics["zero_spread_groups"] = credit.zero_spread.item()
-    statistics |= advantage_statistics(credit)
-    total = sum(value for name, value in experience.seconds.items() if name != "score")
-    statistics |= {f"seconds_{name}": value for name, value in experience.seconds.items()}
-    statistics["seconds_rollout"] = total
-    return statistics
+    told = column_means(reference_names, reference_values)
+    statistics |= {f"reference_{name}": value for name, value in told.items()}
+    first = values[::group_size]
+    return statistics | gains((names, first), (reference_names, reference_values))
 
 
 def compared(scores: Scores, reference: Scores) -> dict[str, float]:
@@ -67,13 +54,28 @@ def gains(mine: tuple[list[str], Tensor], reference: tuple[list[str], Tensor]) -
     return told
 
 
-def advantage_statistics(credit: Credit) -> dict[str, float]:
-    advantage, mask = gather_rows(credit.advantage.contiguous()), gather_rows(credit.mask.contiguous())
+def credit_statistics(rollout: Rollout, credit: Credit) -> dict[str, float]:
+    """Rewards of whole rows and their advantages, whatever the policy."""
+    padded = Padded(rollout.mask)
+    decided = rollout.mask & rollout.valid[:, None]
+    own = rollout.reward
+    own = own if own.dim() == 1 else own.masked_fill(~decided, 0.0).sum(dim=1)
+    real = padded.all(rollout.mask.any(dim=1))  # not padding
+    valid = padded.all(rollout.valid)
+    reward = padded.all(own)[valid & real]
+    statistics = {"invalid_rate": 1.0 - (valid & real).sum().item() / max(real.sum().item(), 1)}
+    if len(reward):
+        statistics |= {"reward_min": reward.min().item(), "reward_max": reward.max().item()}
+        statistics["reward_std"] = reward.std().item() if len(reward) > 1 else 0.0
+    statistics["reward"] = reward.mean().item() if len(reward) else math.nan
+    statistics["zero_spread_groups"] = credit.zero_spread.item()
+    advantage, mask = padded.all(credit.advantage), padded.all(credit.mask)
+    possible = padded.all(rollout.mask)
     chosen = advantage[mask]
-    share = mask.float().mean().item()
+    share = mask.sum().item() / max(possible.sum().item(), 1)
     if len(chosen) == 0:
-        return {"advantage_used": share}
-    return {
+        return statistics | {"advantage_used": share}
+    return statistics | {
         "advantage_mean": chosen.mean().item(),
         "advantage_std": chosen.std().item() if len(chosen) > 1 else 0.0,
         "advantage_max": chosen.abs().max().item(),

@@ -146,8 +146,8 @@ def test_a_users_own_experiment_is_checked_too(tmp_path):
         ("synthetic", "recipe.mix.turn=-1"),
         ("render", "image_size=[960]"),
         ("stage3", "algorithm.group_size=0"),
-        ("stage3", "module.scorer._target_=stage3_grpo.rewards.Scorer"),
-        ("stage3", "module.scorer._target_=3"),
+        ("stage3", "policy.scorer._target_=stage3_grpo.rewards.Scorer"),
+        ("stage3", "policy.scorer._target_=3"),
     ],
 )
 def test_values_out_of_range_name_key_value_and_range(job, override):

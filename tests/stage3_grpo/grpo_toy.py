@@ -155,7 +155,7 @@ def config(init: str, output: Path | str, overrides: list[str] = (), dotted: lis
                              f"output_dir={output}", *overrides])  # fmt: skip
     OmegaConf.set_struct(cfg, False)
     cfg.datamodule = {"_target_": "grpo_toy.ToyData", "batch_size": 4, "seed": 0}
-    cfg.module.scorer = {"_target_": "grpo_toy.ToyScorer"}
+    cfg.policy.scorer = {"_target_": "grpo_toy.ToyScorer"}
     cfg.algorithm.group_size = 4
     cfg.trainer.max_epochs = 2
     cfg.trainer.enable_progress_bar = False

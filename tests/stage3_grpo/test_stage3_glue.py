@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from concurrent.futures import Future
@@ -24,22 +25,23 @@ from navsim_ext.runtime.run import make
 from navsim_ext.scene import collate_scenes
 from stage2_dit import load_planner, step_distributions
 from stage3_grpo.algorithm import Schedule
-from stage3_grpo.collector import Collector, drift_m
 from stage3_grpo.core import gae
-from stage3_grpo.held_out import HeldOut
+from stage3_grpo.credit import assign_credit
 from stage3_grpo.module import mean_losses
 from stage3_grpo.monitors.alarms import AlarmRule, Alarms
-from stage3_grpo.monitors.statistics import column_means, rollout_statistics
-from stage3_grpo.reference import ReferencePolicy
+from stage3_grpo.monitors.statistics import column_means, credit_statistics
+from stage3_grpo.policies.diffusion import DiffusionPolicy, ReferencePolicy
+from stage3_grpo.policies.diffusion.held_out import DiffusionHeldOut
+from stage3_grpo.policies.diffusion.policy import drift_m
+from stage3_grpo.policy import Key
 from stage3_grpo.rewards import PdmTerm, Reward
-from stage3_grpo.update import Losses, Updater, assign_credit, minibatches
-from stage3_grpo.value import ValueHead
+from stage3_grpo.update import Losses, Updater, minibatches
 
 INVALID = [token(2)]
 
 
-def rollout(tmp_path, name: str, **changes):
-    """An experience of four scenes, one of which cannot be scored, with what it was made of."""
+def rolled(tmp_path, name: str, **changes):
+    """A rollout of four scenes, one of which cannot be scored, with what it was made of."""
     overrides = [f"algorithm={name}", *(f"algorithm.{key}={value}" for key, value in changes.items())]
     cfg = compose("stage3", ["output_dir=x", "init=x", "data.train=x", "data.hidden_cache=x", "data.metric_cache=x",
                              "algorithm.group_size=3", *overrides])  # fmt: skip
@@ -50,45 +52,43 @@ def rollout(tmp_path, name: str, **changes):
         for weight in planner.parameters():
             weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
     reference = ReferencePolicy.load(path, planner.config, Source.fingerprint, allow_mismatch=False)
-    head = ValueHead(planner.config, planner.process.num_steps) if algorithm.needs_value else None
-    if head is not None:
-        torch.nn.init.normal_(head.out.weight, std=0.5)
+    policy = DiffusionPolicy(path, Reward(PdmTerm()), ToyScorer(invalid=INVALID), sampler=make(cfg.sampler),
+                             log_prob=make(cfg.policy.log_prob), discount=cfg.policy.discount)  # fmt: skip
+    policy.adopt(planner, reference, algorithm)
+    if policy.value_head is not None:
+        torch.nn.init.normal_(policy.value_head.out.weight, std=0.5)
     dataset = Scenes(4, 1)
     scenes = collate_scenes([dataset[i] for i in range(4)])
-    hidden = Source().fetch(scenes.token)
-    collector = Collector(algorithm, planner.process, Reward(PdmTerm()), ToyScorer(invalid=INVALID), seed=3)
-    experience = collector.collect(planner, head, reference, scenes, hidden.hidden, hidden.mask, rollout=0,
-                                   with_drift=True)  # fmt: skip
-    return algorithm, planner, head, experience
+    batch = scenes, Source().fetch(scenes.token)
+    return algorithm, policy, policy.roll(batch, 3, Key(3, 0), algorithm.needs(drift=True))
 
 
-def update(algorithm, planner, head, experience, credit, *, bc_weight: float) -> Losses:
-    updater = Updater(algorithm, planner.process)
-    return updater.losses(planner, head, experience, credit, None, beta=0.0, bc_weight=bc_weight)
+def update(algorithm, policy, rollout, credit, *, bc_weight: float) -> Losses:
+    updater = Updater(algorithm)
+    return updater.losses(policy, {}, rollout, credit, None, beta=0.0, bc_weight=bc_weight)
+
+
+def logp_of(policy, rollout, chain):
+    """Log-probabilities of a chain, computed afresh."""
+    own, planner = rollout.own, policy.planner
+    conditioning = planner.condition(own.hidden, own.hidden_mask, own.scenes.history, own.scenes.status)
+    return policy.log_prob.of(chain, step_distributions(planner, conditioning, chain, process=planner.process))
 
 
 def test_cloning_is_the_mean_over_all_teachers_whoever_can_be_scored(tmp_path):
-    algorithm, planner, head, experience = rollout(tmp_path, "diffgrpo")
-    credit = assign_credit(algorithm, experience)
-    losses = update(algorithm, planner, head, experience, credit, bc_weight=0.3)
-    scenes = experience.scenes
-    conditioning = planner.condition(experience.hidden, experience.mask, scenes.history, scenes.status)
-    steps = step_distributions(planner, conditioning, experience.teacher, process=planner.process)
-    expected = -algorithm.log_prob.of(experience.teacher, steps).mean()
+    algorithm, policy, rollout = rolled(tmp_path, "diffgrpo")
+    losses = update(algorithm, policy, rollout, assign_credit(algorithm, rollout), bc_weight=0.3)
+    expected = -logp_of(policy, rollout, rollout.own.teacher).mean()
     assert float(losses.cloning) == pytest.approx(float(expected), rel=1e-5)
     assert float(losses.total) == pytest.approx(float(losses.policy + 0.3 * losses.cloning), rel=1e-5)
-    assert float(losses.counted) == 9 * len(experience.chain.times)  # three of four scenes, three samples each
+    assert float(losses.counted) == 9 * rollout.mask.shape[1]  # three of four scenes, three samples each
 
 
 def test_the_policy_term_is_a_mean_over_rows_that_count(tmp_path):
-    algorithm, planner, head, experience = rollout(tmp_path, "rloo")
-    credit = assign_credit(algorithm, experience)
-    losses = update(algorithm, planner, head, experience, credit, bc_weight=0.0)
-    scenes = experience.scenes
-    conditioning = planner.condition(experience.hidden, experience.mask, scenes.history, scenes.status)
-    logp = algorithm.log_prob.of(
-        experience.chain, step_distributions(planner, conditioning, experience.chain, process=planner.process)
-    )
+    algorithm, policy, rollout = rolled(tmp_path, "rloo")
+    credit = assign_credit(algorithm, rollout)
+    losses = update(algorithm, policy, rollout, credit, bc_weight=0.0)
+    logp = logp_of(policy, rollout, rollout.own.chain)
     terms = [credit.advantage[i] * logp[i] for i in range(12) if bool(credit.mask[i].all())]
     assert 0 < len(terms) <= 9
     assert float(losses.policy) == pytest.approx(-float(torch.stack(terms).mean()), rel=1e-5)
@@ -96,13 +96,13 @@ def test_the_policy_term_is_a_mean_over_rows_that_count(tmp_path):
 
 
 def test_gae_is_standardised_over_rows_that_count(tmp_path):
-    algorithm, _, _, experience = rollout(tmp_path, "ppo")
-    credit = assign_credit(algorithm, experience)
-    valid = torch.as_tensor(experience.scores.valid)
+    algorithm, _, rollout = rolled(tmp_path, "ppo")
+    credit = assign_credit(algorithm, rollout)
+    valid, scores = rollout.valid, rollout.own.scores
     assert int(valid.sum()) == 9
-    reward = torch.as_tensor(experience.scores.reward[experience.scores.valid], dtype=torch.float32)
-    steps = len(experience.chain.times)
-    raw, target = gae(reward, experience.value_old[valid], torch.ones(9, steps, dtype=torch.bool), gamma=1.0, lam=0.95)
+    reward = torch.as_tensor(scores.reward[scores.valid], dtype=torch.float32)
+    steps = rollout.mask.shape[1]
+    raw, target = gae(reward, rollout.value_old[valid], torch.ones(9, steps, dtype=torch.bool), gamma=1.0, lam=0.95)
     discount = 0.6 ** torch.arange(steps - 1, -1, -1, dtype=torch.float32)
     expected = (raw - raw.mean()) / raw.std() * discount
     torch.testing.assert_close(credit.advantage[valid], expected, rtol=1e-4, atol=1e-5)
@@ -112,33 +112,33 @@ def test_gae_is_standardised_over_rows_that_count(tmp_path):
 
 
 def test_the_value_error_counts_valid_rows_alone(tmp_path):
-    algorithm, planner, head, experience = rollout(tmp_path, "ppo")
-    credit = assign_credit(algorithm, experience)
-    losses = update(algorithm, planner, head, experience, credit, bc_weight=0.0)
-    valid = torch.as_tensor(experience.scores.valid)
-    error = 0.5 * ((experience.value_old - credit.target)[valid] ** 2).mean()
+    algorithm, policy, rollout = rolled(tmp_path, "ppo")
+    credit = assign_credit(algorithm, rollout)
+    losses = update(algorithm, policy, rollout, credit, bc_weight=0.0)
+    error = 0.5 * ((rollout.value_old - credit.target)[rollout.valid] ** 2).mean()
     assert float(losses.value) == pytest.approx(float(error), rel=1e-4)
     assert float(losses.ratio_mean) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_zero_spread_is_a_share_of_valid_rows(tmp_path):
-    algorithm, _, _, experience = rollout(tmp_path, "diffgrpo")
-    scores = experience.scores
-    flat = np.where(np.arange(12) < 3, 0.5, scores.reward)  # the first scene's samples agree
-    same = SimpleNamespace(**{**vars(experience), "scores": SimpleNamespace(reward=flat, valid=scores.valid)})
+    algorithm, _, rollout = rolled(tmp_path, "diffgrpo")
+    agreeing = rollout.start == 0  # the first scene's samples agree
+    same = dataclasses.replace(rollout, reward=torch.where(agreeing, 0.5, rollout.reward))
     assert float(assign_credit(algorithm, same).zero_spread) == pytest.approx(3 / 9)
 
 
 def test_statistics_compare_samples_of_equal_noise(tmp_path):
-    algorithm, planner, _, experience = rollout(tmp_path, "diffgrpo")
-    told = rollout_statistics(experience, assign_credit(algorithm, experience))
-    ends = planner.trajectories(experience.chain)[::3]
-    teachers = planner.trajectories(experience.teacher)  # weights play no part in it
+    algorithm, policy, rollout = rolled(tmp_path, "diffgrpo")
+    credit = assign_credit(algorithm, rollout)
+    told = credit_statistics(rollout, credit) | policy.statistics(rollout)
+    own, planner = rollout.own, policy.planner
+    ends = planner.trajectories(own.chain)[::3]
+    teachers = planner.trajectories(own.teacher)  # weights play no part in it
     drift = torch.linalg.vector_norm(ends[..., :2] - teachers[..., :2], dim=-1).mean(dim=1)
-    torch.testing.assert_close(experience.drift_m, drift)
-    torch.testing.assert_close(drift_m(planner.trajectories(experience.chain), teachers, 3), drift)
+    torch.testing.assert_close(own.drift_m, drift)
+    torch.testing.assert_close(drift_m(planner.trajectories(own.chain), teachers, 3), drift)
     assert told["drift_m"] == pytest.approx(float(drift.mean()), rel=1e-5)
-    mine, theirs = experience.scores.reward[::3], experience.teacher_scores.reward
+    mine, theirs = own.scores.reward[::3], own.teacher_scores.reward
     assert told["reward_gain"] == pytest.approx(float(np.nanmean(mine - theirs)), abs=1e-6)
     assert told["invalid_rate"] == pytest.approx(0.25)
     assert told["advantage_used"] == pytest.approx(0.75)
@@ -190,7 +190,7 @@ class Told:
 def test_held_out_means_are_over_valid_scenes():
     columns = {"pdms_v1": np.array([0.2, 0.9, 0.6]), "epdms_v2": np.array([0.1, np.nan, np.nan])}
     scorer = Told(columns, [True, False, True])
-    held_out = HeldOut(Reward(PdmTerm()), scorer, 0)
+    held_out = DiffusionHeldOut(None, Reward(PdmTerm()), scorer, 0)
     forward = np.stack([np.linspace(1, 8, 8), np.zeros(8), np.zeros(8)], axis=1)
     means = held_out.means({"a": forward, "b": forward, "c": -forward})
     assert means["pdms_v1"] == pytest.approx(0.4)
@@ -202,11 +202,11 @@ def test_held_out_means_are_over_valid_scenes():
 
 @pytest.mark.parametrize(("version", "selection"), [("v1", "pdms_v1"), ("v2", "epdms_v2_nofilter")])
 def test_the_best_checkpoint_goes_by_the_version_that_is_trained_on(version, selection):
-    assert HeldOut(Reward(PdmTerm(version=version)), None, 0).selection == selection
+    assert DiffusionHeldOut(None, Reward(PdmTerm(version=version)), None, 0).selection == selection
 
 
 def test_the_gain_is_over_the_reference_of_the_same_version():
-    held_out = HeldOut(Reward(PdmTerm()), Told({"pdms_v1": np.array([0.75])}, [True]), 0)
+    held_out = DiffusionHeldOut(None, Reward(PdmTerm()), Told({"pdms_v1": np.array([0.75])}, [True]), 0)
     held_out.reference_means = {"pdms_v1": 0.5, "epdms_v2_nofilter": 0.1}
     held_out._plans = {"a": np.zeros((8, 3))}
     trainer = SimpleNamespace(is_global_zero=True, sanity_checking=False,

@@ -24,7 +24,7 @@ from stage3_grpo.core import (
     group_standardised,
     sampled_kl,
 )
-from stage3_grpo.rollout import LogProb
+from stage3_grpo.policies.diffusion import LogProb
 
 IN_TREE = Path(__file__).parents[1] / "golden" / "planner"
 CASES = ("attention_ego", "large_scaled", "small_4layer")

@@ -17,17 +17,32 @@ sys.path.insert(0, str(Path(__file__).parent))
 from grpo_toy import ToyData, ToyScorer, config, make_planner
 
 from navsim_ext.runtime.config import compose
-from stage2_dit import Exploration, load_planner
-from stage3_grpo.algorithm import Algorithm, Schedule
-from stage3_grpo.collector import Collector
-from stage3_grpo.module import PolicyOptimizerSettings, rollout_process
+from stage2_dit import load_planner
+from stage3_grpo.algorithm import (
+    Algorithm,
+    ClippedRatio,
+    ConstantBaseline,
+    Gae,
+    KlPenalty,
+    Returns,
+    Schedule,
+    ZeroSpread,
+)
+from stage3_grpo.credit import assign_credit
+from stage3_grpo.module import PolicyOptimizerSettings
 from stage3_grpo.monitors import Alarms
-from stage3_grpo.reference import ReferencePolicy
+from stage3_grpo.policies.diffusion import (
+    AncestralSampler,
+    DdimSampler,
+    FlowSampler,
+    LogProb,
+    OwnSampler,
+    ReferencePolicy,
+)
+from stage3_grpo.policy import Key
 from stage3_grpo.rewards import ExtendedComfortProxy, Feasibility, PdmTerm, ReverseMotion, Reward
 from stage3_grpo.rewards.kinematics import motion, reverses, stands
-from stage3_grpo.rollout import LogProb
-from stage3_grpo.update import Updater, assign_credit, minibatches
-from stage3_grpo.value import ValueHead
+from stage3_grpo.update import Updater, minibatches
 
 
 @pytest.fixture(scope="module")
@@ -36,87 +51,113 @@ def planners(tmp_path_factory) -> dict[str, str]:
     return {"ddim": make_planner(folder), "flow": make_planner(folder, "flow", process="flow_ode")}
 
 
+A = "stage3_grpo.algorithm."
+S = "stage3_grpo.policies.diffusion."
 # per algorithm: overrides that its base needs to make an option matter, and the options with another value
-CLIP = {"surrogate": "clip", "clip_low": 1e-6, "clip_high": 1e-6, "inner_epochs": 2}
-KL = {"kl": "k3", "kl_weight": {"_target_": "stage3_grpo.algorithm.Schedule", "start": 0.5}}
-GAE = {"advantage": "gae", "gae_gamma": 0.9, "gae_lambda": 0.8, "value_weight": 0.5}
+CLIP = {"surrogate": {"_target_": f"{A}ClippedRatio", "clip_low": 1e-6, "clip_high": 1e-6, "inner_epochs": 2}}
+KL = {"kl": {"_target_": f"{A}KlPenalty", "form": "k3", "weight": {"_target_": f"{A}Schedule", "start": 0.5}}}
+GAE = {"advantage": {"_target_": f"{A}Gae", "gamma": 0.9, "lam": 0.8, "value_weight": 0.5}}
+CONSTANT = {"advantage": {"_target_": f"{A}ConstantBaseline", "baseline": 0.2}}
+RETURNS = {"advantage": {"_target_": f"{A}Returns", "gamma": 0.9, "normalise": "batch"}}
+SPREAD = {"keep": {"_target_": f"{A}ZeroSpread", "minimum": 0.0}}
+DDIM = {"sampler": {"_target_": f"{S}DdimSampler", "eta": 1.0}}
+FLOW = {"flow": True, "sampler": {"_target_": f"{S}FlowSampler"}}
 FLIPS = [
     ({}, {"group_size": 3}),
-    ({}, {"advantage": "leave_one_out"}),
-    ({}, {"advantage": "batch"}),
-    ({}, {"advantage": "constant", "baseline": 0.2}),
-    ({"advantage": "constant", "baseline": 0.2}, {"baseline": 0.5}),
+    ({}, {"advantage": {"_target_": f"{A}LeaveOneOut"}}),
+    ({}, {"advantage": {"_target_": f"{A}BatchStandardised"}}),
+    ({}, CONSTANT),
+    (CONSTANT, {"advantage": {"baseline": 0.5}}),
     ({}, GAE),
-    (GAE, {"gae_gamma": 0.5}),
-    (GAE, {"gae_lambda": 0.3}),
-    (GAE, {"value_weight": 0.9}),
+    (GAE, {"advantage": {"gamma": 0.5}}),
+    (GAE, {"advantage": {"lam": 0.3}}),
+    (GAE, {"advantage": {"value_weight": 0.9}}),
+    ({}, RETURNS),
+    (RETURNS, {"advantage": {"gamma": 0.5}}),
+    (RETURNS, {"advantage": {"normalise": "time_step"}}),
+    (RETURNS, {"advantage": {"normalise": "group"}}),
+    (RETURNS, {"advantage": {"normalise": "none"}}),
     ({}, {"discount": 0.9}),
-    ({"drop_zero_spread": True}, {"drop_zero_spread": False}),
-    ({"drop_zero_spread": True}, {"min_spread": 0.39}),
-    ({}, {"surrogate": "clip", "clip_low": 0.2, "clip_high": 0.2}),
-    (CLIP, {"ratio_level": "trajectory"}),
-    (CLIP, {"clip_low": 0.5}),
-    (CLIP, {"clip_high": 0.5}),
-    (CLIP, {"inner_epochs": 3}),
-    (CLIP, {"minibatches": 2}),
-    (CLIP, {"target_kl": 1e-9}),
+    (SPREAD, {"keep": None}),
+    (SPREAD, {"keep": {"minimum": 0.39}}),
+    ({}, {"surrogate": {"_target_": f"{A}ClippedRatio", "clip_low": 0.2, "clip_high": 0.2}}),
+    ({}, {"surrogate": {"level": "trajectory"}}),
+    (CLIP, {"surrogate": {"level": "trajectory"}}),
+    (CLIP, {"surrogate": {"clip_low": 0.5}}),
+    (CLIP, {"surrogate": {"clip_high": 0.5}}),
+    (CLIP, {"surrogate": {"inner_epochs": 3}}),
+    (CLIP, {"surrogate": {"minibatches": 2}}),
+    (CLIP, {"surrogate": {"target_kl": 1e-9}}),
     ({}, KL),
-    (KL, {"kl": "k1"}),
-    (KL, {"kl": "gaussian"}),
-    (KL, {"kl_weight": {"_target_": "stage3_grpo.algorithm.Schedule", "start": 0.1}}),
-    ({}, {"bc_weight": {"_target_": "stage3_grpo.algorithm.Schedule", "start": 0.3}}),
+    (KL, {"kl": {"form": "k1"}}),
+    (KL, {"kl": {"form": "exact"}}),
+    (KL, {"kl": {"weight": {"start": 0.1}}}),
+    ({}, {"bc_weight": {"_target_": f"{A}Schedule", "start": 0.3}}),
     ({}, {"log_prob": {"clamp": None}}),
     ({}, {"log_prob": {"clamp_at": "step"}}),
     ({}, {"log_prob": {"reduction": "sum"}}),
-    ({}, {"exploration": {"eta": 0.5}}),
-    ({"flow": True}, {"exploration": {"noise_level": 0.3}}),
-    ({}, {"exploration": {"sampling_std_floor": 0.2}}),
-    ({}, {"exploration": {"log_prob_std_floor": 0.3}}),
-    ({}, {"exploration": {"noise_clip": 0.5}}),
-    ({}, {"exploration": {"final_clip": 0.5}}),
-    ({}, {"exploration": {"last_step_noise": False}}),
-    ({"flow": True}, {"process": "flow_cps"}),
-    ({}, {"num_steps": 4}),
+    (DDIM, {"sampler": {"eta": 0.5}}),
+    (FLOW, {"sampler": {"noise_level": 0.3}}),
+    (FLOW, {"sampler": {"kind": "flow_cps"}}),
+    ({"sampler": {"_target_": f"{S}AncestralSampler"}}, {"sampler": {"published": True}}),
+    ({}, {"sampler": {"sampling_std_floor": 0.2}}),
+    ({}, {"sampler": {"log_prob_std_floor": 0.3}}),
+    ({}, {"sampler": {"noise_clip": 0.5}}),
+    ({}, {"sampler": {"final_clip": 0.5}}),
+    ({}, {"sampler": {"last_step_noise": False}}),
+    ({}, {"sampler": {"num_steps": 4}}),
 ]
+OF_THE_POLICY = ("discount", "log_prob", "sampler")
+REPLACED = ("advantage", "surrogate", "kl", "keep", "bc_weight")  # a choice of another class brings its own settings
 
 
-def step(planners: dict[str, str], choices: dict) -> np.ndarray:
+def merged(node, choices: dict):
+    """A node with choices in it; one with another ``_target_`` takes the place of what was there, but for a sampler,
+    whose families share settings."""
+    node = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
+    for name, choice in choices.items():
+        if name in REPLACED and isinstance(choice, dict) and "_target_" in choice:
+            node[name] = choice
+        else:
+            node = OmegaConf.merge(node, {name: choice})
+    return node
+
+
+def built(init: str, base: dict, flip: dict):
+    """The algorithm and the policy of a base with an option flipped."""
+    cfg = config(init, "unused")
+    choices = [{key: value for key, value in each.items() if key != "flow"} for each in (base, flip)]
+    algorithm, policy = cfg.algorithm, cfg.policy
+    for each in choices:
+        algorithm = merged(algorithm, {key: value for key, value in each.items() if key not in OF_THE_POLICY})
+        policy = merged(policy, {key: value for key, value in each.items() if key in OF_THE_POLICY})
+    return instantiate(algorithm), instantiate(policy)
+
+
+def step(planners: dict[str, str], base: dict, flip: dict) -> np.ndarray:
     """All that one rollout and its updates leave: chain, losses, and the weights after plain gradient steps."""
-    choices = dict(choices)
-    flow = choices.pop("flow", False)
-    init = planners["flow" if flow else "ddim"]
-    node = config(init, "unused").algorithm
-    if flow:
-        choices.setdefault("process", "flow_sde")
-    algorithm: Algorithm = instantiate(OmegaConf.merge(node, choices))
+    init = planners["flow" if base.get("flow") else "ddim"]
+    algorithm, policy = built(init, base, flip)
     planner = load_planner(init).planner
     with torch.no_grad():  # not the reference: a policy that has learned something
         planner.action_decoder.fc2.weight.mul_(1.3)
     reference = ReferencePolicy.load(init, planner.config, None, allow_mismatch=False)
-    process = rollout_process(planner, algorithm)
     torch.manual_seed(0)
-    head = ValueHead(planner.config, process.num_steps) if algorithm.needs_value else None
-    scorer = ToyScorer()
-    scorer.score = spread_in_some_scenes(scorer.score)
+    modules = policy.adopt(planner, reference, algorithm)
+    policy.scorer.score = spread_in_some_scenes(policy.scorer.score)
     data = ToyData()
-    scenes, hidden = data.join([data.dataset("train")[i] for i in range(4)])
-    collector = Collector(algorithm, process, Reward(PdmTerm()), scorer, seed=0)
-    experience = collector.collect(
-        planner, head, reference, scenes, hidden.hidden, hidden.mask, rollout=0, with_drift=False
-    )
-    credit = assign_credit(algorithm, experience)
-    updater = Updater(algorithm, process)
-    numbers = [experience.chain.states.double().flatten(), credit.advantage.double().flatten()]
-    modules = [planner] if head is None else [planner, head]
-    weights = [weight for module in modules for weight in module.parameters()]
-    for epoch in range(algorithm.inner_epochs):
-        parts = minibatches(scenes.token, algorithm.minibatches, seed=0, rollout=0, epoch=epoch, device="cpu")
+    batch = data.join([data.dataset("train")[i] for i in range(4)])
+    rollout = policy.roll(batch, algorithm.group_size, Key(0, 0), algorithm.needs(drift=False))
+    credit = assign_credit(algorithm, rollout)
+    updater, surrogate = Updater(algorithm), algorithm.surrogate
+    numbers = [rollout.own.chain.states.double().flatten(), credit.advantage.double().flatten()]
+    weights = [weight for part in policy.parameters().values() for weight in part]
+    for epoch in range(surrogate.inner_epochs):
+        parts = minibatches(rollout.names, surrogate.minibatches, seed=0, rollout=0, epoch=epoch, device="cpu")
         for part in parts:
-            beta = algorithm.kl_weight(0) if algorithm.kl_weight else 0.0
-            losses = updater.losses(
-                planner, head, experience, credit, part, beta=beta, bc_weight=algorithm.bc_weight(0)
-            )
-            if algorithm.target_kl is not None and losses.approx_kl > algorithm.target_kl:
+            beta = algorithm.kl.weight(0) if algorithm.kl else 0.0
+            losses = updater.losses(policy, modules, rollout, credit, part, beta=beta, bc_weight=algorithm.bc_weight(0))
+            if surrogate.target_kl is not None and losses.approx_kl > surrogate.target_kl:
                 break
             gradients = torch.autograd.grad(losses.total, weights, allow_unused=True)
             numbers += [losses.total.detach().double().reshape(1)]
@@ -143,27 +184,29 @@ def spread_in_some_scenes(score):
 BASES: dict[str, np.ndarray] = {}
 
 
-@pytest.mark.parametrize(("base", "flip"), FLIPS, ids=lambda value: str(sorted(value)))
+@pytest.mark.parametrize(("base", "flip"), FLIPS, ids=lambda value: str(value).replace(A, "").replace(S, ""))
 def test_flipping_an_option_changes_the_step(planners, base, flip):
     if str(base) not in BASES:
-        BASES[str(base)] = step(planners, base)
-    one, two = BASES[str(base)], step(planners, OmegaConf.to_container(OmegaConf.merge(base, flip)))
+        BASES[str(base)] = step(planners, base, {})
+    one, two = BASES[str(base)], step(planners, base, flip)
     assert len(one) != len(two) or np.abs(one - two).max() > 1e-6
 
 
 def test_the_same_configuration_gives_the_same_step(planners):
-    assert np.array_equal(step(planners, CLIP), step(planners, CLIP))
+    assert np.array_equal(step(planners, CLIP, {}), step(planners, CLIP, {}))
 
 
 def test_every_option_is_among_the_flips():
     """A new field of these classes needs its line in FLIPS."""
     flipped = {key for _, flip in FLIPS for key in flip}
-    for cls, prefix in ((Algorithm, None), (LogProb, "log_prob"), (Exploration, "exploration")):
-        fields = {field.name for field in dataclasses.fields(cls)}
-        inner = {key for _, flip in FLIPS for key in (flip if prefix is None else flip.get(prefix, {}))}
-        left = fields - inner - {"name", "deterministic", "log_prob", "exploration"}
+    inner = {key for _, flip in FLIPS for value in flip.values() if isinstance(value, dict) for key in value}
+    tested_elsewhere = {"name", "averaging", "by_part"}  # see test_stage3_protocol.py
+    left = {field.name for field in dataclasses.fields(Algorithm)} - flipped - tested_elsewhere
+    assert not left
+    for cls in (LogProb, ClippedRatio, KlPenalty, Gae, ConstantBaseline, Returns, ZeroSpread, OwnSampler, DdimSampler,
+                FlowSampler, AncestralSampler):  # fmt: skip
+        left = {field.name for field in dataclasses.fields(cls)} - inner
         assert not left, f"{cls.__name__}: {left}"
-    assert {"log_prob", "exploration"} <= flipped
 
 
 @pytest.mark.parametrize("name", ["pdms", "published", "epdms", "guarded"])
@@ -324,22 +367,20 @@ def test_minibatches_share_out_every_scene_once():
 
 def test_sharing_the_conditioning_changes_nothing(planners):
     """Losses with the rollout's own keys and values equal those with fresh ones; sampling carries no gradients."""
-    algorithm = instantiate(config(planners["ddim"], "unused").algorithm)
+    algorithm, policy = built(planners["ddim"], {}, {})
     planner = load_planner(planners["ddim"]).planner
     reference = ReferencePolicy.load(planners["ddim"], planner.config, None, allow_mismatch=False)
+    modules = policy.adopt(planner, reference, algorithm)
     data = ToyData()
-    scenes, hidden = data.join([data.dataset("train")[i] for i in range(4)])
-    collector = Collector(algorithm, planner.process, Reward(PdmTerm()), ToyScorer(), seed=0)
-    experience = collector.collect(
-        planner, None, reference, scenes, hidden.hidden, hidden.mask, rollout=0, with_drift=True
-    )
-    assert not experience.chain.states.requires_grad
-    credit, updater = assign_credit(algorithm, experience), Updater(algorithm, planner.process)
+    batch = data.join([data.dataset("train")[i] for i in range(4)])
+    rollout = policy.roll(batch, algorithm.group_size, Key(0, 0), algorithm.needs(drift=True))
+    assert not rollout.own.chain.states.requires_grad
+    credit, updater = assign_credit(algorithm, rollout), Updater(algorithm)
     gradients = []
-    for conditioning in (experience.conditioning, None):
-        losses = updater.losses(
-            planner, None, experience, credit, None, beta=0.0, bc_weight=0.1, conditioning=conditioning
-        )
+    assert rollout.own.conditioning is not None
+    for _ in range(2):  # the first takes the rollout's own, the second makes its own
+        losses = updater.losses(policy, modules, rollout, credit, None, beta=0.0, bc_weight=0.1)
+        assert rollout.own.conditioning is None
         gradients.append(torch.autograd.grad(losses.total, list(planner.parameters())))
         assert losses.kl_reference.item() == pytest.approx(0.0, abs=1e-6)
     for one, two in zip(*gradients):

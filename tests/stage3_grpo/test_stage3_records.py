@@ -31,7 +31,7 @@ ALGORITHMS = ("diffgrpo", "diffgrpo_clip", "rloo", "reinforce_pp", "ppo", "flow_
 REWARDS = ("pdms", "published", "epdms", "guarded")
 PLAIN = ["trainer.limit_val_batches=0", "callbacks.best=null"]
 ROLLOUTS = 12
-HACKABLE = [*PLAIN, "module.scorer.mode=hackable", "module.optimizer.lr=0.01", "alarms.window=5",
+HACKABLE = [*PLAIN, "policy.scorer.mode=hackable", "module.optimizer.lr=0.01", "alarms.window=5",
             "algorithm.bc_weight.start=0"]  # fmt: skip
 
 
@@ -53,14 +53,14 @@ def rows(output: Path, name: str) -> list[dict[str, str]]:
 def test_the_record_is_of_the_reward_that_was_trained_on(planners, tmp_path, monkeypatch, algorithm, reward):
     trained = []
 
-    def seen(settings, experience):
-        trained.append((experience.scores, experience.teacher_scores))
-        return assign(settings, experience)
+    def seen(settings, rollout):
+        trained.append((rollout.own.scores, rollout.own.teacher_scores))
+        return assign(settings, rollout)
 
     assign = module_of_stage_3.assign_credit
     monkeypatch.setattr(module_of_stage_3, "assign_credit", seen)
     init = planners["flow" if algorithm == "flow_grpo" else "ddim"]
-    invalid = f"module.scorer.invalid=[{token(3)}]"
+    invalid = f"policy.scorer.invalid=[{token(3)}]"
     dotted = [*PLAIN, "trainer.max_epochs=6", invalid]
     run(config(init, tmp_path, [f"algorithm={algorithm}", f"reward={reward}"], dotted))
     told = rows(tmp_path, "rewards")
@@ -146,11 +146,12 @@ def test_the_command_of_a_stopped_run_does_not_end_well(monkeypatch, tmp_path, c
 @pytest.mark.parametrize("algorithm", ["rloo", "ppo"])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_loss_that_is_no_number_ends_the_run(planners, tmp_path, monkeypatch, algorithm, what):
-    losses = Updater.losses
+    losses = Updater._losses
     calls = []
 
-    def spoilt(self, planner, *arguments, **options):
-        made = losses(self, planner, *arguments, **options)
+    def spoilt(self, policy, *arguments, **options):
+        made = losses(self, policy, *arguments, **options)
+        planner = policy.planner
         calls.append({name: value.clone() for name, value in planner.state_dict().items()})
         if len(calls) < 3:
             return made
@@ -159,8 +160,8 @@ def test_a_loss_that_is_no_number_ends_the_run(planners, tmp_path, monkeypatch, 
         weight = next(iter(planner.parameters()))
         return made._replace(total=made.total + torch.sqrt((weight * 0.0).sum()))  # a finite loss, a NaN gradient
 
-    monkeypatch.setattr(Updater, "losses", spoilt)
-    dotted = ["algorithm.target_kl=null"]
+    monkeypatch.setattr(Updater, "_losses", spoilt)
+    dotted = ["surrogate.target_kl=null"] if algorithm == "ppo" else []
     with pytest.raises(NotFiniteLoss, match=rf"the (norm of the )?{what} is nan at step 2; .*tokens are in") as caught:
         run(config(planners["ddim"], tmp_path, [f"algorithm={algorithm}"], dotted))
     assert Path(str(caught.value).rsplit(" ", 1)[1]).is_file()
@@ -181,7 +182,7 @@ def test_a_mean_over_nothing_anywhere_is_zero_with_zero_gradient():
 def test_ppo_with_scenes_that_cannot_be_scored_stays_a_number(planners, tmp_path):
     """Most minibatches count nothing here: they leave no trace in the means, and the alarm sees the rest."""
     bad = "[" + ",".join(token(i) for i in range(1, 9) if i != 3) + "]"
-    dotted = [*PLAIN, "trainer.max_epochs=6", f"module.scorer.invalid={bad}", "algorithm.target_kl=null",
+    dotted = [*PLAIN, "trainer.max_epochs=6", f"policy.scorer.invalid={bad}", "surrogate.target_kl=null",
               "module.optimizer.lr=1e-9", "alarms.window=4", "alarms.escalation=[warn]"]  # fmt: skip
     run(config(planners["ddim"], tmp_path, ["algorithm=ppo"], dotted))
     told, counted = rows(tmp_path, "kl_divergence"), 0
@@ -199,8 +200,8 @@ def test_ppo_with_scenes_that_cannot_be_scored_stays_a_number(planners, tmp_path
 
 def test_nothing_is_stepped_on_where_nothing_counts_and_nothing_is_cloned(planners, tmp_path):
     bad = "[" + ",".join(token(i) for i in range(1, 9) if i != 3) + "]"
-    dotted = [*PLAIN, "trainer.max_epochs=1", f"module.scorer.invalid={bad}", "algorithm.bc_weight.start=0",
-              "algorithm.target_kl=null"]  # fmt: skip
+    dotted = [*PLAIN, "trainer.max_epochs=1", f"policy.scorer.invalid={bad}", "algorithm.bc_weight.start=0",
+              "surrogate.target_kl=null"]  # fmt: skip
     run(config(planners["ddim"], tmp_path, ["algorithm=ppo"], dotted))
     updates = {float(row["invalid_rate"]): float(told["updates"])
                for row, told in zip(rows(tmp_path, "rewards"), rows(tmp_path, "advantages"))}  # fmt: skip

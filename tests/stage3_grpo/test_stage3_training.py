@@ -26,7 +26,7 @@ from stage2_dit import WrongProcess, load_planner
 from stage3_grpo.algorithm import AlgorithmError
 from stage3_grpo.module import NoValidReward
 from stage3_grpo.monitors.alarms import AlarmError
-from stage3_grpo.reference import ReferenceMismatch
+from stage3_grpo.policies.diffusion import ReferenceMismatch
 
 ALGORITHMS = ("diffgrpo", "diffgrpo_clip", "rloo", "reinforce_pp", "ppo", "flow_grpo")
 CHECKPOINTS = "version_0/checkpoints"
@@ -122,7 +122,7 @@ def test_killed_run_ends_with_the_same_weights(planners, whole, tmp_path, algori
 @pytest.mark.slow
 def test_two_processes_equal_one_with_the_same_global_batch(planners, tmp_path, algorithm):
     common = ["trainer.max_epochs=1", "trainer.limit_val_batches=0", "callbacks.best=null",
-              "module.scorer.invalid=[c000000000000003]"]  # fmt: skip
+              "policy.scorer.invalid=[c000000000000003]"]  # fmt: skip
     run(config(planners["ddim"], tmp_path / "one", [f"algorithm={algorithm}"], common))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -148,7 +148,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(planners, tmp_path, 
         torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-3, msg=name)
 
 
-HACKABLE = ["module.scorer.mode=hackable", "trainer.max_epochs=40", "module.optimizer.lr=0.01", "alarms.window=5",
+HACKABLE = ["policy.scorer.mode=hackable", "trainer.max_epochs=40", "module.optimizer.lr=0.01", "alarms.window=5",
             "trainer.limit_val_batches=0", "callbacks.best=null"]  # fmt: skip
 
 
@@ -179,17 +179,16 @@ def test_an_honest_reward_rings_nothing(planners, tmp_path):
 
 @pytest.mark.parametrize(("error", "message", "overrides", "dotted"), [
     (AlgorithmError, "group_size is 1: use 2 or more", [], ["algorithm.group_size=1"]),
-    (AlgorithmError, "discount is 1.5", [], ["algorithm.discount=1.5"]),
-    (AlgorithmError, "clip_low belongs to the clip surrogate; here it has no effect", [], ["algorithm.clip_low=0.2"]),
-    (AlgorithmError, "inner_epochs 3.* need surrogate=clip", [], ["algorithm.inner_epochs=3"]),
-    (AlgorithmError, "gae_gamma belongs to gae; here it needs a value", [], ["algorithm.advantage=gae"]),
-    (AlgorithmError, "9 minibatches cannot be made of 4", ["algorithm=ppo"], ["algorithm.minibatches=9"]),
+    (AlgorithmError, "discount is 1.5", [], ["policy.discount=1.5"]),
+    (AlgorithmError, "9 minibatches cannot be made of 4", ["algorithm=ppo"], ["surrogate.minibatches=9"]),
+    (AlgorithmError, "ConstantBaseline does not", ["advantage=constant", "keep=zero_spread"], []),
+    (AlgorithmError, "kl form 'k4' does not exist", ["kl=k3"], ["kl.form=k4"]),
     (AlgorithmError, "constant schedule reads neither", [], ["algorithm.bc_weight.end=0.0"]),
     (WrongProcess, "predicts noise: train stage 2 with planner.process=flow_sde", ["algorithm=flow_grpo"], []),
     (CoverageError, "1 of 8 training tokens have no metric cache in toy .coverage 0.8750.: c000000000000002", [],
-     ["module.scorer.missing=[c000000000000002]"]),
+     ["policy.scorer.missing=[c000000000000002]"]),
     (NoValidReward, "none of the recorded drives", [],
-     ["module.scorer.invalid=[" + ",".join(grpo_toy.token(i) for i in range(1, 9)) + "]"]),
+     ["policy.scorer.invalid=[" + ",".join(grpo_toy.token(i) for i in range(1, 9)) + "]"]),
     (AlarmError, "watches 'nothing'", [], ["alarms.rules.drift.metric=nothing", "alarms.window=2"]),
     (AlarmError, "must be made of warn", [], ["alarms.escalation=[shout]"]),
 ])  # fmt: skip
@@ -213,7 +212,7 @@ def test_another_reference_is_refused(planners, tmp_path):
     from stage2_dit import save_planner
 
     save_planner(other, planner.planner, grpo_toy.HIDDEN)
-    again = [f"reference={other}", "resume_ignore=[module.reference]", "trainer.max_epochs=1"]
+    again = [f"reference={other}", "resume_ignore=[module.policy.reference]", "trainer.max_epochs=1"]
     with pytest.raises(ReferenceMismatch, match="trained against another reference"):
         run(config(planners["ddim"], tmp_path / "c", [], again))
 
@@ -227,7 +226,7 @@ def test_invalid_rewards_do_not_teach(planners, tmp_path):
         "trainer.limit_val_batches=0",
         "callbacks.best=null",
     ]
-    run(config(planners["ddim"], tmp_path, [], [*dotted, f"module.scorer.invalid={bad}"]))
+    run(config(planners["ddim"], tmp_path, [], [*dotted, f"policy.scorer.invalid={bad}"]))
     told = rows(tmp_path, "rewards")
     rates = [float(row["invalid_rate"]) for row in told]
     assert sorted(rates) == [0.75, 1.0]
@@ -238,7 +237,7 @@ def test_invalid_rewards_do_not_teach(planners, tmp_path):
 
 def test_batches_without_rewards_end_the_run(planners, tmp_path):
     bad = "[" + ",".join(grpo_toy.token(i) for i in range(1, 9) if i != 3) + "]"
-    dotted = [f"module.scorer.invalid={bad}", "datamodule.batch_size=1", "module.max_invalid_batches=3",
+    dotted = [f"policy.scorer.invalid={bad}", "datamodule.batch_size=1", "module.max_invalid_batches=3",
               "trainer.max_epochs=5", "trainer.limit_val_batches=0", "callbacks.best=null"]  # fmt: skip
     with pytest.raises(NoValidReward, match=r"3 batches in a row had no valid reward.*toy: cannot be scored"):
         run(config(planners["ddim"], tmp_path, [], dotted))

@@ -76,3 +76,10 @@ def require_same_planner(reference: PlannerConfig, actor: PlannerConfig, path: s
             f"the reference {path} and the planner in training differ (reference | planner):\n  {listed}\nuse the "
             "checkpoint that training starts from, or one of the same architecture and normaliser"
         )
+
+
+def require_same_reference(then: Fingerprint, now: Fingerprint) -> None:
+    """Raises ReferenceMismatch with every difference unless a resumed run has the reference that it began with."""
+    if then.digest != now.digest:
+        listed = "\n  ".join(then.differences(now))
+        raise ReferenceMismatch(f"the checkpoint was trained against another reference (then | now):\n  {listed}")

@@ -11,32 +11,34 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
-from torch import Tensor
 
 from navsim_ext.runtime.collectives import gather_by_token
 from navsim_ext.scene import SceneBatch
 from stage2_dit import DiffusionPlanner, PlannerRunner
-from stage3_grpo.reference import ReferencePolicy
+from stage3_grpo.policies.diffusion.batch import checked
 from stage3_grpo.rewards import Reward
 from stage3_grpo.rewards.kinematics import reverses, stands
 from stage3_grpo.rewards.reward import TAIL_INTERVALS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from navsim_ext.metric_cache.scorer import PdmScorer
+    from stage3_grpo.policies.diffusion.policy import DiffusionPolicy
 
 SCORES = ("pdms_v1", "epdms_v2_nofilter", "epdms_v2", "v1_nc", "v1_dac", "v1_ep", "v1_ttc", "v1_comfort", "v2_nc",
           "v2_dac", "v2_ddc", "v2_tlc", "v2_lk", "v2_hc")  # fmt: skip
 
 
-class HeldOut:
+class DiffusionHeldOut:
     """Collects plans over a validation epoch and scores them on the first process.
 
     ``pdm_score``, which chooses the best checkpoint, is the standard score of the version that is trained on: the
     training reward may weigh sub-scores otherwise. The reference is planned and scored once, in the first epoch.
     """
 
-    def __init__(self, reward: Reward, scorer: PdmScorer, seed: int) -> None:
-        self.reward, self.scorer, self.seed = reward, scorer, seed
+    def __init__(self, policy: DiffusionPolicy | None, reward: Reward, scorer: PdmScorer, seed: int) -> None:
+        self.policy, self.reward, self.scorer, self.seed = policy, reward, scorer, seed
         version = reward.score.version if reward.score else "v1"
         self.selection = "pdms_v1" if version == "v1" else "epdms_v2_nofilter"
         self.reference_means: dict[str, float] = {}
@@ -46,18 +48,12 @@ class HeldOut:
     def start(self) -> None:
         self._plans, self._reference_plans = {}, {}
 
-    def add(
-        self,
-        planner: DiffusionPlanner,
-        reference: ReferencePolicy,
-        scenes: SceneBatch,
-        hidden: Tensor,
-        mask: Tensor | None,
-    ) -> None:
+    def add(self, batch: tuple[SceneBatch, Any]) -> None:
         """Plans one batch."""
-        self._plans |= self._plan(planner, scenes, hidden, mask)
+        scenes, hidden, mask = checked(batch)
+        self._plans |= self._plan(self.policy.planner.eval(), scenes, hidden, mask)
         if not self.reference_means:
-            self._reference_plans |= self._plan(reference.planner, scenes, hidden, mask)
+            self._reference_plans |= self._plan(self.policy.reference.planner, scenes, hidden, mask)
 
     def _plan(
         self, planner: DiffusionPlanner, scenes: SceneBatch, hidden: Tensor, mask: Tensor | None

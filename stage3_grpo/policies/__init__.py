@@ -1,0 +1,1 @@
+"""The kinds of policy that stage 3 reinforces, each behind the protocol of ``stage3_grpo/policy.py``."""
