@@ -13,7 +13,7 @@ from torch import Tensor
 from navsim_ext.runtime.collectives import gather_rows, own_rows, world
 from stage3_grpo.algorithm import Algorithm, AlgorithmError, Credited
 from stage3_grpo.core import group_statistics
-from stage3_grpo.policy import Rollout
+from stage3_grpo.policy import PolicyRollout
 
 
 class Credit(NamedTuple):
@@ -52,7 +52,7 @@ class Padded:
         return mine if value.dim() == 1 else mine[:, : self.steps]
 
 
-def assign_credit(algorithm: Algorithm, rollout: Rollout) -> Credit:
+def assign_credit(algorithm: Algorithm, rollout: PolicyRollout) -> Credit:
     """Advantages over the global batch; rows without a valid reward do not count anywhere. Collective."""
     mask = rollout.mask & rollout.valid[:, None]
     padded = Padded(mask)
@@ -74,7 +74,7 @@ def assign_credit(algorithm: Algorithm, rollout: Rollout) -> Credit:
     return Credit(advantage, padded.own(given.mask), None if target is None else padded.own(target), zero_spread)
 
 
-def _by_part(algorithm: Algorithm, rollout: Rollout, given: Credited, padded: Padded) -> Tensor:
+def _by_part(algorithm: Algorithm, rollout: PolicyRollout, given: Credited, padded: Padded) -> Tensor:
     """A = sum_i w_i A(r_i) on the decisions that part i is credited to."""
     if not rollout.parts:
         raise AlgorithmError(f"{algorithm.name}: by_part needs a reward of several parts; this one has none")

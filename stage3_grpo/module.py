@@ -30,7 +30,7 @@ from navsim_ext.runtime.schedules import total_steps
 from stage3_grpo.algorithm import AdaptiveWeight, Algorithm, AlgorithmError
 from stage3_grpo.credit import Credit, assign_credit
 from stage3_grpo.monitors.statistics import credit_statistics
-from stage3_grpo.policy import HeldOut, Key, NoValidReward, Policy, Rollout
+from stage3_grpo.policy import HeldOut, Key, NoValidReward, Policy, PolicyRollout
 from stage3_grpo.update import Losses, Updater, added, minibatches
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class GrpoModule(pl.LightningModule):
         shown = {name: record[name] for name in ("reward", "reward_gain") if math.isfinite(record.get(name, math.nan))}
         self.log_dict(shown, prog_bar=True, logger=False, batch_size=1)
 
-    def _update(self, rollout: Rollout, credit: Credit, number: int, beta: float) -> list[Losses]:
+    def _update(self, rollout: PolicyRollout, credit: Credit, number: int, beta: float) -> list[Losses]:
         """All gradient steps of a rollout; fewer when ``target_kl`` is passed."""
         optimizer, surrogate = self.optimizers(), self.algorithm.surrogate
         done: list[Losses] = []
@@ -161,7 +161,9 @@ class GrpoModule(pl.LightningModule):
                 done.append(losses)
         return done
 
-    def _backward(self, rollout: Rollout, credit: Credit, starts: list[int] | None, number: int, beta: float) -> Losses:
+    def _backward(
+        self, rollout: PolicyRollout, credit: Credit, starts: list[int] | None, number: int, beta: float
+    ) -> Losses:
         """The losses of one update, without graphs; their gradients stand in the weights. Losses that are not finite
         end the run before a weight has seen them."""
         parts = []
@@ -214,7 +216,7 @@ class GrpoModule(pl.LightningModule):
             record["gradient_norm"] = float(self._gradient_norm)
         return record
 
-    def _count_invalid(self, record: dict[str, float], rollout: Rollout) -> None:
+    def _count_invalid(self, record: dict[str, float], rollout: PolicyRollout) -> None:
         self.invalid_batches = self.invalid_batches + 1 if record["invalid_rate"] == 1.0 else 0
         if self.invalid_batches >= self.max_invalid_batches:
             why = f" ({rollout.reasons[0]})" if rollout.reasons else ""

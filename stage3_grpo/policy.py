@@ -7,8 +7,8 @@ only what stands here.
 Legend: S starts (scenes, prompts), N rows (one chain, one answer, one road user's drive), K decisions of a row, padded
 to the longest; n rows of an update, M rows of a teacher with L decisions each.
 
-    roll(batch, G, key, needs) -> Rollout      G samples of every start, with their rewards
-    decide(rollout, rows, teach) -> Decisions  log-probabilities of the same decisions under the present weights
+    roll(batch, G, key, needs) -> PolicyRollout      G samples of every start, with their rewards
+    decide(rollout, rows, teach) -> DecisionScores  log-probabilities of the same decisions under the present weights
 
 Rows of one ``group`` are compared with each other. All rows of a start belong to one minibatch.
 """
@@ -71,7 +71,7 @@ class RewardPart(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rollout:
+class PolicyRollout:
     """G samples of S starts on this process: the trace that credit and losses are made of.
 
     ``reward`` [N] (of the whole row) or [N,K] (of each decision), 0 where not ``valid``: what cannot be scored is no
@@ -102,8 +102,8 @@ class Rollout:
         return len(self.mask)
 
 
-class Decisions(NamedTuple):
-    """Under the present weights, with gradients; under a False ``Rollout.mask`` anything may stand."""
+class DecisionScores(NamedTuple):
+    """Under the present weights, with gradients; under a False ``PolicyRollout.mask`` anything may stand."""
 
     logp: Tensor  # [n,K]
     value: Tensor | None = None  # [n,K], of the value head
@@ -149,16 +149,16 @@ class Policy(Protocol):
         """Checks data and scorers and moves the reference, before the first step."""
         ...
 
-    def roll(self, batch: Any, group_size: int, key: Key, needs: Needs) -> Rollout:
+    def roll(self, batch: Any, group_size: int, key: Key, needs: Needs) -> PolicyRollout:
         """Samples and scores; without gradients into the samples."""
         ...
 
-    def decide(self, rollout: Rollout, rows: Tensor, *, teach: bool) -> Decisions:
+    def decide(self, rollout: PolicyRollout, rows: Tensor, *, teach: bool) -> DecisionScores:
         """Scores the decisions of ``rows`` [n] again (all rows of their starts, or a part of them with
         ``rows_at_once``); with ``teach`` the teacher's rows of the starts whose first row is among them."""
         ...
 
-    def statistics(self, rollout: Rollout) -> dict[str, float]:
+    def statistics(self, rollout: PolicyRollout) -> dict[str, float]:
         """Numbers of a rollout for the record, over all processes. Collective."""
         ...
 
@@ -168,7 +168,7 @@ class Policy(Protocol):
 
     def held_out(self) -> HeldOut: ...
 
-    def not_finite(self, what: str, value: float, trainer: pl.Trainer, rollout: Rollout) -> TriviumError:
+    def not_finite(self, what: str, value: float, trainer: pl.Trainer, rollout: PolicyRollout) -> TriviumError:
         """The error of a loss that is NaN or infinite; leaves a file that names the starts."""
         ...
 

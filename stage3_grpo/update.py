@@ -17,7 +17,7 @@ from navsim_ext.runtime.rng import derive_seed
 from stage3_grpo.algorithm import Algorithm, AlgorithmError
 from stage3_grpo.core import behaviour_cloning, masked_mean, sampled_kl, sequence_mean, value_error
 from stage3_grpo.credit import Credit
-from stage3_grpo.policy import Decisions, Policy, Rollout, WrongPolicy
+from stage3_grpo.policy import DecisionScores, Policy, PolicyRollout, WrongPolicy
 
 
 class Losses(NamedTuple):
@@ -53,7 +53,7 @@ def minibatches(names: Sequence[str], count: int, *, seed: int, rollout: int, ep
     return [[i for i, own in enumerate(part) if own == j] for j in range(count)]
 
 
-class Counts(NamedTuple):
+class Denominators(NamedTuple):
     """Denominators of the means of one update, over all processes."""
 
     decisions: Tensor
@@ -71,7 +71,7 @@ class Updater:
         self,
         policy: Policy,
         modules: Mapping[str, nn.Module],
-        rollout: Rollout,
+        rollout: PolicyRollout,
         credit: Credit,
         starts: Sequence[int] | None,
         *,
@@ -91,21 +91,21 @@ class Updater:
                 yield self._losses(policy, rollout, credit, piece, counts, beta, bc_weight)
 
     def losses(
-        self, policy: Policy, modules: Mapping[str, nn.Module], rollout: Rollout, credit: Credit,
+        self, policy: Policy, modules: Mapping[str, nn.Module], rollout: PolicyRollout, credit: Credit,
         starts: Sequence[int] | None, *, beta: float, bc_weight: float,
     ) -> Losses:  # fmt: skip
         """All parts added."""
         return added(list(self.parts(policy, modules, rollout, credit, starts, beta=beta, bc_weight=bc_weight)))
 
-    def _rows(self, rollout: Rollout, starts: Sequence[int] | None) -> Tensor:
+    def _rows(self, rollout: PolicyRollout, starts: Sequence[int] | None) -> Tensor:
         if starts is None:
             return torch.arange(rollout.num_rows, device=rollout.mask.device)
         chosen = torch.tensor(list(starts), dtype=torch.int64, device=rollout.start.device)
         return torch.isin(rollout.start, chosen).nonzero()[:, 0]
 
     def _counts(
-        self, rollout: Rollout, credit: Credit, starts: Sequence[int] | None, rows: Tensor, bc_weight: float
-    ) -> Counts:
+        self, rollout: PolicyRollout, credit: Credit, starts: Sequence[int] | None, rows: Tensor, bc_weight: float
+    ) -> Denominators:
         mask = credit.mask[rows]
         decisions = share_of_count(mask)
         level = share_of_count(mask.any(dim=1)) if self.algorithm.objective.counts_rows else decisions
@@ -119,10 +119,10 @@ class Updater:
             if starts is not None:
                 own = own[torch.isin(rollout.teaches, rollout.start.new_tensor(list(starts)))]
             taught = share_of_count(own)
-        return Counts(decisions, level, taught)
+        return Denominators(decisions, level, taught)
 
     def _losses(
-        self, policy: Policy, rollout: Rollout, credit: Credit, rows: Tensor, counts: Counts, beta: float,
+        self, policy: Policy, rollout: PolicyRollout, credit: Credit, rows: Tensor, counts: Denominators, beta: float,
         bc_weight: float,
     ) -> Losses:  # fmt: skip
         algorithm, mask = self.algorithm, credit.mask[rows]
@@ -145,12 +145,12 @@ class Updater:
                  counts.decisions)  # fmt: skip
         return Losses(terms[0], *(each.detach() for each in terms[1:]))
 
-    def _taught(self, rollout: Rollout, rows: Tensor) -> Tensor:
+    def _taught(self, rollout: PolicyRollout, rows: Tensor) -> Tensor:
         """[m,L] of the teacher's rows that :meth:`Policy.decide` scores beside ``rows``."""
         return rollout.taught[taught_by(rollout, rows)]
 
     def _kl(
-        self, made: Decisions, rollout: Rollout, rows: Tensor, mask: Tensor, counts: Counts
+        self, made: DecisionScores, rollout: PolicyRollout, rows: Tensor, mask: Tensor, counts: Denominators
     ) -> tuple[Tensor, Tensor]:
         """The term of the configured form (0 for none), and the KL for the record."""
         algorithm = self.algorithm
@@ -171,14 +171,14 @@ class Updater:
         estimate = sampled_kl(algorithm.kl.form, made.logp, rollout.logp_ref[rows], mask, count, algorithm.averaging)
         return estimate, told
 
-    def _nothing(self, modules: Mapping[str, nn.Module], counts: Counts) -> Losses:
+    def _nothing(self, modules: Mapping[str, nn.Module], counts: Denominators) -> Losses:
         """Zero with zero gradients for every weight: the other processes wait for them."""
         total = sum(weight.sum() * 0.0 for module in modules.values() for weight in module.parameters())
         zeros = (torch.zeros((), device=total.device) for _ in range(len(Losses._fields) - 2))
         return Losses(total, *zeros, counted=counts.decisions)
 
 
-def taught_by(rollout: Rollout, rows: Tensor) -> Tensor:
+def taught_by(rollout: PolicyRollout, rows: Tensor) -> Tensor:
     """[m] rows of the teacher whose start has its first row among ``rows``: each is scored once, however the rows of a
     minibatch are cut into parts."""
     first = torch.full((len(rollout.names),), rollout.num_rows, dtype=torch.int64, device=rows.device)

@@ -13,7 +13,7 @@ from stage3_grpo.algorithm.advantage import (
 )
 from stage3_grpo.algorithm.algorithm import Algorithm
 from stage3_grpo.algorithm.errors import AlgorithmError
-from stage3_grpo.algorithm.filters import Filter, ZeroSpread
+from stage3_grpo.algorithm.filters import RowFilter, ZeroSpread
 from stage3_grpo.algorithm.kl import KlPenalty
 from stage3_grpo.algorithm.schedule import AdaptiveWeight, Schedule
 from stage3_grpo.algorithm.surrogate import ClippedRatio, Reinforce, Surrogate
@@ -27,13 +27,13 @@ __all__ = [
     "ClippedRatio",
     "ConstantBaseline",
     "Credited",
-    "Filter",
     "Gae",
     "GroupStandardised",
     "KlPenalty",
     "LeaveOneOut",
     "Reinforce",
     "Returns",
+    "RowFilter",
     "ScaledRewardToGo",
     "Schedule",
     "Surrogate",

@@ -11,7 +11,7 @@ from typing import Literal
 
 from stage3_grpo.algorithm.advantage import Advantage, GroupStandardised
 from stage3_grpo.algorithm.errors import AlgorithmError
-from stage3_grpo.algorithm.filters import Filter
+from stage3_grpo.algorithm.filters import RowFilter
 from stage3_grpo.algorithm.kl import KlPenalty
 from stage3_grpo.algorithm.schedule import Schedule
 from stage3_grpo.algorithm.surrogate import Reinforce, Surrogate
@@ -34,7 +34,7 @@ class Algorithm:
     advantage: Advantage = field(default_factory=GroupStandardised)
     surrogate: Surrogate = field(default_factory=Reinforce)
     kl: KlPenalty | None = None
-    keep: Filter | None = None
+    keep: RowFilter | None = None
     bc_weight: Schedule = field(default_factory=lambda: Schedule(0.1))
     averaging: Literal["token", "sequence"] = "token"
     by_part: bool = False

@@ -12,7 +12,7 @@ from stage3_grpo.algorithm.errors import AlgorithmError
 from stage3_grpo.core import spread_mask
 
 
-class Filter(Protocol):
+class RowFilter(Protocol):
     """``compares``: it looks at groups."""
 
     compares: bool

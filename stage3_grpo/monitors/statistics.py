@@ -16,7 +16,7 @@ from torch import Tensor
 from navsim_ext.errors import DataError
 from navsim_ext.runtime.collectives import gather_rows
 from stage3_grpo.credit import Credit, Padded
-from stage3_grpo.policy import Rollout
+from stage3_grpo.policy import PolicyRollout
 from stage3_grpo.rewards.reward import Scores
 
 PAIRED = ("reward", "judge", "reverse_tail", "standing", "v1_comfort", "v2_hc", "v1_ep", "v1_ttc")
@@ -54,7 +54,7 @@ def gains(mine: tuple[list[str], Tensor], reference: tuple[list[str], Tensor]) -
     return told
 
 
-def credit_statistics(rollout: Rollout, credit: Credit) -> dict[str, float]:
+def credit_statistics(rollout: PolicyRollout, credit: Credit) -> dict[str, float]:
     """Rewards of whole rows and their advantages, whatever the policy."""
     padded = Padded(rollout.mask)
     decided = rollout.mask & rollout.valid[:, None]

@@ -48,7 +48,7 @@ from stage3_grpo.policies.diffusion.reference import ReferencePolicy, require_sa
 from stage3_grpo.policies.diffusion.sampler import OwnSampler
 from stage3_grpo.policies.diffusion.statistics import rollout_statistics
 from stage3_grpo.policies.diffusion.value_head import ValueHead
-from stage3_grpo.policy import Decisions, Key, Needs, NoValidReward, Rollout
+from stage3_grpo.policy import DecisionScores, Key, Needs, NoValidReward, PolicyRollout
 from stage3_grpo.rewards.reward import Reward, Scores
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class DiffusionPolicy:
 
     # ---- a rollout and its decisions
 
-    def roll(self, batch: tuple[SceneBatch, Any], group_size: int, key: Key, needs: Needs) -> Rollout:
+    def roll(self, batch: tuple[SceneBatch, Any], group_size: int, key: Key, needs: Needs) -> PolicyRollout:
         """Chains of the policy and of the reference, and their scores, with as little computing as there can be.
 
         The planner is in eval mode throughout: dropout of the ego state would make the old and the new
@@ -217,7 +217,9 @@ class DiffusionPolicy:
                      conditioning if needs.once else None, reference_steps, seconds)  # fmt: skip
         return self.trace(own, logp_old, logp_ref, value_old)
 
-    def trace(self, own: Chains, logp_old: Tensor | None, logp_ref: Tensor | None, value_old: Tensor | None) -> Rollout:
+    def trace(
+        self, own: Chains, logp_old: Tensor | None, logp_ref: Tensor | None, value_old: Tensor | None
+    ) -> PolicyRollout:
         """The chains in the core's form."""
         chain, device = own.chain, own.chain.states.device
         scenes, group_size, steps = chain.num_scenes, chain.group_size, len(chain.times)
@@ -225,14 +227,14 @@ class DiffusionPolicy:
         reward = torch.as_tensor(own.scores.reward, device=device, dtype=torch.float32).masked_fill(~valid, 0.0)
         start = torch.arange(scenes, device=device).repeat_interleave(group_size)
         decided = torch.ones(len(chain), steps, dtype=torch.bool, device=device)
-        return Rollout(
+        return PolicyRollout(
             names=own.scenes.token, start=start, group=start, mask=decided, reward=reward, valid=valid, own=own,
             logp_old=logp_old, logp_ref=logp_ref, value_old=value_old,
             weight=denoising_discount(steps, self.discount, device=device),
             taught=decided[:scenes], teaches=torch.arange(scenes, device=device), reasons=own.scores.reasons,
         )  # fmt: skip
 
-    def decide(self, rollout: Rollout, rows: Tensor, *, teach: bool) -> Decisions:
+    def decide(self, rollout: PolicyRollout, rows: Tensor, *, teach: bool) -> DecisionScores:
         own: Chains = rollout.own
         group, scenes = own.chain.group_size, own.chain.num_scenes
         chosen = rows[::group] // group
@@ -253,7 +255,7 @@ class DiffusionPolicy:
             mine = Steps(*(each.unflatten(0, (len(chosen), -1))[:, :group].flatten(0, 1) for each in steps))
             exact = self.log_prob.kl(mine, reference)
         value = None if self.value_head is None else self.value_head(conditioning, chain)
-        return Decisions(logp[:, :group].flatten(0, 1), value, logp[:, group] if teach else None, exact)
+        return DecisionScores(logp[:, :group].flatten(0, 1), value, logp[:, group] if teach else None, exact)
 
     def _submit(self, scenes: SceneBatch, trajectories: Tensor, count: int):
         per_row = [np.repeat(each.detach().cpu().double().numpy(), count, axis=0)
@@ -263,7 +265,7 @@ class DiffusionPolicy:
 
     # ---- records
 
-    def statistics(self, rollout: Rollout) -> dict[str, float]:
+    def statistics(self, rollout: PolicyRollout) -> dict[str, float]:
         return rollout_statistics(rollout.own)
 
     def after_update(self, updates: int) -> None:
@@ -272,7 +274,7 @@ class DiffusionPolicy:
     def held_out(self) -> DiffusionHeldOut:
         return DiffusionHeldOut(self, self.reward, self.scorer, self.validation_seed)
 
-    def not_finite(self, what: str, value: float, trainer: pl.Trainer, rollout: Rollout) -> TriviumError:
+    def not_finite(self, what: str, value: float, trainer: pl.Trainer, rollout: PolicyRollout) -> TriviumError:
         return not_finite_loss(what, value, trainer, rollout.own.scenes, rollout.own.hidden)
 
     def save(self) -> tuple[dict[str, Any], dict[str, Any]]:
