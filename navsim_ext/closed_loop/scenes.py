@@ -9,7 +9,7 @@ Legend: S scenes, N road users (padded to a multiple of 16), U recorded steps of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,10 +74,14 @@ class WorldScenes:
     def build(cls, sources: Sequence[TrafficScene], device: torch.device | str = "cpu") -> WorldScenes:
         """Raises DataError for no scene at all, for a scene whose ego is not observed at now, and for a ``dt`` that is
         no multiple of 0.1 s."""
-        if not sources:
+        return cls.of_parts([ScenePart.of(scene) for scene in sources], device)
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[ScenePart], device: torch.device | str = "cpu") -> WorldScenes:
+        """Parts side by side; each may have its present moved (:meth:`ScenePart.at`)."""
+        if not parts:
             raise DataError("0 scenes: the world needs at least one")
-        parts = [_Part.of(scene) for scene in sources]
-        S = len(parts)
+        sources, S = [part.scene for part in parts], len(parts)
         N = -(-max(part.pose.shape[0] for part in parts) // PAD) * PAD
         now = max(part.now for part in parts)
         U = now + max(part.pose.shape[1] - part.now for part in parts)
@@ -127,8 +131,8 @@ class WorldScenes:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One scene before it is padded."""
+class ScenePart:
+    """One scene before it is padded: what takes time to make, made once for any number of batches."""
 
     scene: TrafficScene
     frame: NDArray[np.float64]
@@ -144,7 +148,7 @@ class _Part:
     lanes: LaneGrid
 
     @classmethod
-    def of(cls, scene: TrafficScene) -> _Part:
+    def of(cls, scene: TrafficScene) -> ScenePart:
         ratio = steps_per_interval(scene)
         if not scene.valid[scene.ego, scene.now]:
             raise DataError(f"scene {scene.id}: the ego is not observed at the present step {scene.now}")
@@ -177,6 +181,13 @@ class _Part:
             knows_road=bool(len(edges) or areas),
             lanes=LaneGrid.build([points for points in lanes.values() if len(points) > 1], low, high),
         )
+
+    def at(self, column: int) -> ScenePart:
+        """The same scene with its present at another recorded column; the frame stays. Raises DataError where the ego
+        is not known there."""
+        if not 0 <= column < self.state.shape[1] or self.state[self.scene.ego, column] == ABSENT:
+            raise DataError(f"scene {self.scene.id}: the ego is not known at column {column} of {self.state.shape[1]}")
+        return replace(self, now=column)
 
 
 def _lights(
