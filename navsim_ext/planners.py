@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from navsim_ext.errors import DataError
@@ -96,17 +97,17 @@ def baseline(name: str, **options: Any) -> Planner:
     return BASELINES[name](**options)
 
 
-def speed(batch: SceneBatch) -> Tensor:
+def speed(batch: SceneBatch) -> Float[Tensor, " B"]:
     """[B] |v| [m/s] at now."""
     return torch.hypot(batch.status[:, VX], batch.status[:, VY])
 
 
-def pose_times(batch: SceneBatch) -> Tensor:
+def pose_times(batch: SceneBatch) -> Float[Tensor, " 8"]:
     """[8] seconds of the poses: 0.5 ... 4.0."""
     return torch.arange(1, NUM_FUTURE_POSES + 1, device=batch.status.device) * POSE_INTERVAL_S
 
 
-def straight(distances: Tensor) -> Tensor:
+def straight(distances: Float[Tensor, "B 8"]) -> Float32[Tensor, "B 8 3"]:
     """[B,8] metres ahead -> poses [B,8,3] float32 on the x axis."""
     poses = torch.zeros(*distances.shape, 3, device=distances.device)
     poses[..., 0] = distances.float()

@@ -1,9 +1,9 @@
 """Self attention among the poses, and cross attention to the VLM tokens with keys and values shared by a scene.
 
-Legend: R rows scene-major, S scenes, G = R / S, H poses, N context tokens, h heads, k head width, d = h k.
+Legend: R rows scene-major, S scenes, G = R / S, F poses, N context tokens, h heads, k head width, d = h k.
 
 The keys and values of the cross layers depend on the context alone, not on noise, time or ego state. So they are
-computed once per scene (:meth:`Attention.context`), and all rows of a scene ask the same keys: the G H queries of
+computed once per scene (:meth:`Attention.context`), and all rows of a scene ask the same keys: the G F queries of
 a scene stand in one attention call, nothing is copied.
 
 With few queries the value projection is cheaper after the average than before it (exact algebra: the weights of an
@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,22 +50,22 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(head_width)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
-    def split(self, x: Tensor) -> Tensor:
+    def split(self, x: Float[Tensor, "S N d"]) -> Float[Tensor, "S h N k"]:
         """[S,N,d] -> [S,h,N,k]."""
         return x.unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)
 
-    def attend_self(self, z_RHd: Tensor, rope: RotaryEmbedding) -> Tensor:
-        query = rope(self.q_norm(self.split(self.to_q(z_RHd))))
-        key = rope(self.k_norm(self.split(self.to_k(z_RHd))))
-        out = F.scaled_dot_product_attention(query, key, self.split(self.to_v(z_RHd)))
+    def attend_self(self, z_RFd: Float[Tensor, "R F d"], rope: RotaryEmbedding) -> Float[Tensor, "R F d"]:
+        query = rope(self.q_norm(self.split(self.to_q(z_RFd))))
+        key = rope(self.k_norm(self.split(self.to_k(z_RFd))))
+        out = F.scaled_dot_product_attention(query, key, self.split(self.to_v(z_RFd)))
         return self.to_out(out.transpose(1, 2).flatten(2))
 
-    def context(self, tokens_SNd: Tensor) -> LayerContext:
+    def context(self, tokens_SNd: Float[Tensor, "S N d"]) -> LayerContext:
         """Keys and values of S scenes, computed once for every row and step that will ask them."""
         key = self.k_norm(self.split(self.to_k(tokens_SNd)))
         return LayerContext(key, self.split(self.to_v(tokens_SNd)), None)
 
-    def deferred_context(self, tokens_SNd: Tensor) -> LayerContext:
+    def deferred_context(self, tokens_SNd: Float[Tensor, "S N d"]) -> LayerContext:
         """Keys only, unnormed and transposed, for few queries: the norm is applied to the logits instead."""
         weight = self.to_k.weight
         if torch.is_autocast_enabled(tokens_SNd.device.type):
@@ -76,25 +77,34 @@ class Attention(nn.Module):
         return LayerContext(key, None, scale)
 
     def attend_cross(
-        self, z_RHd: Tensor, rope: RotaryEmbedding, layer: LayerContext, tokens_SNd: Tensor, bias_SN: Tensor | None
-    ) -> Tensor:
-        """Rows [R,H,d] ask the context of their scene; ``bias_SN`` is added to the logits (-inf hides a token)."""
-        scenes, poses = len(tokens_SNd), z_RHd.shape[1]
-        query = rope(self.q_norm(self.split(self.to_q(z_RHd))))
-        # [S G, h, H, k] -> [S, h, G H, k]: the rows of a scene stand side by side as queries
+        self,
+        z_RFd: Float[Tensor, "R F d"],
+        rope: RotaryEmbedding,
+        layer: LayerContext,
+        tokens_SNd: Float[Tensor, "S N d"],
+        bias_SN: Float[Tensor, "S N"] | None,
+    ) -> Float[Tensor, "R F d"]:
+        """Rows [R,F,d] ask the context of their scene; ``bias_SN`` is added to the logits (-inf hides a token)."""
+        scenes, poses = len(tokens_SNd), z_RFd.shape[1]
+        query = rope(self.q_norm(self.split(self.to_q(z_RFd))))
+        # [S G, h, F, k] -> [S, h, G F, k]: the rows of a scene stand side by side as queries
         query = query.unflatten(0, (scenes, -1)).transpose(1, 2).flatten(2, 3)
         if layer.value is not None:
             bias = None if bias_SN is None else bias_SN[:, None, None].to(query.dtype)
             out = F.scaled_dot_product_attention(query, layer.key, layer.value, attn_mask=bias)
         else:
             out = self._attend_deferred(query, layer, tokens_SNd, bias_SN)
-        # [S, h, G H, k] -> [R, H, d]
+        # [S, h, G F, k] -> [R, F, d]
         out = out.unflatten(2, (-1, poses)).permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 1)
         return self.to_out(out)
 
     def _attend_deferred(
-        self, query_ShQk: Tensor, layer: LayerContext, tokens_SNd: Tensor, bias_SN: Tensor | None
-    ) -> Tensor:
+        self,
+        query_ShQk: Float[Tensor, "S h Q k"],
+        layer: LayerContext,
+        tokens_SNd: Float[Tensor, "S N d"],
+        bias_SN: Float[Tensor, "S N"] | None,
+    ) -> Float[Tensor, "S h Q k"]:
         """Attention over raw keys, values projected after the average; returns [S,h,Q,k]."""
         query = query_ShQk * (self.k_norm.weight.to(query_ShQk.dtype) * self.head_width**-0.5)
         logits = torch.matmul(query, layer.key).float() * layer.key_scale

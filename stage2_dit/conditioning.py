@@ -1,6 +1,6 @@
 """What the denoiser knows of S scenes: computed once, asked by every row and every denoising step.
 
-Legend: S scenes, N context tokens, f width of the VLM, d inner width, P history poses.
+Legend: S scenes, N context tokens, f width of the VLM, d inner width.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stage2_dit.attention import LayerContext
@@ -26,11 +27,11 @@ class Conditioning:
     ``history``, ``mean``, ``ego`` [S,d]: history token, mean feature, ego status.
     """
 
-    tokens: Tensor
-    bias: Tensor | None
-    history: Tensor
-    mean: Tensor
-    ego: Tensor
+    tokens: Float[Tensor, "S N d"]
+    bias: Float[Tensor, "S N"] | None
+    history: Float[Tensor, "S d"]
+    mean: Float[Tensor, "S d"]
+    ego: Float[Tensor, "S d"]
     layers: tuple[LayerContext, ...]
 
     def __len__(self) -> int:
@@ -54,7 +55,9 @@ class Conditioning:
         )
 
 
-def token_weights(mask_SN: Tensor | None, padding: Padding, padded_length: int | None) -> tuple[Tensor | None, bool]:
+def token_weights(
+    mask_SN: Bool[Tensor, "S N"] | None, padding: Padding, padded_length: int | None
+) -> tuple[Float[Tensor, "S rows"] | None, bool]:
     """How often each context row counts, [S,N] float32 (None: all once), and whether a zero row is to be appended.
 
     ``masked``: padding counts 0 times. ``upstream``: the published weights were trained without a mask on records

@@ -1,6 +1,6 @@
 """The diffusion transformer: blocks with adaptive norms, even ones self attention, odd ones cross attention.
 
-Legend: R rows scene-major, S scenes, H poses, N context tokens, d inner width, o output width, c the conditioning
+Legend: R rows scene-major, S scenes, F poses, N context tokens, d inner width, o output width, c the conditioning
 vector T(t) + ego of a row.
 
 Block (Peebles & Xie, arXiv 2212.09748, adaLN-Zero; RMSNorm and SwiGLU in place of LayerNorm and GELU):
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from stage2_dit.attention import Attention, LayerContext
@@ -36,21 +37,21 @@ class DitBlock(nn.Module):
 
     def forward(
         self,
-        y_RHd: Tensor,
-        c_Rd: Tensor,
+        y_RFd: Float[Tensor, "R F d"],
+        c_Rd: Float[Tensor, "R d"],
         rope: RotaryEmbedding,
         layer: LayerContext | None,
-        tokens_SNd: Tensor,
-        bias_SN: Tensor | None,
-    ) -> Tensor:
+        tokens_SNd: Float[Tensor, "S N d"],
+        bias_SN: Float[Tensor, "S N"] | None,
+    ) -> Float[Tensor, "R F d"]:
         modulation = self.adaLN_modulation(c_Rd)[:, None].chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
-        z = self.norm1(y_RHd) * (1 + scale1) + shift1
+        z = self.norm1(y_RFd) * (1 + scale1) + shift1
         if layer is None:
             attended = self.attn.attend_self(z, rope)
         else:
             attended = self.attn.attend_cross(z, rope, layer, tokens_SNd, bias_SN)
-        y = y_RHd + gate1 * attended
+        y = y_RFd + gate1 * attended
         z = self.norm2(y) * (1 + scale2) + shift2
         return y + gate2 * self.ffn(z)
 
@@ -66,13 +67,13 @@ class FinalLayer(nn.Module):
         nn.init.zeros_(self.modulation_proj[1].weight)
         nn.init.zeros_(self.modulation_proj[1].bias)
 
-    def forward(self, y_RHd: Tensor, c_Rd: Tensor) -> Tensor:
+    def forward(self, y_RFd: Float[Tensor, "R F d"], c_Rd: Float[Tensor, "R d"]) -> Float[Tensor, "R F o"]:
         shift, scale = self.modulation_proj(c_Rd)[:, None].chunk(2, dim=-1)
-        return self.linear(self.norm_final(y_RHd) * (1 + scale) + shift)
+        return self.linear(self.norm_final(y_RFd) * (1 + scale) + shift)
 
 
 class DiT(nn.Module):
-    """Pose tokens [R,H,d] -> [R,H,o] under time and ego state, asking the context of each scene."""
+    """Pose tokens [R,F,d] -> [R,F,o] under time and ego state, asking the context of each scene."""
 
     def __init__(self, num_heads: int, head_width: int, num_layers: int, outputs: int, positions: int) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ class DiT(nn.Module):
         """The odd layers, which ask the context."""
         return [block for i, block in enumerate(self.transformer_blocks) if i % 2]
 
-    def context(self, tokens_SNd: Tensor, *, project_values: bool) -> tuple[LayerContext, ...]:
+    def context(self, tokens_SNd: Float[Tensor, "S N d"], *, project_values: bool) -> tuple[LayerContext, ...]:
         """Keys (and values) of every cross layer, in layer order."""
         attentions = [block.attn for block in self.cross_blocks]
         if project_values:
@@ -96,16 +97,16 @@ class DiT(nn.Module):
 
     def forward(
         self,
-        y_RHd: Tensor,
-        time_R: Tensor,
-        ego_Rd: Tensor,
-        tokens_SNd: Tensor,
-        bias_SN: Tensor | None,
+        y_RFd: Float[Tensor, "R F d"],
+        time_R: Shaped[Tensor, " R"],
+        ego_Rd: Float[Tensor, "R d"],
+        tokens_SNd: Float[Tensor, "S N d"],
+        bias_SN: Float[Tensor, "S N"] | None,
         layers: Sequence[LayerContext],
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Returns the output [R,H,o] and the states before each block and after the last (L + 1 of [R,H,d])."""
+    ) -> tuple[Float[Tensor, "R F o"], list[Float[Tensor, "R F d"]]]:
+        """Returns the output [R,F,o] and the states before each block and after the last ([R,F,d] each)."""
         c = self.timestep_encoder(time_R) + ego_Rd
-        y, states = y_RHd, [y_RHd]
+        y, states = y_RFd, [y_RFd]
         for i, block in enumerate(self.transformer_blocks):
             layer = layers[i // 2] if i % 2 else None
             y = block(y, c, self.rotary_embedder, layer, tokens_SNd, bias_SN)

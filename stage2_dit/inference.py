@@ -1,6 +1,6 @@
 """Batched inference: hidden states in, trajectories out, optionally compiled and captured as a CUDA graph.
 
-Legend: B scenes, M candidates a scene, N context tokens, f width of the VLM, P history poses, F future poses.
+Legend: B scenes, M candidates a scene, N context tokens, f width of the VLM, H history poses, F future poses.
 """
 
 from __future__ import annotations

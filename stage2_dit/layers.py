@@ -1,7 +1,7 @@
 """Building blocks of the planner: norms, embeddings, Mlp's, rotary positions, attention.
 
-Legend: R rows (one trajectory each, scene-major), S scenes, G = R / S rows of a scene, H poses, N context tokens,
-d inner width = h heads x k head width. Shapes are suffixes of names where they help: ``query_RhHk``.
+Legend: R rows (one trajectory each, scene-major), S scenes, G = R / S rows of a scene, F poses, N context tokens,
+d inner width = h heads x k head width, c channels. Shapes are suffixes of names where they help: ``query_RhFk``.
 Parameter names are those of the published checkpoints, so that conversion is a matter of prefixes.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,7 +40,7 @@ class SwiGLU(nn.Module):
         self.w12 = nn.Linear(width, 2 * width)
         self.w3 = nn.Linear(width, width)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         u, v = self.w12(z).chunk(2, dim=-1)
         return self.w3(F.silu(u) * v)
 
@@ -68,7 +69,7 @@ class TimestepEncoder(nn.Module):
         exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32) / (half - 1)
         self.register_buffer("frequencies", torch.exp(exponent), persistent=False)
 
-    def forward(self, time_R: Tensor) -> Tensor:
+    def forward(self, time_R: Shaped[Tensor, " R"]) -> Float[Tensor, "R d"]:
         angle = time_R.float()[:, None] * self.frequencies
         embedding = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
         return self.timestep_embedder(embedding.to(self.timestep_embedder.linear_1.weight.dtype))
@@ -88,10 +89,10 @@ class ActionEncoder(nn.Module):
         exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half
         self.register_buffer("frequencies", torch.exp(exponent), persistent=False)
 
-    def forward(self, x_RHc: Tensor, time_R: Tensor) -> Tensor:
+    def forward(self, x_RFc: Float[Tensor, "R F c"], time_R: Shaped[Tensor, " R"]) -> Float[Tensor, "R F d"]:
         angle = time_R.float()[:, None] * self.frequencies
         time = torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
-        action = self.fc1(x_RHc.to(self.fc1.weight.dtype))
+        action = self.fc1(x_RFc.to(self.fc1.weight.dtype))
         time = time.to(action.dtype)[:, None].expand(-1, action.shape[1], -1)
         return self.fc3(F.silu(self.fc2(torch.cat([action, time], dim=-1))))
 
@@ -111,7 +112,7 @@ class EgoStatusAttention(nn.Module):
         self.query = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
         self.dropout, self.always_visible = dropout, always_visible
 
-    def forward(self, status_Sc: Tensor) -> Tensor:
+    def forward(self, status_Sc: Float[Tensor, "S c"]) -> Float[Tensor, "S d"]:
         tokens = torch.stack([layer(status_Sc[:, i, None]) for i, layer in enumerate(self.linears)], dim=1)
         tokens = tokens + self.pos_embed
         hidden = None
@@ -124,7 +125,7 @@ class EgoStatusAttention(nn.Module):
 
 
 class RotaryEmbedding(nn.Module):
-    """Half-split rotation of queries and keys by their position 0 ... H - 1."""
+    """Half-split rotation of queries and keys by their position 0 ... F - 1."""
 
     cos: Tensor
     sin: Tensor
@@ -136,10 +137,10 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
-    def forward(self, x_RhHk: Tensor) -> Tensor:
-        first, second = x_RhHk.chunk(2, dim=-1)
+    def forward(self, x_RhFk: Float[Tensor, "R h F k"]) -> Float[Tensor, "R h F k"]:
+        first, second = x_RhFk.chunk(2, dim=-1)
         turned = torch.cat([-second, first], dim=-1)
-        return x_RhHk * self.cos.to(x_RhHk.dtype) + turned * self.sin.to(x_RhHk.dtype)
+        return x_RhFk * self.cos.to(x_RhFk.dtype) + turned * self.sin.to(x_RhFk.dtype)
 
 
 class RMSNorm(nn.RMSNorm):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from stage2_dit.normaliser import wrap
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from navsim_ext.pdm import PdmResult
 
 
-def displacement(trajectory: Tensor, target: Tensor) -> dict[str, Tensor]:
+def displacement(trajectory: Float[Tensor, "B F 3"], target: Float[Tensor, "B F 3"]) -> dict[str, Float[Tensor, " B"]]:
     """Per sample [B]: ``ade`` mean and ``fde`` final distance [m], ``heading_error`` mean absolute angle [rad]."""
     distance = torch.linalg.vector_norm(trajectory[..., :2] - target[..., :2], dim=-1)
     angle = wrap(trajectory[..., 2] - target[..., 2]).abs()

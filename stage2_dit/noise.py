@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from navsim_ext.errors import DataError
@@ -22,8 +23,8 @@ POSE_CHANNELS = 3
 class ChainNoise:
     """Standard normal draws of R chains: ``initial`` [R,F,3], ``steps`` [R,K,F,3]; float32, not clipped."""
 
-    initial: Tensor
-    steps: Tensor
+    initial: Float[Tensor, "R F 3"]
+    steps: Float[Tensor, "R K F 3"]
 
     def __post_init__(self) -> None:
         if self.initial.shape[0] != self.steps.shape[0] or self.initial.shape[1:] != self.steps.shape[2:]:

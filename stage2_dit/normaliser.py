@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from navsim_ext.errors import DataError
@@ -82,22 +83,22 @@ class TrajectoryNormaliser(Float32Tables):
         self.register_buffer("low", torch.tensor(bounds.low), persistent=False)
         self.register_buffer("high", torch.tensor(bounds.high), persistent=False)
 
-    def normalise(self, trajectory: Tensor) -> Tensor:
+    def normalise(self, trajectory: Float[Tensor, "*batch F 3"]) -> Float[Tensor, "*batch F 3"]:
         """[..., F, 3] metres, radians -> the box (not clipped)."""
         values = to_target(trajectory, self.bounds.target)
         return 2.0 * (values - self.low) / (self.high - self.low) - 1.0
 
-    def denormalise(self, box: Tensor) -> Tensor:
+    def denormalise(self, box: Float[Tensor, "*batch F 3"]) -> Float[Tensor, "*batch F 3"]:
         """[..., F, 3] of the box -> metres, radians."""
         values = (box + 1.0) / 2.0 * (self.high - self.low) + self.low
         return from_target(values, self.bounds.target)
 
-    def outside(self, trajectory: Tensor) -> Tensor:
+    def outside(self, trajectory: Float[Tensor, "*batch F 3"]) -> Bool[Tensor, "*batch"]:
         """[...] bool: trajectories with a component outside the bounds, which no sample can ever reach."""
         return (self.normalise(trajectory).abs() > 1.0 + 1e-6).flatten(-2).any(dim=-1)
 
 
-def to_target(trajectory: Tensor, target: TargetKind) -> Tensor:
+def to_target(trajectory: Float[Tensor, "*batch F 3"], target: TargetKind) -> Float[Tensor, "*batch F 3"]:
     """[..., F, 3] poses -> what is normalised: the poses themselves, or velocities of the steps between them."""
     if target == "waypoint":
         return trajectory
@@ -107,7 +108,7 @@ def to_target(trajectory: Tensor, target: TargetKind) -> Tensor:
     return torch.cat([difference[..., :2], heading], dim=-1) / POSE_INTERVAL_S
 
 
-def from_target(values: Tensor, target: TargetKind) -> Tensor:
+def from_target(values: Float[Tensor, "*batch F 3"], target: TargetKind) -> Float[Tensor, "*batch F 3"]:
     """Inverse of :func:`to_target`; headings of ``delta`` come back wrapped to [-pi, pi]."""
     if target == "waypoint":
         return values
@@ -115,7 +116,7 @@ def from_target(values: Tensor, target: TargetKind) -> Tensor:
     return torch.cat([poses[..., :2], wrap(poses[..., 2:])], dim=-1)
 
 
-def wrap(angle: Tensor) -> Tensor:
+def wrap(angle: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """Angles [rad] to [-pi, pi] through atan2, which keeps the gradient 1."""
     return torch.atan2(torch.sin(angle), torch.cos(angle))
 

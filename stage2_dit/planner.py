@@ -1,7 +1,7 @@
 """The diffusion planner: VLM tokens, history and ego status in, a denoiser of trajectories out.
 
-Legend: S scenes, R rows scene-major (R = S G), F = H poses of the horizon, N context tokens, f width of the VLM,
-d inner width, P history poses. x, t: a noisy trajectory in the normalised box and its network time.
+Legend: S scenes, R rows scene-major (R = S G), F poses of the horizon, N context tokens, f width of the VLM,
+d inner width, H history poses. x, t: a noisy trajectory in the normalised box and its network time.
 
     e = feature_encoder(VLM tokens),  m = mean of e over tokens,  g = his_traj_encoder(history)
     y_j = fusion_projector([g; m; action_encoder(x_j, t) + position_j])
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool, Float, Float32, Shaped
 from torch import Tensor, nn
 
 from navsim_ext.errors import DataError
@@ -132,16 +133,16 @@ class DiffusionPlanner(nn.Module):
 
     def condition(
         self,
-        hidden: Tensor,
-        mask: Tensor | None,
-        history: Tensor,
-        status: Tensor,
+        hidden: Float[Tensor, "S N f"],
+        mask: Bool[Tensor, "S N"] | None,
+        history: Float[Tensor, "S H 3"],
+        status: Float[Tensor, "S 8"],
         *,
         queries_per_scene: int | None = None,
     ) -> Conditioning:
         """Encodes S scenes once for all rows and steps.
 
-        ``hidden`` [S,N,f], ``mask`` [S,N] bool (None: all valid), ``history`` [S,P,3] metres and radians, ``status``
+        ``hidden`` [S,N,f], ``mask`` [S,N] bool (None: all valid), ``history`` [S,H,3] metres and radians, ``status``
         [S,8]. ``queries_per_scene``: pose tokens that will ask each scene in total, when known to be few (training:
         the horizon); values are then projected after the attention average. None: keys and values are both projected.
         """
@@ -176,12 +177,16 @@ class DiffusionPlanner(nn.Module):
             layers=self.model.context(tokens, project_values=project),
         )
 
-    def forward(self, x: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "R F 3"], time: Shaped[Tensor, " R"], conditioning: Conditioning
+    ) -> Float32[Tensor, "R F 3"]:
         """Prediction [R,F,3] float32 (noise or velocity) for x [R,F,3] at network time [R]; R a multiple of S."""
         return self.decode(*self.denoise(x, time, conditioning)[:1])
 
-    def denoise(self, x: Tensor, time: Tensor, conditioning: Conditioning) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The DiT's output [R,F,o], its L + 1 states, and its input [R,F,d]."""
+    def denoise(
+        self, x: Float[Tensor, "R F 3"], time: Shaped[Tensor, " R"], conditioning: Conditioning
+    ) -> tuple[Float[Tensor, "R F o"], list[Float[Tensor, "R F d"]], Float[Tensor, "R F d"]]:
+        """The DiT's output [R,F,o], its states, and its input [R,F,d]."""
         rows, scenes = len(x), len(conditioning)
         if rows == 0 or rows % scenes:
             raise DataError(f"{rows} rows cannot be shared among {scenes} scenes: rows are scene-major, G per scene")
@@ -194,16 +199,22 @@ class DiffusionPlanner(nn.Module):
         out, states = self.model(y, time, ego, conditioning.tokens, conditioning.bias, conditioning.layers)
         return out, states, y
 
-    def decode(self, out: Tensor) -> Tensor:
+    def decode(self, out: Float[Tensor, "R F o"]) -> Float32[Tensor, "R F 3"]:
         return self.action_decoder(out)[..., :POSE_CHANNELS].float()
 
-    def training_loss(self, conditioning: Conditioning, target: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    def training_loss(
+        self,
+        conditioning: Conditioning,
+        target: Float[Tensor, "R F 3"],
+        noise: Float[Tensor, "R F 3"],
+        time: Shaped[Tensor, " R"],
+    ) -> Float[Tensor, ""]:
         """Mean squared error of the prediction: [] for target [R,F,3] in metres and radians."""
         x0 = self.normaliser.normalise(target.float())
         corrupted = self.process.corrupt(x0, noise, time)
         prediction = self(corrupted.x, corrupted.time, conditioning)
         return torch.nn.functional.mse_loss(prediction, corrupted.target)
 
-    def trajectories(self, chain: Chain) -> Tensor:
+    def trajectories(self, chain: Chain) -> Float[Tensor, "R F 3"]:
         """[R,F,3] metres and radians of a chain's samples."""
         return self.normaliser.denormalise(chain.samples)

@@ -1,12 +1,17 @@
-"""Shared test set-up: one torch thread, reference data found through TRIVIUM_REFERENCE_DATA."""
+"""Shared test set-up: one torch thread, shapes checked, reference data found through TRIVIUM_REFERENCE_DATA."""
 
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
+import shape_checks
 import torch
 from reference_data import REFERENCE_VARIABLE, reference_path
+
+if os.environ.get("TRIVIUM_SHAPE_CHECKS") != "off":  # to measure what they cost
+    shape_checks.install()
 
 torch.set_num_threads(1)  # two threads on a loaded machine can be 100 times slower
 

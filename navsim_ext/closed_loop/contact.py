@@ -16,14 +16,15 @@ import functools
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
 class Contacts(NamedTuple):
     """Who touches whom in one token."""
 
-    touching: Tensor  # [B,N,K] bool: touches anybody at that pose
-    pairs: Tensor  # [P,4] int64: world, road user, other, pose of the token; both orders of a pair are listed
+    touching: Bool[Tensor, "B N K"]  # touches anybody at that pose
+    pairs: Int64[Tensor, "P 4"]  # world, road user, other, pose of the token; both orders of a pair are listed
 
 
 class Planes(NamedTuple):
@@ -42,19 +43,21 @@ class Planes(NamedTuple):
         return Planes(function(self.x), function(self.y), function(self.c), function(self.s))
 
 
-def planes(poses: Tensor) -> Planes:
+def planes(poses: Float[Tensor, "*any 3"]) -> Planes:
     """Planes [...] of poses [...,3]."""
     heading = poses[..., 2].contiguous()
     return Planes(poses[..., 0].contiguous(), poses[..., 1].contiguous(), torch.cos(heading), torch.sin(heading))
 
 
-def circumradius(present: Tensor, size: Tensor) -> Tensor:
+def circumradius(present: Bool[Tensor, "B N"], size: Float[Tensor, "B N _"]) -> Float[Tensor, "B N"]:
     """[B,N] circumradius [m] of the boxes; NaN for those that are not there: nothing is near them."""
     radius = 0.5 * torch.hypot(size[..., 0], size[..., 1])
     return torch.where(present, radius, torch.nan)
 
 
-def near_pairs(x: Tensor, y: Tensor, radius: Tensor, margin: float = 1e-3) -> tuple[Tensor, Tensor]:
+def near_pairs(
+    x: Float[Tensor, "B N K"], y: Float[Tensor, "B N K"], radius: Float[Tensor, "B N"], margin: float = 1e-3
+) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]:
     """Broad phase: (i, j) int64 [P], i < j, rows of [B*N], of pairs whose discs around the token's middle may meet.
 
     ``x``, ``y`` [B,N,K]. A disc has the box's circumradius plus the farthest that the centre gets from its middle
@@ -83,7 +86,7 @@ def not_upper(N: int, device: torch.device) -> Tensor:
     return torch.where(torch.ones(N, N, dtype=torch.bool, device=device).triu(1), 0.0, torch.inf)
 
 
-def true_rows(mask: Tensor) -> Tensor:
+def true_rows(mask: Bool[Tensor, " L"]) -> Int64[Tensor, " P"]:
     """Indices int64 of the true entries of ``mask`` [L] bool, few of many: eight at a time where L allows it."""
     if len(mask) % 8:
         return mask.nonzero()[:, 0]
@@ -113,7 +116,12 @@ def _turned(c: Tensor, s: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     return (c * x).addcmul_(s, y), (c * y).addcmul_(s, x, value=-1.0)
 
 
-def boxes_touch(pose_a: Tensor, size_a: Tensor, pose_b: Tensor, size_b: Tensor) -> Tensor:
+def boxes_touch(
+    pose_a: Float[Tensor, "... 3"],
+    size_a: Float[Tensor, "... _"],
+    pose_b: Float[Tensor, "... 3"],
+    size_b: Float[Tensor, "... _"],
+) -> Bool[Tensor, "*_"]:
     """Whether boxes touch [...]: poses [...,3], sizes [...,2+] (length, width), broadcast against each other."""
     shape = torch.broadcast_shapes(pose_a.shape[:-1], pose_b.shape[:-1])
     a, b = planes(pose_a).map(lambda p: p.expand(shape)), planes(pose_b).map(lambda p: p.expand(shape))
@@ -122,7 +130,7 @@ def boxes_touch(pose_a: Tensor, size_a: Tensor, pose_b: Tensor, size_b: Tensor) 
     return overlap(a, half_a, b, half_b) & overlap(b, half_b, a, half_a)
 
 
-def find_contacts(boxes: Planes, size: Tensor, radius: Tensor) -> Contacts:
+def find_contacts(boxes: Planes, size: Float[Tensor, "B N _"], radius: Float[Tensor, "B N"]) -> Contacts:
     """All contacts of a token: ``boxes`` [B,N,K], ``size`` [B,N,2+], ``radius`` [B,N] of :func:`circumradius`."""
     B, N, K = boxes.x.shape
     touching = torch.zeros(B, N, K, dtype=torch.bool, device=size.device)
@@ -142,7 +150,13 @@ def find_contacts(boxes: Planes, size: Tensor, radius: Tensor) -> Contacts:
     return Contacts(touching, torch.stack((world, one - world * N, other - world * N, pose), dim=-1))
 
 
-def time_to_contact(pose: Tensor, velocity: Tensor, size: Tensor, present: Tensor, horizon_s: float) -> Tensor:
+def time_to_contact(
+    pose: Float[Tensor, "B N 3"],
+    velocity: Float[Tensor, "B N 2"],
+    size: Float[Tensor, "B N _"],
+    present: Bool[Tensor, "B N"],
+    horizon_s: float,
+) -> Float[Tensor, "B N"]:
     """[B,N] seconds until the first contact if all go on at their present velocity without turning; inf if none.
 
     ``pose`` [B,N,3], ``velocity`` [B,N,2] m/s, ``size`` [B,N,2+], ``present`` [B,N]. Exact for translating boxes: on

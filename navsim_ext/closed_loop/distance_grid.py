@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -69,7 +70,9 @@ class DistanceGrids:
         origin = np.array([grid.origin / cell for grid in grids], np.float32)
         return cls(torch.from_numpy(values.ravel()).to(device), (H, W), torch.from_numpy(origin).to(device), cell)
 
-    def at(self, x: Tensor, y: Tensor, scene: Tensor) -> Tensor:
+    def at(
+        self, x: Float[Tensor, "*any B N K"], y: Float[Tensor, "*any B N K"], scene: Int64[Tensor, " B"]
+    ) -> Float[Tensor, "*any B N K"]:
         """Signed distances [...,B,N,K] at points [...,B,N,K] of the worlds' ``scene`` numbers [B]; NaN: unknown."""
         H, W = self.shape
         origin = self.origin[scene][..., None, None]  # [B,2,1,1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 STEP_S = 0.1  # s between two poses
@@ -21,12 +22,12 @@ WHEEL_BASE_SHARE = 0.6  # bicycle: wheel base / length of the box (a Pacifica ha
 MAX_STEERING = math.pi / 3.0  # rad
 
 
-def wrap(angle: Tensor) -> Tensor:
+def wrap(angle: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """Angles [rad] in [-pi, pi)."""
     return torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
 
 
-def compose(pose: Tensor, local: Tensor) -> Tensor:
+def compose(pose: Float[Tensor, "*any 3"], local: Float[Tensor, "*any K 3"]) -> Float[Tensor, "*any K 3"]:
     """Poses ``local`` [...,K,3] given in the frames of ``pose`` [...,3] -> [...,K,3] in the frame of ``pose``.
 
     p' = p + R(h) q,  h' = h + dh (not wrapped: headings stay continuous along a drive).
@@ -39,7 +40,7 @@ def compose(pose: Tensor, local: Tensor) -> Tensor:
     return torch.stack((x, y, heading + local[..., 2]), dim=-1)
 
 
-def relative(pose: Tensor, other: Tensor) -> Tensor:
+def relative(pose: Float[Tensor, "*any 3"], other: Float[Tensor, "*any K 3"]) -> Float[Tensor, "*any K 3"]:
     """Inverse of :func:`compose`: ``other`` [...,K,3] as seen from ``pose`` [...,3], heading differences wrapped."""
     heading = pose[..., 2:3].contiguous()
     cos, sin = torch.cos(heading), torch.sin(heading)
@@ -47,7 +48,9 @@ def relative(pose: Tensor, other: Tensor) -> Tensor:
     return torch.stack((cos * dx + sin * dy, -sin * dx + cos * dy, wrap(other[..., 2] - heading)), dim=-1)
 
 
-def verlet(pose: Tensor, displacement: Tensor, acceleration: Tensor) -> Tensor:
+def verlet(
+    pose: Float[Tensor, "*any 3"], displacement: Float[Tensor, "*any 2"], acceleration: Float[Tensor, "*any 2"]
+) -> Float[Tensor, "*any K 3"]:
     """Token poses [...,K,3] from the last token's ``displacement`` [...,2] and an ``acceleration`` [...,2] m/s^2.
 
     d' = d + a D^2 with D = 0.5 s (Peng et al. 2024; MotionLM's wrapper: a = 0 repeats the displacement). Inside the
@@ -67,14 +70,20 @@ def verlet(pose: Tensor, displacement: Tensor, acceleration: Tensor) -> Tensor:
     return torch.cat((xy, torch.where(moves, direction, kept)[..., None]), dim=-1)
 
 
-def verlet_acceleration(displacement: Tensor, next_displacement: Tensor) -> Tensor:
+def verlet_acceleration(
+    displacement: Float[Tensor, "*any 2"], next_displacement: Float[Tensor, "*any 2"]
+) -> Float[Tensor, "*any 2"]:
     """[...,2] m/s^2 that turns one token's displacement into the next one: a = (d' - d) / D^2."""
     return (next_displacement - displacement) / TOKEN_S**2
 
 
 def bicycle(
-    pose: Tensor, speed: Tensor, length: Tensor, steering: Tensor, acceleration: Tensor
-) -> tuple[Tensor, Tensor]:
+    pose: Float[Tensor, "*any 3"],
+    speed: Float[Tensor, "*any"],
+    length: Float[Tensor, "*any"],
+    steering: Float[Tensor, "*any"] | Float[Tensor, "*any K"],
+    acceleration: Float[Tensor, "*any"] | Float[Tensor, "*any K"],
+) -> tuple[Float[Tensor, "*any K 3"], Float[Tensor, "*any K"]]:
     """Token poses [...,K,3] and speeds [...,K] of a kinematic bicycle.
 
     ``speed`` [...] m/s (>= 0), ``length`` [...] m of the box, ``steering`` and ``acceleration`` [...] held or [...,K].

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -133,7 +134,14 @@ class LaneGrids:
         index = (row * W + column).long() + (scene * (H * W))[:, None, None]
         return index, (column_at - column) * CELL_M, (row_at - row) * CELL_M, inside
 
-    def against(self, x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, scene: Tensor) -> tuple[Tensor, Tensor]:
+    def against(
+        self,
+        x: Float[Tensor, "B N K"],
+        y: Float[Tensor, "B N K"],
+        cos: Float[Tensor, "B N K"],
+        sin: Float[Tensor, "B N K"],
+        scene: Int64[Tensor, " B"],
+    ) -> tuple[Bool[Tensor, "B N K"], Bool[Tensor, "B N K"]]:
         """(wrong way, valid) bool [B,N,K]: a lane lies at (x, y), and none of them within 90 degrees of (cos, sin)."""
         index, _, _, inside = self._index(x, y, scene)
         along = torch.zeros_like(inside)
@@ -145,7 +153,9 @@ class LaneGrids:
         valid = there & inside
         return valid & ~along, valid
 
-    def offset_at(self, x: Tensor, y: Tensor, scene: Tensor) -> Tensor:
+    def offset_at(
+        self, x: Float[Tensor, "B N K"], y: Float[Tensor, "B N K"], scene: Int64[Tensor, " B"]
+    ) -> Float[Tensor, "B N K"]:
         """[B,N,K] signed distance [m] to the nearest centre line, left of it positive; NaN where no lane is near."""
         index, dx, dy, inside = self._index(x, y, scene)
         normal = dy * self.cos[0].take(index) - dx * self.sin[0].take(index)

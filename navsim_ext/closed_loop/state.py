@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from navsim_ext.closed_loop.kinematics import STEP_S, TOKEN_STEPS
@@ -21,21 +22,21 @@ class WorldState:
 
     scenes: WorldScenes
     rollouts: int
-    scene: Tensor  # [B] int64 number of the world's scene
-    poses: Tensor  # [B,N,C,3] float32 recorded up to now, driven after it; 0 where not ``there``
-    there: Tensor  # [B,N,C] bool in the world at that column
+    scene: Int64[Tensor, " B"]  # number of the world's scene
+    poses: Float32[Tensor, "B N C 3"]  # recorded up to now, driven after it; 0 where not ``there``
+    there: Bool[Tensor, "B N C"]  # in the world at that column
     step: int  # steps of 0.1 s since now
-    present: Tensor  # [B,N] bool at this step
-    speed: Tensor  # [B,N] m/s along the heading over the last 0.1 s
-    removed_at: Tensor  # [B,N] int64 step at which a road user was declared removed, -1: it was not
-    entered_at: Tensor  # [B,N] int64 step at which it entered, -1: not (yet) entered
+    present: Bool[Tensor, "B N"]  # at this step
+    speed: Float32[Tensor, "B N"]  # m/s along the heading over the last 0.1 s
+    removed_at: Int64[Tensor, "B N"]  # step at which a road user was declared removed, -1: it was not
+    entered_at: Int64[Tensor, "B N"]  # step at which it entered, -1: not (yet) entered
 
     @property
     def column(self) -> int:
         return self.scenes.now + self.step
 
     @property
-    def pose(self) -> Tensor:
+    def pose(self) -> Float32[Tensor, "B N 3"]:
         """[B,N,3] present poses."""
         return self.poses[:, :, self.column]
 
@@ -43,7 +44,7 @@ class WorldState:
     def steps_left(self) -> int:
         return self.poses.shape[2] - 1 - self.column
 
-    def displacement(self) -> Tensor:
+    def displacement(self) -> Float32[Tensor, "B N 2"]:
         """[B,N,2] m over the last token; where the past does not reach back that far, 0.5 s at the present speed."""
         column = self.column
         past = max(column - TOKEN_STEPS, 0)
@@ -54,7 +55,7 @@ class WorldState:
         known = self.there[:, :, past] if past == column - TOKEN_STEPS else torch.zeros_like(self.present)
         return torch.where(known[..., None], moved, ahead)
 
-    def velocity(self) -> Tensor:
+    def velocity(self) -> Float32[Tensor, "B N 2"]:
         """[B,N,2] m/s over the last 0.1 s, 0 where there is no step before."""
         column = self.column
         if column == 0:
@@ -62,14 +63,14 @@ class WorldState:
         moved = (self.pose[..., :2] - self.poses[:, :, column - 1, :2]) / STEP_S
         return torch.where((self.there[:, :, column] & self.there[:, :, column - 1])[..., None], moved, 0.0)
 
-    def past(self, steps: int) -> tuple[Tensor, Tensor]:
+    def past(self, steps: int) -> tuple[Float32[Tensor, "B N steps 3"], Bool[Tensor, "B N steps"]]:
         """(poses [B,N,steps,3], there [B,N,steps]) up to and with the present; raises IndexError beyond the record."""
         first = self.column - steps + 1
         if first < 0:
             raise IndexError(f"{steps} steps of past were asked for, there are {self.column + 1}")
         return self.poses[:, :, first : self.column + 1], self.there[:, :, first : self.column + 1]
 
-    def ego_index(self) -> tuple[Tensor, Tensor]:
+    def ego_index(self) -> tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]]:
         """(worlds [B], rows [B]) that pick the egos out of [B,N,...]."""
         return torch.arange(len(self.scene), device=self.scene.device), self.scenes.ego[self.scene]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float, Float64
 
 from navsim_ext.pdm.compiled import kernel
 from navsim_ext.pdm.ego import NUM_STEPS, POSE_INTERVAL_S, STEP_S, principal, unwrap_correction
@@ -80,14 +80,17 @@ def _references_from_trajectory(trajectory, time_us):
     return references
 
 
-def references_from_trajectory(trajectory: NDArray[np.float64], time_us: int) -> NDArray[np.float64]:
+def references_from_trajectory(trajectory: Float64[np.ndarray, "N 3"], time_us: int) -> Float64[np.ndarray, "41 3"]:
     """Global poses [N >= 41,3] exactly 0.1 s apart from now on (a PDM-Closed trajectory) -> references [41,3]."""
     return _references_from_trajectory(np.ascontiguousarray(trajectory, dtype=np.float64), int(time_us))
 
 
 def references_from_predictions(
-    poses: NDArray[np.floating], ego_state: NDArray[np.float64], time_us: int, interval: float = POSE_INTERVAL_S
-) -> NDArray[np.float64]:
+    poses: Float[np.ndarray, "G M 3"],
+    ego_state: Float64[np.ndarray, " 11"],
+    time_us: int,
+    interval: float = POSE_INTERVAL_S,
+) -> Float64[np.ndarray, "G 41 3"]:
     """Predicted poses [G,M,3] in the ego frame of now, ``interval`` seconds apart -> global references [G,41,3]."""
     poses = np.ascontiguousarray(poses, dtype=np.float64)
     references = np.empty((len(poses), NUM_STEPS, 3))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float64
 from numpy.typing import NDArray
 
 from navsim_ext.pdm.columns import COLUMNS
@@ -28,11 +29,11 @@ class PdmResult:
     """
 
     tokens: Sequence[str]  # [N]
-    values: NDArray[np.float64]  # [N,columns] in the order of ``columns.COLUMNS``
-    valid: NDArray[np.bool_]  # [N]
+    values: Float64[np.ndarray, "N columns"]  # in the order of ``columns.COLUMNS``
+    valid: Bool[np.ndarray, " N"]
     reason: NDArray[np.object_]  # [N] str, empty where every version that was asked for is there
     map_label: NDArray[np.object_]  # [N] "nuplan", "approx" (scores from a reconstructed map), empty where unknown
-    states: NDArray[np.float64] | None = field(default=None, repr=False)  # [N,41,11] simulated, if kept
+    states: Float64[np.ndarray, "N 41 11"] | None = field(default=None, repr=False)  # simulated, if kept
     seconds: float = 0.0  # that scoring took
 
     def __len__(self) -> int:

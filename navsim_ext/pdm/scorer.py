@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float, Float64
 
 from navsim_ext.errors import DataError
 from navsim_ext.pdm.areas import Surroundings, classify_areas, place_boxes
@@ -118,18 +118,18 @@ def _score_states(states, surroundings, traffic, versions, past, filters_v1, fil
 class ProposalScores:
     """Scores of P proposals among each other, as NAVSIM's ``score_proposals`` gives them."""
 
-    multiplicative: NDArray[np.float64]  # v1 [P,2] nc, dac; v2 [P,4] nc, dac, tlc, ddc
-    weighted: NDArray[np.float64]  # v1 [P,4] ep, ttc, comfort, ddc; v2 [P,4] ep, ttc, lk, hc
-    progress: NDArray[np.float64]  # [P] raw progress [m]
-    scores: NDArray[np.float64]  # [P]
+    multiplicative: Float64[np.ndarray, "P _"]  # v1 [P,2] nc, dac; v2 [P,4] nc, dac, tlc, ddc
+    weighted: Float64[np.ndarray, "P 4"]  # v1 ep, ttc, comfort, ddc; v2 ep, ttc, lk, hc
+    progress: Float64[np.ndarray, " P"]  # raw progress [m]
+    scores: Float64[np.ndarray, " P"]
 
 
 def score_proposals(
-    states: NDArray[np.float64],
+    states: Float[np.ndarray, "*_"],
     surroundings: Surroundings,
     traffic: Traffic,
     version: str,
-    past: NDArray[np.float64] | None = None,
+    past: Float64[np.ndarray, "H 3"] | None = None,
 ) -> ProposalScores:
     """Scores simulated proposals [P,41,11] by ``version`` "v1" or "v2", progress relative to the best of them.
 

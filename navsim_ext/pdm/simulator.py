@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
@@ -118,7 +119,7 @@ def _simulate_all(references, ego_state, states) -> None:
         simulate_reference(references[p], ego_state, states[p])
 
 
-def simulate(references: NDArray[np.float64], ego_state: NDArray[np.float64]) -> NDArray[np.float64]:
+def simulate(references: NDArray[np.float64], ego_state: NDArray[np.float64]) -> Float64[np.ndarray, "P 41 11"]:
     """Simulates proposals: references [P,41,3] (global x, y, heading) from ``ego_state`` [11] -> states [P,41,11].
 
     Raises DataError when a shape is wrong. Proposals do not influence each other.

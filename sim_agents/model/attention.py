@@ -15,6 +15,7 @@ small network on each edge.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from sim_agents.model.relations import RELATION_FEATURES
@@ -38,13 +39,18 @@ class RelativeAttention(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def project(self, table: Tensor) -> Tensor:
+    def project(self, table: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch two_d"]:
         """Keys and values [..., 2 d] of what is asked [..., d]; they depend on nobody who asks."""
         return self.to_key_value(self.norm_asked(table))
 
     def forward(
-        self, x: Tensor, key_value: Tensor, mask: Tensor, rows: Tensor | None = None, relation: Tensor | None = None
-    ) -> Tensor:
+        self,
+        x: Float[Tensor, "G Q d"],
+        key_value: Float[Tensor, "G C two_d"],
+        mask: Bool[Tensor, "G Q P"],
+        rows: Int64[Tensor, "G Q P"] | None = None,
+        relation: Float[Tensor, "G Q P F"] | None = None,
+    ) -> Float[Tensor, "G Q d"]:
         """Askers x [G, Q, d], table key_value [G, C, 2 d], mask [G, Q, P] -> [G, Q, d].
 
         ``rows`` [G, Q, P]: each asker's neighbours, no row twice; None: everybody asks the whole table (P = C).
@@ -76,7 +82,7 @@ class RelativeAttention(nn.Module):
         return x + self.dropout(self.feed_forward(x))
 
 
-def gather_rows(table: Tensor, rows: Tensor) -> Tensor:
+def gather_rows(table: Shaped[Tensor, "G C w"], rows: Int64[Tensor, "G Q P"]) -> Shaped[Tensor, "G Q P w"]:
     """Rows [G, Q, P] of tables [G, C, w] -> [G, Q, P, w]."""
     group = torch.arange(len(table), device=table.device)[:, None, None]
     return table[group, rows]

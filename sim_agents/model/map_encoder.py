@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sim_agents.data.pieces import NUM_KINDS, PIECE_M, PIECE_POINTS
@@ -20,7 +21,7 @@ SCENE_SCALE_M = 50.0
 """Unit of positions in the frame of the scene."""
 
 
-def scene_features(pose: Tensor) -> Tensor:
+def scene_features(pose: Float[Tensor, "*any 3"]) -> Float[Tensor, "*any 8"]:
     """Poses [..., 3] of the scene's frame as numbers [..., 8]: scaled position, its sines and cosines, heading."""
     xy = pose[..., :2] / SCENE_SCALE_M
     heading = torch.stack([torch.cos(pose[..., 2]), torch.sin(pose[..., 2])], dim=-1)
@@ -34,9 +35,9 @@ SCENE_FEATURES = 8
 class EncodedMap:
     """``features`` [S, M, d] (or [S, Z, d]); ``pose`` [S, M, 3] and ``valid`` [S, M] of the pieces."""
 
-    features: Tensor
-    pose: Tensor
-    valid: Tensor
+    features: Float[Tensor, "S M d"]
+    pose: Float[Tensor, "S M 3"]
+    valid: Bool[Tensor, "S M"]
 
 
 class MapEncoder(nn.Module):

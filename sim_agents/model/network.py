@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from navsim_ext.closed_loop.kinematics import TOKEN_S, relative
@@ -38,9 +39,9 @@ class Roadside:
     belongs to scene b // ``rollouts``."""
 
     context: EncodedMap
-    key_values: tuple[Tensor, ...]  # per block [S, M, 2 d]
-    light_pose: Tensor  # [S, L, 3]
-    light_valid: Tensor  # [S, L]
+    key_values: tuple[Float[Tensor, "S M two_d"], ...]  # per block
+    light_pose: Float[Tensor, "S L 3"]
+    light_valid: Bool[Tensor, "S L"]
     rollouts: int = 1
 
     def repeat(self, rollouts: int) -> Roadside:
@@ -53,9 +54,9 @@ class Past:
     """The last W - 1 half seconds of every road user: ``pose`` [B, N, W-1, 3], ``valid`` [B, N, W-1], and keys and
     values ``key_values`` [B, N, W-1, 2 d] of each block; newest last."""
 
-    pose: Tensor
-    valid: Tensor
-    key_values: tuple[Tensor, ...]
+    pose: Float[Tensor, "B N past 3"]
+    valid: Bool[Tensor, "B N past"]
+    key_values: tuple[Float[Tensor, "B N past two_d"], ...]
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ class Agents:
     :func:`last_motion`), ``light_state`` [B, L, K]; and what stays: ``kind`` [B, N], ``size`` [B, N, 2], ``ego`` [B,
     N]."""
 
-    pose: Tensor
-    valid: Tensor
-    motion: Tensor
-    light_state: Tensor
-    kind: Tensor
-    size: Tensor
-    ego: Tensor
+    pose: Float[Tensor, "B N K 3"]
+    valid: Bool[Tensor, "B N K"]
+    motion: Float[Tensor, "B N K 4"]
+    light_state: Int64[Tensor, "B L K"]
+    kind: Int64[Tensor, "B N"]
+    size: Float[Tensor, "B N 2"]
+    ego: Bool[Tensor, "B N"]
 
     def moments(self, first: int, last: int) -> Agents:
         """Those from ``first`` to before ``last``."""
@@ -84,14 +85,16 @@ class Agents:
         )
 
 
-def last_motion(pose: Tensor, before: Tensor, known: Tensor) -> Tensor:
+def last_motion(
+    pose: Float[Tensor, "*any 3"], before: Float[Tensor, "*any 3"], known: Bool[Tensor, "*any"]
+) -> Float[Tensor, "*any 4"]:
     """[..., 4]: where the pose half a second ago [..., 3] lies seen from the present one, and whether it is ``known``
     [...]."""
     seen = relative(pose, before[..., None, :])[..., 0, :] * pose.new_tensor([0.2, 1.0, 1.0])
     return torch.cat([torch.where(known[..., None], seen, 0.0), known[..., None].to(pose.dtype)], dim=-1)
 
 
-def agents_of(scenes: SceneTokens, pose: Tensor | None = None) -> Agents:
+def agents_of(scenes: SceneTokens, pose: Float[Tensor, "S N K 3"] | None = None) -> Agents:
     """All moments of a batch of scenes; ``pose`` [S, N, K, 3] replaces the recorded poses (rolled ones, say)."""
     pose = scenes.pose if pose is None else pose
     known = scenes.valid.clone()
@@ -138,15 +141,19 @@ class NextTokenNetwork(nn.Module):
 
     # -- all moments at once
 
-    def forward(self, scenes: SceneTokens, now: int, pose: Tensor | None = None) -> Tensor:
+    def forward(
+        self, scenes: SceneTokens, now: int, pose: Float[Tensor, "S N K 3"] | None = None
+    ) -> Float[Tensor, "S N K V"]:
         """Logits [S, N, K, V] of the token after each moment; ``pose`` [S, N, K, 3] replaces the recorded poses."""
         return self.logits(self.features(self.roadside(scenes, now), agents_of(scenes, pose)))
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Float[Tensor, "*any d"]) -> Float[Tensor, "*any V"]:
         """Logits [..., V] of features [..., d]."""
         return self.head(features)
 
-    def features(self, roadside: Roadside, agents: Agents, hidden: Tensor | None = None) -> Tensor:
+    def features(
+        self, roadside: Roadside, agents: Agents, hidden: Bool[Tensor, "B N K"] | None = None
+    ) -> Float[Tensor, "B N K d"]:
         """Features [B, N, K, d] of all moments, each seeing nothing later than itself.
 
         ``hidden`` [B, N, K]: moments that a road user does not see of its own past (in training).
@@ -174,7 +181,7 @@ class NextTokenNetwork(nn.Module):
 
     # -- one moment after another
 
-    def begin(self, roadside: Roadside, agents: Agents) -> tuple[Tensor, Past]:
+    def begin(self, roadside: Roadside, agents: Agents) -> tuple[Float[Tensor, "B N d"], Past]:
         """Features [B, N, d] of the last of K moments, and the past from which :meth:`advance` goes on."""
         empty = self.no_past(agents.pose, agents.valid)
         moments = [agents.moments(k, k + 1) for k in range(agents.pose.shape[2])]
@@ -183,7 +190,7 @@ class NextTokenNetwork(nn.Module):
             features, past = self.advance(roadside, past, moment)
         return features, past
 
-    def advance(self, roadside: Roadside, past: Past, agents: Agents) -> tuple[Tensor, Past]:
+    def advance(self, roadside: Roadside, past: Past, agents: Agents) -> tuple[Float[Tensor, "B N d"], Past]:
         """Features [B, N, d] of one further moment (K = 1), and the past with it."""
         B, N = agents.kind.shape
         pose = torch.cat([past.pose, agents.pose], dim=2)
@@ -204,7 +211,7 @@ class NextTokenNetwork(nn.Module):
 
     # -- parts
 
-    def no_past(self, pose: Tensor, valid: Tensor) -> Past:
+    def no_past(self, pose: Float[Tensor, "B N K 3"], valid: Bool[Tensor, "B N K"]) -> Past:
         """A past of no moment, of road users with poses [B, N, ., 3] and ``valid`` [B, N, .]."""
         nothing = pose.new_zeros(*pose.shape[:2], 0, 2 * self.settings.width)
         return Past(pose[:, :, :0], valid[:, :, :0], (nothing,) * len(self.blocks))
@@ -287,6 +294,4 @@ class _Sight:
 
 def _distances(one: Tensor, other: Tensor) -> Tensor:
     """[..., n, m] m between the positions of poses [..., n, 3] and [..., m, 3]."""
-    return torch.hypot(
-        one[..., :, None, 0] - other[..., None, :, 0], one[..., :, None, 1] - other[..., None, :, 1]
-    )
+    return torch.hypot(one[..., :, None, 0] - other[..., None, :, 0], one[..., :, None, 1] - other[..., None, :, 1])

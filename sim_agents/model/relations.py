@@ -7,6 +7,7 @@ moving a whole scene changes nothing but rounding.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 _CENTRES_M = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -17,7 +18,9 @@ NEAREST_M = 0.1
 """Below this distance a direction fades out: between poses that coincide it would be rounding noise."""
 
 
-def relation(asking: Tensor, asked: Tensor, gap_s: Tensor | float = 0.0) -> Tensor:
+def relation(
+    asking: Float[Tensor, "... 3"], asked: Float[Tensor, "... 3"], gap_s: Shaped[Tensor, "*_"] | float = 0.0
+) -> Float[Tensor, "... F"]:
     """Features [..., F] of poses ``asked`` [..., 3] seen from poses ``asking`` [..., 3] (they broadcast), ``gap_s``
     seconds ago.
 
@@ -41,7 +44,9 @@ def relation(asking: Tensor, asked: Tensor, gap_s: Tensor | float = 0.0) -> Tens
     return torch.cat([torch.stack(flat, dim=-1), bumps], dim=-1)
 
 
-def nearest_within(distance: Tensor, allowed: Tensor, most: int, radius: float) -> tuple[Tensor, Tensor]:
+def nearest_within(
+    distance: Float[Tensor, "*asker C"], allowed: Bool[Tensor, "... C"], most: int, radius: float
+) -> tuple[Int64[Tensor, "*asker P"], Bool[Tensor, "*asker P"]]:
     """The ``most`` nearest of C candidates: rows [..., P] and which of them count [..., P].
 
     ``distance`` [..., C] m, ``allowed`` [..., C]; beyond ``radius`` nobody counts.

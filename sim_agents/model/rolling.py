@@ -4,7 +4,7 @@ Training needs only where everybody comes to stand: closest-token fine-tuning an
 roll the scene first and then learn from the rolled states in one parallel pass. The rule of choice is all in which
 they differ.
 
-Legend: S scenes, N road users, K + 1 poses, V tokens.
+Legend: S scenes, N road users, K1 = K + 1 poses, V tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sim_agents.data.scene_tokens import SceneTokens
@@ -63,20 +64,20 @@ class Rolled:
     """``pose`` [S, N, K + 1, 3] and ``valid``: recorded up to the present, driven after it (who enters later comes in
     where it was recorded). ``tokens`` [S, N, K], -1 where nothing was chosen."""
 
-    pose: Tensor
-    valid: Tensor
-    tokens: Tensor
+    pose: Float[Tensor, "S N K1 3"]
+    valid: Bool[Tensor, "S N K1"]
+    tokens: Int64[Tensor, "S N K"]
 
 
 @torch.no_grad()
 def roll(
     network: NextTokenNetwork,
     vocabulary: MotionVocabulary,
-    present: Tensor,
+    present: Bool[Tensor, "C V"],
     scenes: SceneTokens,
     now: int,
     choice: Choice,
-    uniform: Tensor,
+    uniform: Float[Tensor, "S N _"],
 ) -> Rolled:
     """Rolls S scenes from the present to the end of the recording. ``present`` [C, V] bool: tokens that each class has;
     ``uniform`` [S, N, K] numbers in [0, 1) of the choices."""

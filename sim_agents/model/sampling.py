@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from navsim_ext.errors import DataError
@@ -32,7 +33,7 @@ class Sampling:
         if self.top_k < 0 or not 0.0 < self.top_p <= 1.0 or not 0.0 <= self.temperature < float("inf"):
             raise DataError(f"{self}: top_k >= 0, 0 < top_p <= 1 and temperature >= 0 were expected")
 
-    def log_probabilities(self, logits: Tensor) -> Tensor:
+    def log_probabilities(self, logits: Float[Tensor, "*any V"]) -> Float[Tensor, "*any V"]:
         """ln p [..., V] of the distribution that is sampled from; -inf for tokens that are left out."""
         if self.temperature == 0.0:
             best = logits.argmax(dim=-1, keepdim=True)
@@ -48,7 +49,9 @@ class Sampling:
             logits = logits.masked_fill(dropped, -torch.inf)
         return logits.log_softmax(dim=-1)
 
-    def sample(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, logits: Float[Tensor, "*any V"], uniform: Float[Tensor, "*any"]
+    ) -> tuple[Int64[Tensor, "*any"], Float[Tensor, "*any"]]:
         """Tokens [...] by the inverse of the distribution at ``uniform`` [...] in [0, 1), and their ln p [...]."""
         logp = self.log_probabilities(logits)
         cumulative = logp.double().exp().cumsum(dim=-1)

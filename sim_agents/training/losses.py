@@ -11,6 +11,7 @@ so that a token that leads nearly to the same place costs little. Uniform smooth
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from navsim_ext.errors import DataError
@@ -41,11 +42,13 @@ class SmoothedCrossEntropy(nn.Module):
         total = weight.sum(dim=-1, keepdim=True)
         self.register_buffer("smooth", weight / total.clamp_min(torch.finfo(weight.dtype).tiny), persistent=False)
 
-    def mask(self, logits: Tensor, classes: Tensor) -> Tensor:
+    def mask(self, logits: Float[Tensor, "*any V"], classes: Int64[Tensor, "*any"]) -> Float[Tensor, "*any V"]:
         """Logits [..., V] with -inf for the tokens that the classes [...] do not have."""
         return logits.masked_fill(~self.present[classes], -torch.inf)
 
-    def forward(self, logits: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
+    def forward(
+        self, logits: Float[Tensor, "D V"], targets: Int64[Tensor, " D"], classes: Int64[Tensor, " D"]
+    ) -> Float[Tensor, " D"]:
         """[D] nats of logits [D, V] for target tokens [D] and class rows [D]."""
         logp = self.mask(logits, classes).log_softmax(dim=-1)
         hard = -logp.gather(-1, targets[:, None])[:, 0]

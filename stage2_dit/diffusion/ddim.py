@@ -10,6 +10,7 @@ mean = sqrt(abar_prev) x0 + sqrt(1 - abar_prev - sigma^2) eps'
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from stage2_dit.diffusion.process import ETA, Corrupted, Exploration, Process, StepDistribution
@@ -29,16 +30,20 @@ class NoisePrediction(Process):
         betas = cosine_betas()
         self.register_buffer("bar", torch.cumprod(1.0 - betas, dim=0), persistent=False)
 
-    def draw_times(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw_times(self, rows: int, generator: torch.Generator | None = None) -> Shaped[Tensor, " R"]:
         """t ~ U{0 ... T - 1}."""
         return torch.randint(0, TRAINING_STEPS, (rows,), generator=generator)
 
-    def corrupt(self, x0: Tensor, noise: Tensor, time: Tensor) -> Corrupted:
+    def corrupt(
+        self, x0: Float[Tensor, "R F 3"], noise: Float[Tensor, "R F 3"], time: Shaped[Tensor, " R"]
+    ) -> Corrupted:
         bar = self.at(self.bar, time)
         return Corrupted(torch.sqrt(bar) * x0 + torch.sqrt(1.0 - bar) * noise, time, noise)
 
 
-def clipped_data(x: Tensor, noise: Tensor, bar: Tensor) -> Tensor:
+def clipped_data(
+    x: Float[Tensor, "R F 3"], noise: Float[Tensor, "R F 3"], bar: Float[Tensor, "*broadcast"]
+) -> Float[Tensor, "R F 3"]:
     """x0 estimate in the box; the gradient is that of the clip (zero outside)."""
     return ((x - torch.sqrt(1.0 - bar) * noise) / torch.sqrt(bar)).clamp(-1.0, 1.0)
 
@@ -58,7 +63,13 @@ class Ddim(NoisePrediction):
         self.register_buffer("step_bar", step_bar, persistent=False)
         self.register_buffer("step_previous", torch.cat([step_bar[1:], torch.ones(1)]), persistent=False)
 
-    def step(self, index: int | Tensor, x: Tensor, prediction: Tensor, exploration: Exploration) -> StepDistribution:
+    def step(
+        self,
+        index: int | Int[Tensor, " R"],
+        x: Float[Tensor, "R F 3"],
+        prediction: Float[Tensor, "R F 3"],
+        exploration: Exploration,
+    ) -> StepDistribution:
         bar, previous = self.at(self.step_bar, index), self.at(self.step_previous, index)
         eta = 0.0 if exploration.deterministic else ETA if exploration.eta is None else exploration.eta
         x0 = clipped_data(x, prediction, bar)

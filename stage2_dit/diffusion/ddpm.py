@@ -12,6 +12,7 @@ the steps in between had been made. It is kept to reproduce published numbers, n
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stage2_dit.diffusion.ddim import NoisePrediction, clipped_data
@@ -50,7 +51,13 @@ class Ddpm(NoisePrediction):
         ):  # fmt: skip
             self.register_buffer(name, table, persistent=False)
 
-    def step(self, index: int | Tensor, x: Tensor, prediction: Tensor, exploration: Exploration) -> StepDistribution:
+    def step(
+        self,
+        index: int | Int[Tensor, " R"],
+        x: Float[Tensor, "R F 3"],
+        prediction: Float[Tensor, "R F 3"],
+        exploration: Exploration,
+    ) -> StepDistribution:
         x0 = clipped_data(x, prediction, self.at(self.bar_t, index))
         mean = self.at(self.data_weight, index) * x0 + self.at(self.state_weight, index) * x
         return StepDistribution(mean, self.at(self.std, index))

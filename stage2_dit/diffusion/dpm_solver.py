@@ -7,6 +7,7 @@ the solver sees it. A multistep step depends on earlier predictions, so it has n
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stage2_dit.diffusion.ddim import NoisePrediction, clipped_data
@@ -25,10 +26,16 @@ class DpmSolver(NoisePrediction):
         super().__init__()
         self.times = tuple(self._scheduler(num_steps).timesteps.tolist())
 
-    def step(self, index: int | Tensor, x: Tensor, prediction: Tensor, exploration: Exploration) -> StepDistribution:
+    def step(
+        self,
+        index: int | Int[Tensor, " R"],
+        x: Float[Tensor, "R F 3"],
+        prediction: Float[Tensor, "R F 3"],
+        exploration: Exploration,
+    ) -> StepDistribution:
         raise NoDensity("dpm_solver steps have no density of their own: sample with ddim, ddpm or a flow sde instead")
 
-    def sample(self, predict: Predict, noise: ChainNoise, exploration: Exploration) -> Tensor:
+    def sample(self, predict: Predict, noise: ChainNoise, exploration: Exploration) -> Float[Tensor, "R K1 F 3"]:
         """All states [R,K+1,F,3]; only ``noise.initial`` and ``final_clip`` are used."""
         scheduler = self._scheduler(self.num_steps)
         x = noise.initial.float()

@@ -21,6 +21,7 @@ import math
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from navsim_ext.errors import DataError
@@ -56,21 +57,29 @@ class Flow(Process):
         self.register_buffer("t", steps / num_steps, persistent=False)
         self.register_buffer("remaining", (num_steps - 1 - steps) / num_steps, persistent=False)
 
-    def draw_times(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw_times(self, rows: int, generator: torch.Generator | None = None) -> Shaped[Tensor, " R"]:
         """t of b = u^(1 / 1.5), the inverse distribution function of Beta(1.5, 1)."""
         beta = torch.rand(rows, generator=generator) ** (1.0 / BETA_SHAPE)
         return self.time_of_beta(beta)
 
     @staticmethod
-    def time_of_beta(beta: Tensor) -> Tensor:
+    def time_of_beta(beta: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
         """Training time of a Beta(1.5, 1) draw; can be as low as -0.001."""
         return (TIME_SCALE - beta) / TIME_SCALE
 
-    def corrupt(self, x0: Tensor, noise: Tensor, time: Tensor) -> Corrupted:
+    def corrupt(
+        self, x0: Float[Tensor, "R F 3"], noise: Float[Tensor, "R F 3"], time: Shaped[Tensor, " R"]
+    ) -> Corrupted:
         t = time.reshape(-1, 1, 1)
         return Corrupted((1 - t) * noise + t * x0, torch.trunc(TIME_BUCKETS * time), x0 - noise)
 
-    def step(self, index: int | Tensor, x: Tensor, prediction: Tensor, exploration: Exploration) -> StepDistribution:
+    def step(
+        self,
+        index: int | Int[Tensor, " R"],
+        x: Float[Tensor, "R F 3"],
+        prediction: Float[Tensor, "R F 3"],
+        exploration: Exploration,
+    ) -> StepDistribution:
         velocity, t, dt = prediction, self.at(self.t, index), 1.0 / self.num_steps
         remaining = self.at(self.remaining, index)
         level = NOISE_LEVEL if exploration.noise_level is None else exploration.noise_level

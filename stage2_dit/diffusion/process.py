@@ -1,6 +1,6 @@
 """The protocol of a diffusion process, the exploration settings of a rollout, and the chain that it leaves.
 
-Legend: R rows, F poses, K denoising steps, x_K (noise) ... x_0 (the sample) in the normalised box.
+Legend: R rows, F poses, K denoising steps, K1 = K + 1 states, x_K (noise) ... x_0 (the sample) in the normalised box.
 
 A process defines a step's mean and standard deviation in one place, :meth:`Process.step`. Sampling and
 log-probability both use it; what differs between them is only the floor of the standard deviation, and both floors
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from navsim_ext.errors import DataError, TriviumError
@@ -58,12 +59,12 @@ class Exploration:
             raise DataError(f"exploration preset {name!r} does not exist; there are {', '.join(PRESETS)}")
         return PRESETS[name]
 
-    def sampling_std(self, std: Tensor, last: bool) -> Tensor:
+    def sampling_std(self, std: Float[Tensor, "*any"], last: bool) -> Float[Tensor, "*any"]:
         if self.deterministic or (last and not self.last_step_noise):
             return torch.zeros_like(std)
         return std.clamp_min(self.sampling_std_floor)
 
-    def log_prob_std(self, std: Tensor) -> Tensor:
+    def log_prob_std(self, std: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         return std.clamp_min(self.log_prob_std_floor)
 
 
@@ -92,7 +93,7 @@ class Chain:
     ``times`` network time of each step (K); ``process`` identity of the process; ``group_size`` rows of a scene.
     """
 
-    states: Tensor
+    states: Float[Tensor, "R K1 F 3"]
     times: tuple[int, ...]
     exploration: Exploration
     process: dict[str, Any]
@@ -106,7 +107,7 @@ class Chain:
         return len(self.states) // self.group_size
 
     @property
-    def samples(self) -> Tensor:
+    def samples(self) -> Float[Tensor, "R F 3"]:
         """[R,F,3] the last states, still normalised."""
         return self.states[:, -1]
 
@@ -177,18 +178,26 @@ class Process(Float32Tables):
                 raise DataError(f"exploration.{name}={value} has no effect on {self.name} ({own}): set it to null")
 
     @abstractmethod
-    def draw_times(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw_times(self, rows: int, generator: torch.Generator | None = None) -> Shaped[Tensor, " R"]:
         """[R] training times on the CPU, from a CPU generator (None: torch's own)."""
 
     @abstractmethod
-    def corrupt(self, x0: Tensor, noise: Tensor, time: Tensor) -> Corrupted:
+    def corrupt(
+        self, x0: Float[Tensor, "R F 3"], noise: Float[Tensor, "R F 3"], time: Shaped[Tensor, " R"]
+    ) -> Corrupted:
         """The training pair of data ``x0`` [R,F,3], ``noise`` [R,F,3] and ``time`` [R] of :meth:`draw_times`."""
 
     @abstractmethod
-    def step(self, index: int | Tensor, x: Tensor, prediction: Tensor, exploration: Exploration) -> StepDistribution:
+    def step(
+        self,
+        index: int | Int[Tensor, " R"],
+        x: Float[Tensor, "R F 3"],
+        prediction: Float[Tensor, "R F 3"],
+        exploration: Exploration,
+    ) -> StepDistribution:
         """Distribution of the state after step ``index`` (an int, or [R] for rows at different steps)."""
 
-    def sample(self, predict: Predict, noise: ChainNoise, exploration: Exploration) -> Tensor:
+    def sample(self, predict: Predict, noise: ChainNoise, exploration: Exploration) -> Float[Tensor, "R K1 F 3"]:
         """All states [R,K+1,F,3] from the given noise."""
         if noise.steps.shape[1] != self.num_steps:
             raise DataError(f"noise of {noise.steps.shape[1]} steps was given to {self.name} of {self.num_steps} steps")
@@ -208,6 +217,6 @@ class Process(Float32Tables):
             states.append(x)
         return torch.stack(states, dim=1)
 
-    def at(self, table: Tensor, index: int | Tensor) -> Tensor:
+    def at(self, table: Float[Tensor, " K"], index: int | Int[Tensor, " R"]) -> Float[Tensor, "_ 1 1"]:
         """A table's value at a step, shaped to broadcast over [R,F,3]."""
         return table[index].reshape(-1, 1, 1)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from navsim_ext.errors import DataError
@@ -123,7 +124,9 @@ def step_distributions(
     return Steps(mean.unflatten(0, (rows, count)), std.expand(rows * count, 1, 1).unflatten(0, (rows, count)))
 
 
-def log_prob(planner: Denoiser, conditioning: Conditioning, chain: Chain, *, process: Process | None = None) -> Tensor:
+def log_prob(
+    planner: Denoiser, conditioning: Conditioning, chain: Chain, *, process: Process | None = None
+) -> Float[Tensor, "R K F 3"]:
     """[R,K,F,3] elementwise log N(x_{k+1}; mean_k, std_k) of every step of every row; see step_distributions."""
     mean, std = step_distributions(planner, conditioning, chain, process=process)
     z = (chain.states[:, 1:].detach() - mean) / std

@@ -7,6 +7,7 @@ beta_j = clip(1 - abar*(j + 1) / abar*(j), 0, 0.999) in float64, then float32;  
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float32, Shaped
 from torch import Tensor, nn
 
 from navsim_ext.errors import DataError
@@ -28,7 +29,7 @@ class Float32Tables(nn.Module):
         return self
 
 
-def cosine_betas(count: int = TRAINING_STEPS) -> Tensor:
+def cosine_betas(count: int = TRAINING_STEPS) -> Float32[Tensor, " T"]:
     """[T] float32 betas."""
     fraction = torch.arange(count + 1, dtype=torch.float64) / count
     bar = torch.cos((fraction + COSINE_OFFSET) / (1 + COSINE_OFFSET) * torch.pi * 0.5) ** 2
@@ -49,7 +50,7 @@ def _sqrt(table: Tensor) -> Tensor:
     return table.double().sqrt().float()
 
 
-def published_tables(num_steps: int | None, count: int = TRAINING_STEPS) -> dict[str, Tensor]:
+def published_tables(num_steps: int | None, count: int = TRAINING_STEPS) -> dict[str, Shaped[Tensor, " _"]]:
     """The schedule buffers of a published checkpoint by name; ``num_steps`` adds those of DDIM."""
     betas = cosine_betas(count)
     alphas = 1.0 - betas

@@ -3,7 +3,6 @@
 from navsim_ext.closed_loop.policies.constant_velocity import ConstantVelocity
 from navsim_ext.closed_loop.policies.frenet import Frenet
 from navsim_ext.closed_loop.policies.idm import Idm
-from navsim_ext.closed_loop.policies.panel import panel
 from navsim_ext.closed_loop.policies.replay import Replay
 
-__all__ = ["ConstantVelocity", "Frenet", "Idm", "Replay", "panel"]
+__all__ = ["ConstantVelocity", "Frenet", "Idm", "Replay"]
