@@ -1,4 +1,7 @@
-"""Generates driving questions: ``python -m stage1_vlm.generate_qa data.index=... server.url=... output_dir=...``."""
+"""Generates driving questions: ``python -m stage1_vlm.generate_qa data.index=... server.url=... output_dir=...``.
+
+With ``reasons_for=MIXTURE.json`` it explains the decisions of that question set instead, one or two sentences each.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from navsim_ext.dataset import SceneDataset
+from navsim_ext.errors import DataError
 from navsim_ext.runtime.config import job
 from stage1_vlm.qa_engine.client import ServerSettings
 from stage1_vlm.qa_engine.engine import QaEngine
+from stage1_vlm.qa_engine.reasoning import ReasoningEngine, decision_records
 
 _log = logging.getLogger(__name__)
 
@@ -24,21 +29,29 @@ def server_settings(node: DictConfig) -> ServerSettings:
 
 
 def generate(cfg: DictConfig) -> dict[str, int]:
-    scenes = SceneDataset(cfg.data.index, cameras=tuple(cfg.data.cameras), sensor_root=cfg.data.sensor_root)
-    engine = QaEngine(
-        scenes,
-        cfg.output_dir,
-        server_settings(cfg.server),
-        server_settings(cfg.judge),
-        cameras=tuple(cfg.data.cameras),
-        prompts=cfg.prompts,
-        template=cfg.template,
-        pairs_per_phase=cfg.pairs_per_phase,
-        keep_above=cfg.keep_above,
-        scenes_at_once=cfg.scenes_at_once,
-        give_up_after=cfg.give_up_after,
-    )
-    return engine.run()
+    chosen = {"cameras": tuple(cfg.data.cameras), "sensor_root": cfg.data.sensor_root}
+    scenes = SceneDataset(cfg.data.index, **chosen)
+    servers = server_settings(cfg.server), server_settings(cfg.judge)
+    options: dict[str, Any] = {
+        "cameras": tuple(cfg.data.cameras),
+        "prompts": cfg.prompts,
+        "template": cfg.template,
+        "pairs_per_phase": cfg.pairs_per_phase,
+        "keep_above": cfg.keep_above,
+        "scenes_at_once": cfg.scenes_at_once,
+        "give_up_after": cfg.give_up_after,
+    }
+    if cfg.reasons_for is not None:
+        decisions = decision_records(cfg.reasons_for)
+        tokens = [token for token in scenes.tokens if token in decisions]
+        if not tokens:
+            raise DataError(
+                f"reasons_for={cfg.reasons_for} has no question of type decision about a scene of {cfg.data.index}: "
+                "write them with python -m navsim_ext.questions.write types=[decision]"
+            )
+        scenes = SceneDataset(cfg.data.index, **chosen, tokens=tokens)
+        return ReasoningEngine(decisions, scenes, cfg.output_dir, *servers, **options).run()
+    return QaEngine(scenes, cfg.output_dir, *servers, **options).run()
 
 
 @job("generate_qa")

@@ -74,11 +74,14 @@ class QaEngine:
     ) -> None:
         self.scenes, self.output_dir = scenes, Path(output_dir)
         self.server, self.judge = server, judge
-        self.cameras, self.prompts, self.template = tuple(cameras), PromptSet(prompts), template
+        self.cameras, self.prompts, self.template = tuple(cameras), self.prompt_set(prompts), template
         self.pairs_per_phase, self.keep_above = pairs_per_phase, keep_above
         self.scenes_at_once, self.give_up_after = scenes_at_once, give_up_after
         self.counts: Counter[str] = Counter()
         self._in_a_row = 0  # failed scenes
+
+    def prompt_set(self, folder: str | Path | None) -> PromptSet:
+        return PromptSet(folder)
 
     def run(self) -> dict[str, int]:
         """Generates what is missing, then writes the data sets; returns counts of scenes, pairs and requests.
@@ -230,6 +233,10 @@ class QaEngine:
 
     # ---- files
 
+    def task_fields(self) -> dict[str, Any]:
+        """What a task of its own adds to the fingerprint."""
+        return {}
+
     def _claim(self) -> None:
         fields = {
             "prompts": self.prompts.digest,
@@ -238,6 +245,7 @@ class QaEngine:
             "judge": self.judge.model,
             "pairs_per_phase": self.pairs_per_phase,
             "tokens": digest_tokens(self.scenes.tokens),
+            **self.task_fields(),
         }
         mine = Fingerprint("driving_qa", fields, parents={"scenes": self.scenes.fingerprint})
         if (self.output_dir / "fingerprint.json").is_file():

@@ -45,15 +45,15 @@ class Judgement:
 
 
 class PromptSet:
-    """The five texts; ``digest`` covers all of them."""
+    """The texts of a task (the five of the phases unless named); ``digest`` covers all of them."""
 
-    def __init__(self, folder: str | Path | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None, names: Sequence[str] = (*PHASES, JUDGE)) -> None:
         self.folder = PROMPT_FOLDER if folder is None else Path(folder)
         self.texts: dict[str, Template] = {}
-        for name in (*PHASES, JUDGE):
+        for name in names:
             path = self.folder / f"{name}.txt"
             if not path.is_file():
-                raise MissingError(f"prompt file {path} does not exist: {name} is one of {(*PHASES, JUDGE)}")
+                raise MissingError(f"prompt file {path} does not exist: {name} is one of {tuple(names)}")
             with reading(path, "write it in UTF-8"):
                 self.texts[name] = Template(path.read_text(encoding="utf-8").strip())
         self.digest = digest_json({name: text.template for name, text in self.texts.items()})
@@ -106,10 +106,16 @@ def phase_messages(
 
 
 def judge_messages(
-    prompts: PromptSet, pair: QaPair, facts: Mapping[str, str], pictures: Sequence[dict[str, Any]]
+    prompts: PromptSet, pair: QaPair, facts: Mapping[str, str], pictures: Sequence[dict[str, Any]], name: str = JUDGE
 ) -> list[dict[str, Any]]:
-    text = prompts.fill(JUDGE, {**facts, "question": pair.question, "answer": pair.answer})
-    return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
+    return one_question(prompts, name, {**facts, "question": pair.question, "answer": pair.answer}, pictures)
+
+
+def one_question(
+    prompts: PromptSet, name: str, facts: Mapping[str, str], pictures: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """A conversation of one message: the pictures, then the text ``name``."""
+    return [{"role": "user", "content": [*pictures, {"type": "text", "text": prompts.fill(name, facts)}]}]
 
 
 def parse_pairs(phase: str, text: str) -> list[QaPair]:

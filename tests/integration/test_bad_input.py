@@ -67,6 +67,7 @@ COMMANDS: dict[str, list[str]] = {
     "navsim_ext.synthetic.report": ["data.root={world}", "data.split=trainval", "metric_cache={metric_cache}"],
     "stage1_vlm.convert": ["source={vlm}"],
     "stage1_vlm.data.drivelm": ["source={mixture}"],
+    "stage1_vlm.data.importer": ["source={mixture}"],
     "stage1_vlm.evaluate": ["experiment=demo", "model_path={vlm}", "mixture={mixture}"],
     "stage1_vlm.export": ["experiment=demo", "model_path={vlm}", "data.index={index}", "device=cpu"],
     "stage1_vlm.generate_qa": [

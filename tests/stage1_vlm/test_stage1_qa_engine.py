@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from navsim_ext.errors import DataError
 from navsim_ext.fingerprint import Fingerprint, FingerprintMismatch
 from navsim_ext.prompts import TemplateError
 from navsim_ext.runtime import preflight as runtime_preflight
@@ -21,6 +22,7 @@ from stage1_vlm.qa_engine import engine as engine_module
 from stage1_vlm.qa_engine.client import Nonsense, ServerRefused, ServerSettings
 from stage1_vlm.qa_engine.engine import QaEngine, ServerDown
 from stage1_vlm.qa_engine.phases import PHASES, PromptSet, parse_judgement, parse_pairs
+from stage1_vlm.qa_engine.reasoning import ReasoningEngine, decision_records, parse_explanation
 
 
 class Scenes:
@@ -56,6 +58,7 @@ class Server(ThreadingHTTPServer):
         self.pictures: set[bytes] = set()
         self.plan = lambda number: None
         self.score = lambda question: 9
+        self.explain = lambda question: "The light is red, so we stop."
         self.number = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -89,11 +92,14 @@ class Handler(BaseHTTPRequestHandler):
         picture = next(part for part in parts if part["type"] == "image_url")["image_url"]["url"]
         assert picture.startswith("data:image/jpeg;base64,")
         judged = "Give a score" in parts[-1]["text"]
+        explains = "The right decision is known" in parts[-1]["text"]
         with server.lock:
             server.pictures.add(base64.b64decode(picture.partition(",")[2], validate=True))
-            server.asked["judge" if judged else PHASES[len(messages) // 2]] += 1
+            server.asked["judge" if judged else "explanation" if explains else PHASES[len(messages) // 2]] += 1
         if judged:
             content = json.dumps({"score": server.score(parts[-1]["text"]), "reason": "seen"})
+        elif explains:
+            content = server.explain(parts[-1]["text"])
         else:
             # each phase's conversation holds the answers of the phases before it
             assert [m["role"] for m in messages] == (["user", "assistant"] * 4)[: len(messages)]
@@ -280,3 +286,51 @@ def test_prompts_can_be_replaced_and_mistakes_are_named(tmp_path):
     with pytest.raises(TemplateError, match="weather"):
         changed.fill("decision", {"speed": "3"})
     assert np.all([name in own.texts for name in PHASES])
+
+
+def decisions(scenes) -> dict:
+    turns = [{"from": "human", "value": "<image>\nSpeed 4.0 m/s. Decide."}, {"from": "gpt", "value": "x"}]
+    return {
+        token: {"image": f"{token}.jpg", "scene_id": token, "type": "decision", "conversations": turns,
+                "answer": "STOP, STRAIGHT" if i % 2 else "KEEP, STRAIGHT"}
+        for i, token in enumerate(scenes.tokens)
+    }  # fmt: skip
+
+
+def test_known_decisions_are_explained_judged_and_resumed(scenes, server, tmp_path):
+    settings = ServerSettings(server.url, "explainer", tries=3, pause_s=0.0)
+    server.score = lambda question: 3 if "KEEP" in question else 9
+    server.explain = lambda question: "<think>tags</think>" if server.number == 1 else "The light is red, so we stop."
+
+    def run():
+        return ReasoningEngine(decisions(scenes), scenes, tmp_path / "out", settings, settings, scenes_at_once=1).run()
+
+    told = run()
+    assert (told["kept"], told["rejected"], told["server_nonsense"]) == (2, 2, 1)
+    kept = [json.loads(line) for line in (tmp_path / "out" / "decision.jsonl").read_text().splitlines()]
+    for record in kept:
+        reply = record["conversations"][-1]["value"]
+        assert reply == "<think>The light is red, so we stop.</think><answer>STOP, STRAIGHT</answer>"
+        assert record["reasoning_source"] == "explainer"
+    asked = sum(server.asked.values())
+    assert run()["kept"] == 2
+    assert sum(server.asked.values()) == asked  # nothing is asked twice
+    (entry,) = read_mixture(tmp_path / "out" / "mixture.json")
+    assert entry.length == 2
+
+
+@pytest.mark.parametrize("text", ["", "...", "<answer>KEEP</answer>", "A. B. C. D is a list. E.", "word " * 200, "[1]"])
+def test_what_is_no_explanation_is_asked_again(text):
+    with pytest.raises(Nonsense):
+        parse_explanation(text)
+
+
+def test_decisions_are_found_in_a_mixture(tmp_path):
+    good = {"type": "decision", "scene_id": "a", "answer": "KEEP, STRAIGHT", "conversations": []}
+    rows = [good, good | {"type": "other", "scene_id": "b"}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "broken\n")
+    (tmp_path / "m.json").write_text(json.dumps({"q": {"root": ".", "annotation": "q.jsonl"}}))
+    assert list(decision_records(tmp_path / "m.json")) == ["a"]
+    (tmp_path / "q.jsonl").write_text(json.dumps(good | {"answer": "FLY, STRAIGHT"}))
+    with pytest.raises(DataError, match="FLY"):
+        decision_records(tmp_path / "m.json")
