@@ -7,8 +7,7 @@ bends sharply or has a gap, pieces of 5 m, the place of a piece being its first 
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,8 @@ PIECE_POINTS = 11
 PIECE_M = SPACING_M * (PIECE_POINTS - 1)
 BEND_RAD = np.pi / 4
 """Change of direction between two points of the source at which a line is cut."""
+REPEATED_M = 1e-3
+"""A point nearer than this to the one before repeats it."""
 DRAWN = (*LANES, PieceKind.ROAD_EDGE, *LINES, PieceKind.CROSSWALK, PieceKind.STOP_LINE)
 NUM_KINDS = len(DRAWN)
 
@@ -41,71 +42,99 @@ class MapPieces:
 
     def nearest(self, centres: NDArray[np.floating], most: int) -> MapPieces:
         """The ``most`` pieces nearest to any of the points ``centres`` [n, 2], in their own order."""
-        if len(self) <= most:
-            return self
+        if len(self) <= most or len(centres) == 0:
+            return self.take(np.arange(min(most, len(self))))
+        x, y = self.pose[:, 0].astype(np.float64), self.pose[:, 1].astype(np.float64)
         distance = np.full(len(self), np.inf)
         for centre in np.asarray(centres, np.float64):
-            distance = np.minimum(distance, np.hypot(*(self.pose[:, :2] - centre).T))
-        rows = np.sort(np.argsort(distance, kind="stable")[:most])
-        return MapPieces(self.pose[rows], self.shape[rows], self.kind[rows], self.source[rows], self.on_route[rows])
+            np.minimum(distance, (x - centre[0]) ** 2 + (y - centre[1]) ** 2, out=distance)
+        return self.take(np.sort(np.argsort(distance, kind="stable")[:most]))
+
+    def take(self, rows: NDArray[np.int64]) -> MapPieces:
+        """The pieces of these rows."""
+        return MapPieces(*(getattr(self, one.name)[rows] for one in fields(self)))
 
 
 def map_pieces(scene: TrafficScene, frame: NDArray[np.floating]) -> MapPieces:
     """All pieces of a scene's map in the frame of the pose ``frame`` [3] (given in the scene's own frame)."""
-    poses, shapes, kinds, sources = [], [], [], []
-    number = {int(kind): place for place, kind in enumerate(DRAWN)}
-    for row in scene.pieces(*DRAWN):
-        line = scene.piece(row).astype(np.float64)
-        if scene.piece_closed[row] and len(line) > 2:
-            line = np.concatenate([line, line[:1]])
-        for stretch in _stretches(line):
-            for piece in _cut(stretch):
-                along = piece[1] - piece[0]
-                heading = float(np.arctan2(along[1], along[0]))
-                poses.append((*piece[0], heading))
-                shapes.append(_turned(piece - piece[0], -heading))
-                kinds.append(number[int(scene.piece_kind[row])])
-                sources.append(row)
-    if not poses:
+    points, line = _lines(scene, scene.pieces(*DRAWN))
+    segments = _segments(points, line)
+    if len(segments.length) == 0:
         empty = np.empty(0, np.int64)
         return MapPieces(np.empty((0, 3), np.float32), np.empty((0, PIECE_POINTS, 2), np.float32), empty, empty,
                          np.empty(0, bool))  # fmt: skip
-    place = np.array(poses)
-    local = np.concatenate(
-        [_turned(place[:, :2] - frame[:2], -frame[2]), (place[:, 2:] - frame[2] + np.pi) % (2 * np.pi) - np.pi], axis=1
-    )
-    source = np.array(sources)
+    pieces, source = _cut(segments)
+    along = pieces[:, 1] - pieces[:, 0]
+    heading = np.arctan2(along[:, 1], along[:, 0])
+    shape = _turned(pieces - pieces[:, :1], -heading[:, None])
+    place = _turned(pieces[:, 0] - frame[:2], -frame[2])
+    local = np.column_stack([place, (heading - frame[2] + np.pi) % (2 * np.pi) - np.pi])
+    number = np.full(256, -1)
+    number[[int(kind) for kind in DRAWN]] = np.arange(NUM_KINDS)
     route = np.zeros(len(source), bool) if scene.route is None else scene.route[source]
-    return MapPieces(local.astype(np.float32), np.array(shapes, np.float32), np.array(kinds), source, route)
+    return MapPieces(local.astype(np.float32), shape.astype(np.float32), number[scene.piece_kind[source]], source, route)
 
 
-def _turned(points: NDArray, angle: float) -> NDArray:
+def _turned(points: NDArray, angle: NDArray | float) -> NDArray:
+    """Points [..., 2] turned by angles that broadcast against [...]."""
     cosine, sine = np.cos(angle), np.sin(angle)
-    return np.stack([cosine * points[:, 0] - sine * points[:, 1], sine * points[:, 0] + cosine * points[:, 1]], axis=-1)
+    x, y = points[..., 0], points[..., 1]
+    return np.stack([cosine * x - sine * y, sine * x + cosine * y], axis=-1)
 
 
-def _stretches(line: NDArray) -> list[NDArray]:
-    """The line cut where it turns sharply; points that repeat are dropped."""
-    steps = np.diff(line, axis=0)
-    line = line[np.concatenate([[True], np.hypot(*steps.T) > 1e-3])]
-    if len(line) < 2:
-        return []
-    heading = np.arctan2(*np.diff(line, axis=0).T[::-1])
+def _lines(scene: TrafficScene, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Points [n, 2] of the scene's pieces ``rows`` one after another, closed ones with their first point again, and the
+    row that each belongs to. Points that repeat the one before are left out."""
+    counts = (scene.piece_start[1:] - scene.piece_start[:-1])[rows].astype(np.int64)
+    again = scene.piece_closed[rows] & (counts > 2)
+    length = counts + again
+    place = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)  # of a point in its line
+    place[place == np.repeat(counts, length)] = 0  # the first one again
+    points = scene.points[np.repeat(scene.piece_start[:-1][rows], length) + place].astype(np.float64)
+    line = np.repeat(rows, length)
+    moved = np.hypot(*np.diff(points, axis=0).T) > REPEATED_M
+    kept = np.ones(len(points), bool)
+    kept[1:] = moved | (line[1:] != line[:-1])
+    return points[kept], line[kept]
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """Straight segments between two points: ``start`` [n, 2] and ``step`` [n, 2] m, ``length`` [n] m, ``line`` [n] row
+    of the scene, ``first`` [n] whether a stretch begins with it: a new line, or a sharp bend."""
+
+    start: NDArray[np.float64]
+    step: NDArray[np.float64]
+    length: NDArray[np.float64]
+    line: NDArray[np.int64]
+    first: NDArray[np.bool_]
+
+
+def _segments(points: NDArray[np.float64], line: NDArray[np.int64]) -> _Segments:
+    step = np.diff(points, axis=0)
+    inside = line[1:] == line[:-1]
+    step, start, line = step[inside], points[:-1][inside], line[:-1][inside]
+    heading = np.arctan2(step[:, 1], step[:, 0])
     turn = np.abs((np.diff(heading) + np.pi) % (2 * np.pi) - np.pi)
-    return [part for part in _split(line, np.flatnonzero(turn > BEND_RAD) + 1) if len(part) >= 2]
+    first = np.ones(len(line), bool)
+    first[1:] = (line[1:] != line[:-1]) | (turn > BEND_RAD)
+    return _Segments(start, step, np.hypot(step[:, 0], step[:, 1]), line, first)
 
 
-def _split(line: NDArray, corners: NDArray[np.int64]) -> list[NDArray]:
-    ends = [0, *corners.tolist(), len(line) - 1]
-    return [line[low : high + 1] for low, high in itertools.pairwise(ends)]
-
-
-def _cut(line: NDArray) -> NDArray:
-    """Pieces [m, 11, 2] of a line, of equal length near 5 m; a line shorter than 5 m is one shorter piece."""
-    steps = np.hypot(*np.diff(line, axis=0).T)
-    along = np.concatenate([[0.0], np.cumsum(steps)])
-    count = max(1, round(along[-1] / PIECE_M))
-    s = np.linspace(0.0, along[-1], count * (PIECE_POINTS - 1) + 1)
-    points = np.stack([np.interp(s, along, line[:, axis]) for axis in range(2)], axis=-1)
-    first = np.arange(count)[:, None] * (PIECE_POINTS - 1)
-    return points[first + np.arange(PIECE_POINTS)]
+def _cut(segments: _Segments) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Pieces [m, 11, 2] and their rows of the scene: each stretch in pieces of equal length near 5 m; one that is
+    shorter than 5 m is one shorter piece."""
+    end = np.cumsum(segments.length)  # m along all stretches, one after another
+    begin = end - segments.length
+    head = np.flatnonzero(segments.first)
+    last = np.append(head[1:], len(end)) - 1
+    whole = end[last] - begin[head]
+    count = np.maximum(1, np.round(whole / PIECE_M)).astype(np.int64)
+    stretch = np.repeat(np.arange(len(head)), count)
+    number = np.arange(len(stretch)) - np.repeat(np.cumsum(count) - count, count)  # of a piece in its stretch
+    share = (number[:, None] * (PIECE_POINTS - 1) + np.arange(PIECE_POINTS)) / (count[stretch] * (PIECE_POINTS - 1.0))[:, None]
+    at = begin[head][stretch, None] + share * whole[stretch, None]  # [m, 11]
+    row = np.searchsorted(begin, at, side="right") - 1
+    row = np.clip(row, head[stretch, None], last[stretch, None])
+    part = np.clip((at - begin[row]) / segments.length[row], 0.0, 1.0)
+    return segments.start[row] + part[..., None] * segments.step[row], segments.line[head][stretch]
