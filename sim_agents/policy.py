@@ -28,7 +28,8 @@ class TokenPolicy:
     number of rollouts; what the network saw of the past is kept.
 
     ``seed`` with scene, rollout, road user and step decides the choices: they depend on nothing else.
-    ``first_rollout`` is the number of the first rollout where rollouts are driven in chunks.
+    ``first_rollout`` is the number of the first rollout where rollouts are driven in chunks. ``bounds`` say how many
+    pieces of the map and lights of a scene it sees (those of a checkpoint: ``load_agents(...).policy()``).
     """
 
     def __init__(
@@ -39,16 +40,18 @@ class TokenPolicy:
         sampling: Sampling | None = None,
         seed: int = 0,
         first_rollout: int = 0,
-        pieces: int = 256,
+        bounds: Bounds | None = None,
         name: str = "tokens",
     ) -> None:
         if vocabulary.size != network.settings.tokens:
             raise DataError(f"the network has {network.settings.tokens} tokens, the vocabulary {vocabulary.size}")
         self.network, self.vocabulary, self.name = network.eval(), vocabulary, name
         self.sampling = sampling or Sampling()
-        self.seed, self.first_rollout, self.pieces = seed, first_rollout, pieces
+        self.seed, self.first_rollout, self.bounds = seed, first_rollout, bounds or Bounds()
         counts = vocabulary.counts[:, None]
         self.present = torch.arange(vocabulary.size) < counts  # [C, V]
+        self.last_tokens: Tensor | None = None
+        """[B, N] int64 of the last :meth:`act`; -1 in padding."""
         self._side: Roadside | None = None
         self._past: Past | None = None
 
@@ -57,23 +60,23 @@ class TokenPolicy:
         """Encodes the maps and reads the recorded past of everybody."""
         device, world = state.pose.device, state.scenes
         self.present = self.present.to(device)
-        bounds = Bounds(agents=world.num_agents, pieces=self.pieces)
+        bounds = replace(self.bounds, agents=world.num_agents)
         maps = [scene_tokens(scene, bounds) for scene in scenes]
         tokens = collate([replace(one, **_cut_past(one, now)) for one, now, _ in maps]).to(device)
         self._lights = [(one.light_state, now) for one, now, _ in maps]
         self._light_rows = tokens.light_state.shape[1]
         self._side = self.network.roadside(tokens, 0).repeat(state.rollouts)
-        B, N = state.present.shape
-        rows = state.scene
+        B, rows = len(state.scene), state.scene
+        N = self._users = max(scene.num_agents for scene in scenes)  # the state's rows go on: padding
         ego = torch.arange(N, device=device) == world.ego[rows][:, None]
-        self._fixed = {"kind": world.kind[rows], "size": world.size[rows], "ego": ego}
+        self._fixed = {"kind": world.kind[rows, :N], "size": world.size[rows, :N], "ego": ego}
         ids = np.zeros((len(scenes), N), np.int64)
         for place, scene in enumerate(scenes):
             ids[place, : scene.num_agents] = scene.agent_id
         keys = torch.tensor([text_key(scene.id) for scene in scenes], device=device)[rows][:, None]
         rollout = torch.arange(B, device=device)[:, None] % state.rollouts + self.first_rollout
         self._key = (keys, rollout, torch.from_numpy(ids).to(device)[rows])
-        self._past = self.network.no_past(state.poses, state.there)
+        self._past = self.network.no_past(state.poses[:, :N], state.there[:, :N])
         first = state.column % TOKEN_STEPS
         reach = state.column - TOKEN_STEPS * (self.network.settings.window - 1)
         for column in range(max(first, reach), state.column, TOKEN_STEPS):
@@ -85,23 +88,29 @@ class TokenPolicy:
         if self._side is None or self._past is None:
             raise DataError(f"policy {self.name} was asked before it was started")
         features, self._past = self.network.advance(self._side, self._past, self._moment(state, state.column))
-        B, N = state.present.shape
+        B, N = self._fixed["kind"].shape
         classes = class_of(self._fixed["kind"]).flatten()
         logits = self.network.logits(features).flatten(0, 1).masked_fill(~self.present[classes], -torch.inf)
         uniform = keyed_uniform(self.seed, *self._key, state.step).flatten()
         tokens, logp = self.sampling.sample(logits, uniform)
-        self.last_tokens = tokens.view(B, N)
-        motion = MotionState(state.pose.flatten(0, 1), state.displacement().flatten(0, 1))
+        motion = MotionState(state.pose[:, :N].flatten(0, 1), state.displacement()[:, :N].flatten(0, 1))
         poses, _ = self.vocabulary.play(motion, classes, tokens)
-        return Moves.poses(poses.view(B, N, TOKEN_STEPS, 3), logp.float().view(B, N))
+        whole = state.pose[:, :, None].repeat(1, 1, TOKEN_STEPS, 1)
+        whole[:, :N] = poses.view(B, N, TOKEN_STEPS, 3)
+        self.last_tokens = torch.full_like(state.present, -1, dtype=torch.int64)
+        self.last_tokens[:, :N] = tokens.view(B, N)
+        log_probability = torch.zeros_like(whole[:, :, 0, 0])
+        log_probability[:, :N] = logp.view(B, N)
+        return Moves.poses(whole, log_probability)
 
     def _moment(self, state: WorldState, column: int) -> Agents:
         """Everybody at one column of the state."""
-        pose, there = state.poses[:, :, column], state.there[:, :, column]
+        users = slice(self._users)
+        pose, there = state.poses[:, users, column], state.there[:, users, column]
         before = column - TOKEN_STEPS
         if before >= 0:
-            known = there & state.there[:, :, before]
-            motion = last_motion(pose, state.poses[:, :, before], known)
+            known = there & state.there[:, users, before]
+            motion = last_motion(pose, state.poses[:, users, before], known)
         else:
             motion = last_motion(pose, pose, torch.zeros_like(there))
         return Agents(

@@ -97,10 +97,7 @@ class RolloutWorker:
 
     def _policy(self, first: int) -> TokenPolicy:
         settings = self.settings
-        network, vocabulary = self.agents.network, self.agents.vocabulary
-        return TokenPolicy(
-            network, vocabulary, sampling=settings.sampling, seed=settings.seed, first_rollout=first
-        )
+        return self.agents.policy(sampling=settings.sampling, seed=settings.seed, first_rollout=first)
 
 
 def roll_out(

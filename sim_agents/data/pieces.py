@@ -71,8 +71,9 @@ def map_pieces(scene: TrafficScene, frame: NDArray[np.floating]) -> MapPieces:
     local = np.column_stack([place, (heading - frame[2] + np.pi) % (2 * np.pi) - np.pi])
     number = np.full(256, -1)
     number[[int(kind) for kind in DRAWN]] = np.arange(NUM_KINDS)
+    kind = number[scene.piece_kind[source]]
     route = np.zeros(len(source), bool) if scene.route is None else scene.route[source]
-    return MapPieces(local.astype(np.float32), shape.astype(np.float32), number[scene.piece_kind[source]], source, route)
+    return MapPieces(local.astype(np.float32), shape.astype(np.float32), kind, source, route)
 
 
 def _turned(points: NDArray, angle: NDArray | float) -> NDArray:
@@ -132,7 +133,7 @@ def _cut(segments: _Segments) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     count = np.maximum(1, np.round(whole / PIECE_M)).astype(np.int64)
     stretch = np.repeat(np.arange(len(head)), count)
     number = np.arange(len(stretch)) - np.repeat(np.cumsum(count) - count, count)  # of a piece in its stretch
-    share = (number[:, None] * (PIECE_POINTS - 1) + np.arange(PIECE_POINTS)) / (count[stretch] * (PIECE_POINTS - 1.0))[:, None]
+    share = (number[:, None] + np.arange(PIECE_POINTS) / (PIECE_POINTS - 1.0)) / count[stretch, None]
     at = begin[head][stretch, None] + share * whole[stretch, None]  # [m, 11]
     row = np.searchsorted(begin, at, side="right") - 1
     row = np.clip(row, head[stretch, None], last[stretch, None])

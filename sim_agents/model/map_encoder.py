@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sim_agents.data.pieces import NUM_KINDS, PIECE_M, PIECE_POINTS
 from sim_agents.data.scene_tokens import NUM_LIGHT_STATES, SceneTokens
-from sim_agents.model.attention import RelativeAttention, gather_rows
-from sim_agents.model.relations import nearest_within, relation
+from sim_agents.model.attention import RelativeAttention
+from sim_agents.model.relations import nearest_within, relation_to
 from sim_agents.model.settings import NetworkSettings
 
 SCENE_SCALE_M = 50.0
@@ -68,11 +68,9 @@ class MapEncoder(nn.Module):
         pose, valid = scenes.piece_pose, scenes.piece_valid
         if x.shape[1] == 0:
             return EncodedMap(x, pose, valid)
-        distance = torch.cdist(pose[..., :2], pose[..., :2], compute_mode="donot_use_mm_for_euclid_dist")
-        rows, near = nearest_within(
-            distance, valid[:, None, :] & valid[:, :, None], self.settings.near_pieces, self.settings.radius_pieces
-        )
-        features = relation(pose[:, :, None], gather_rows(pose, rows))
+        near_pieces, radius = self.settings.near_pieces, self.settings.radius_pieces
+        rows, near = nearest_within(pose, pose, valid[:, None] & valid[:, :, None], near_pieces, radius)
+        features = relation_to(pose, pose, rows)
         for layer in self.layers:
             x = layer(x, layer.project(x), near, rows, features)
         return EncodedMap(x, pose, valid)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from navsim_ext.closed_loop.kinematics import TOKEN_S, relative
 from sim_agents.data.scene_tokens import NUM_LIGHT_STATES, SceneTokens
-from sim_agents.model.attention import RelativeAttention, gather_rows
+from sim_agents.model.attention import RelativeAttention
 from sim_agents.model.map_encoder import SCENE_FEATURES, EncodedMap, MapEncoder, scene_features
-from sim_agents.model.relations import nearest_within, relation
+from sim_agents.model.relations import nearest_within, relation_to
 from sim_agents.model.settings import NetworkSettings
 from sim_agents.vocabulary.motion import CLASSES, class_of
 
@@ -163,15 +163,13 @@ class NextTokenNetwork(nn.Module):
         W = min(self.settings.window, K)
         rows = moments[:, None] - torch.arange(W, device=moments.device)  # [K, W], newest first
         there = rows >= 0
-        # A row before the first moment is masked, but no row may stand twice: it takes a later one of its own.
-        rows = torch.where(there, rows, rows + K)
+        rows = rows.clamp_min(0)  # masked
         pose, valid = agents.pose.flatten(0, 1), agents.valid.flatten(0, 1)  # [B N, K, ...]
-        gap = (moments[:, None] - rows) * TOKEN_S
-        own = relation(pose[:, :, None], pose[:, rows], gap)
         mask = there & valid[:, rows]
         if hidden is not None:
-            mask = mask & (~hidden.flatten(0, 1)[:, rows] | (gap == 0))
+            mask = mask & (~hidden.flatten(0, 1)[:, rows] | (rows == moments[:, None]))
         rows = rows.expand(B * N, -1, -1)
+        own = relation_to(pose, pose, rows, torch.arange(W, device=moments.device) * TOKEN_S)
         x, sight = self._embed(agents), self._sight(roadside, agents)
         for number, block in enumerate(self.blocks):
             x = x.flatten(0, 1)
@@ -195,8 +193,10 @@ class NextTokenNetwork(nn.Module):
         B, N = agents.kind.shape
         pose = torch.cat([past.pose, agents.pose], dim=2)
         valid = torch.cat([past.valid, agents.valid], dim=2)
-        gap = torch.arange(pose.shape[2] - 1, -1, -1, device=pose.device) * TOKEN_S
-        own = relation(agents.pose[:, :, :, None], pose[:, :, None], gap).flatten(0, 1)  # [B N, 1, W, F]
+        W = pose.shape[2]
+        gap = torch.arange(W - 1, -1, -1, device=pose.device) * TOKEN_S
+        rows = torch.arange(W, device=pose.device).expand(B * N, 1, W)
+        own = relation_to(agents.pose.flatten(0, 1), pose.flatten(0, 1), rows, gap)  # [B N, 1, W, F]
         mask = valid.flatten(0, 1)[:, None]
         x, sight = self._embed(agents), self._sight(roadside, agents)
         kept = []
@@ -233,21 +233,18 @@ class NextTokenNetwork(nn.Module):
         if settings.geometry == "scene":
             latents = torch.ones(len(roadside.context.features), 1, roadside.context.valid.shape[1], dtype=torch.bool)
             return _Sight(_Seen(allowed), _Seen(latents.to(pose.device)), None)
-        apart = _distances(by_moment, by_moment)
-        rows, near = nearest_within(apart, allowed, settings.near_agents, settings.radius_agents)
-        others = _Seen(near, rows, relation(by_moment[:, :, None], gather_rows(by_moment, rows)))
+        rows, near = nearest_within(by_moment, by_moment, allowed, settings.near_agents, settings.radius_agents)
+        others = _Seen(near, rows, relation_to(by_moment, by_moment, rows))
         askers = pose.reshape(B // roadside.rollouts, -1, 3)  # [S, R N K, 3]
         around = torch.cat([roadside.context.pose, roadside.light_pose], dim=1)
-        distance = _distances(askers, around)
         pieces = roadside.context.pose.shape[1]
         in_map, map_near = nearest_within(
-            distance[..., :pieces], roadside.context.valid[:, None], settings.near_map, settings.radius_map
+            askers, roadside.context.pose, roadside.context.valid[:, None], settings.near_map, settings.radius_map
         )
         if around.shape[1] == pieces:
-            seen = gather_rows(around, in_map)
-            return _Sight(others, _Seen(map_near, in_map, relation(askers[:, :, None], seen)), None)
+            return _Sight(others, _Seen(map_near, in_map, relation_to(askers, around, in_map)), None)
         lit, lit_near = nearest_within(
-            distance[..., pieces:], roadside.light_valid[:, None], settings.near_lights, settings.radius_map
+            askers, roadside.light_pose, roadside.light_valid[:, None], settings.near_lights, settings.radius_map
         )
         states = agents.light_state.transpose(1, 2)[:, None].expand(-1, N, -1, -1)  # [B, N, K, L]
         states = states.reshape(*askers.shape[:2], -1).gather(-1, lit)
@@ -255,9 +252,7 @@ class NextTokenNetwork(nn.Module):
         rows = torch.cat([in_map, pieces + states * (around.shape[1] - pieces) + lit], dim=-1)
         seen = torch.cat([in_map, pieces + lit], dim=-1)
         near = torch.cat([map_near, lit_near], dim=-1)
-        return _Sight(
-            others, _Seen(near, rows, relation(askers[:, :, None], gather_rows(around, seen))), around.shape[1] - pieces
-        )
+        return _Sight(others, _Seen(near, rows, relation_to(askers, around, seen)), around.shape[1] - pieces)
 
     def _around(self, x: Tensor, block: Block, key_value: Tensor, sight: _Sight) -> Tensor:
         """Map and lights, then the others: [B, N, K, d] -> [B, N, K, d]; ``key_value`` [S, M, 2 d] of the map."""
@@ -290,8 +285,3 @@ class _Sight:
     others: _Seen
     map: _Seen
     lights: int | None  # L, where lights are looked at
-
-
-def _distances(one: Tensor, other: Tensor) -> Tensor:
-    """[..., n, m] m between the positions of poses [..., n, 3] and [..., m, 3]."""
-    return torch.hypot(one[..., :, None, 0] - other[..., None, :, 0], one[..., :, None, 1] - other[..., None, :, 1])

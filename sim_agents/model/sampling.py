@@ -14,6 +14,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from navsim_ext.errors import DataError
+from sim_agents.model import kernels
+from sim_agents.model.relations import compiled
 
 _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
 """The multipliers of SplitMix64's finaliser as signed numbers."""
@@ -35,10 +37,15 @@ class Sampling:
 
     def log_probabilities(self, logits: Float[Tensor, "*any V"]) -> Float[Tensor, "*any V"]:
         """ln p [..., V] of the distribution that is sampled from; -inf for tokens that are left out."""
+        return self._shaped(logits).log_softmax(dim=-1)
+
+    def _shaped(self, logits: Tensor) -> Tensor:
+        """Logits [..., V] whose softmax is the distribution."""
         if self.temperature == 0.0:
             best = logits.argmax(dim=-1, keepdim=True)
             return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
-        logits = logits / self.temperature
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
         if self.top_k and self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
@@ -47,18 +54,30 @@ class Sampling:
             before = probability.cumsum(dim=-1) - probability
             dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= self.top_p)
             logits = logits.masked_fill(dropped, -torch.inf)
-        return logits.log_softmax(dim=-1)
+        return logits
 
     def sample(
         self, logits: Float[Tensor, "*any V"], uniform: Float[Tensor, "*any"]
     ) -> tuple[Int64[Tensor, "*any"], Float[Tensor, "*any"]]:
         """Tokens [...] by the inverse of the distribution at ``uniform`` [...] in [0, 1), and their ln p [...]."""
+        if compiled(logits) and not logits.requires_grad:
+            return _choose(self._shaped(logits), uniform)
         logp = self.log_probabilities(logits)
         cumulative = logp.double().exp().cumsum(dim=-1)
         # The last token with a probability ends where the sum ends, however it was rounded.
         reached = cumulative > (uniform.double() * cumulative[..., -1])[..., None]
         tokens = reached.int().argmax(dim=-1)
         return tokens, logp.gather(-1, tokens[..., None])[..., 0]
+
+
+def _choose(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    tokens = torch.empty(uniform.shape, dtype=torch.int64)
+    logp = torch.empty(uniform.shape)
+    flat = logits.reshape(-1, logits.shape[-1]).contiguous()
+    kernels.choose(flat.numpy(), uniform.double().flatten().numpy(), tokens.view(-1).numpy(), logp.view(-1).numpy())
+    if (tokens < 0).any():
+        raise DataError("a road user's logits are not finite: the model that made them is broken (NaN weights?)")
+    return tokens, logp
 
 
 def _mixed(x: Tensor) -> Tensor:

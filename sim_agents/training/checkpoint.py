@@ -18,25 +18,39 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.files import reading
 from navsim_ext.fingerprint import Fingerprint, digest_json
 from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint
+from sim_agents.data.scene_tokens import Bounds
 from sim_agents.model.network import NextTokenNetwork
 from sim_agents.model.settings import NetworkSettings
+from sim_agents.policy import TokenPolicy
 from sim_agents.vocabulary import MotionVocabulary, ShapeVocabulary, VerletVocabulary
 
 RECORD = "sim_agents"
 PREFIX = "network."
+KEYS = {"network", "vocabulary", "tables", "scenes", "bounds"}
 
 
 @dataclass(frozen=True)
 class LoadedAgents:
-    """A model that can drive: network (in eval mode), vocabulary, and what they were made from."""
+    """A model that can drive: network (in eval mode), vocabulary, how much of a scene it was trained to see, and what
+    all was made from."""
 
     network: NextTokenNetwork
     vocabulary: MotionVocabulary
+    bounds: Bounds
     fingerprint: Fingerprint
+
+    def policy(self, **options: Any) -> TokenPolicy:
+        """The model as a policy of the moving world; ``options`` are :class:`TokenPolicy`'s. It drives everybody,
+        however many road users it was trained with; of the map it sees as many pieces and lights as in training."""
+        return TokenPolicy(self.network, self.vocabulary, bounds=self.bounds, **options)
 
 
 def agent_record(
-    settings: NetworkSettings, vocabulary: MotionVocabulary, made_from: Fingerprint, scenes: Fingerprint | None
+    settings: NetworkSettings,
+    vocabulary: MotionVocabulary,
+    made_from: Fingerprint,
+    scenes: Fingerprint | None,
+    bounds: Bounds,
 ) -> str:
     """JSON text of the record."""
     if isinstance(vocabulary, VerletVocabulary):
@@ -49,6 +63,7 @@ def agent_record(
             "vocabulary": made_from.to_json(),
             "tables": tables,
             "scenes": None if scenes is None else scenes.to_json(),
+            "bounds": asdict(bounds),
         }
     )
 
@@ -59,8 +74,8 @@ def record_of(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise DataError(f"{where} is no checkpoint of sim_agents.train (it has no record {RECORD!r})")
     with reading(where, "train it again", DataError):
         record = json.loads(checkpoint[RECORD])
-    if not isinstance(record, dict) or not {"network", "vocabulary", "tables", "scenes"} <= record.keys():
-        raise DataError(f"{where}: its record {RECORD!r} has not the keys network, vocabulary, tables, scenes")
+    if not isinstance(record, dict) or not KEYS <= record.keys():
+        raise DataError(f"{where}: its record {RECORD!r} has not the keys {', '.join(sorted(KEYS))}: train it again")
     return record
 
 
@@ -92,8 +107,9 @@ def load_agents(path: str | os.PathLike[str], *, ema: bool | None = None) -> Loa
         parents["scenes"] = Fingerprint.from_json(record["scenes"])
     digest = digest_json({name: [float(value.double().sum()), float(value.double().pow(2).sum())]
                           for name, value in sorted(own.items())})  # fmt: skip
-    fingerprint = Fingerprint(RECORD, {"network": record["network"], "weights": digest}, parents, {"path": str(path)})
-    return LoadedAgents(network.eval(), vocabulary, fingerprint)
+    fields = {"network": record["network"], "bounds": record["bounds"], "weights": digest}
+    fingerprint = Fingerprint(RECORD, fields, parents, {"path": str(path)})
+    return LoadedAgents(network.eval(), vocabulary, Bounds(**record["bounds"]), fingerprint)
 
 
 def initialise(

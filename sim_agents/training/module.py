@@ -27,7 +27,7 @@ from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
 from navsim_ext.runtime.rng import derive_seed
 from navsim_ext.runtime.schedules import total_steps
-from sim_agents.data.scene_tokens import SceneTokens
+from sim_agents.data.scene_tokens import Bounds, SceneTokens
 from sim_agents.model.network import NextTokenNetwork, agents_of
 from sim_agents.model.rolling import Choice, roll
 from sim_agents.model.sampling import keyed_uniform
@@ -201,12 +201,14 @@ class AgentModule(pl.LightningModule):
     # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[RECORD] = agent_record(self.settings, self.vocabulary, self.vocabulary_fingerprint, self.scenes)
+        checkpoint[RECORD] = agent_record(
+            self.settings, self.vocabulary, self.vocabulary_fingerprint, self.scenes, self.trainer.datamodule.bounds
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to go on with another network or vocabulary than the checkpoint's."""
         record = record_of(checkpoint, "the checkpoint")
-        mine = json.loads(agent_record(self.settings, self.vocabulary, self.vocabulary_fingerprint, None))
+        mine = json.loads(agent_record(self.settings, self.vocabulary, self.vocabulary_fingerprint, None, Bounds()))
         for key in ("network", "vocabulary"):
             if record[key] != mine[key]:
                 raise DataError(f"the checkpoint's {key} is {record[key]}, the configured one {mine[key]}")

@@ -1,5 +1,6 @@
 """The next-token network: causality, geometry, equal ways to the same numbers, sampling, and driving in the world."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from agent_scenes import street, tiny_network
 
 from navsim_ext.closed_loop.world import World
 from navsim_ext.errors import DataError
+from navsim_ext.traffic.codes import PieceKind
 from sim_agents.data.pieces import PIECE_POINTS, map_pieces
 from sim_agents.data.scene_tokens import Bounds, collate, scene_tokens
 from sim_agents.model.network import NextTokenNetwork, agents_of
@@ -177,6 +179,59 @@ def test_settings_out_of_range_are_named():
         Sampling(top_p=0.0)
 
 
+def test_pieces_are_cut_all_at_once_as_line_by_line():
+    """A line of one place, a closed one, a sharp bend, repeated points: each against the rule written out."""
+    lines = [
+        np.array([[0, 0], [0, 0], [12.4, 0.0]]),
+        np.array([[5.0, 5.0], [5.0, 5.0]]),
+        np.array([[0, 0], [7, 0], [7, 9], [0, 9.0]]),
+        np.stack([np.linspace(0, 33, 40), np.sin(np.linspace(0, 6, 40)) * 4], axis=-1),
+        np.array([[1.0, 2.0], [1.3, 2.4]]),
+    ]
+    closed = np.array([False, False, True, False, False])
+    base = street("a")
+    scene = replace(
+        base, points=np.concatenate(lines).astype(np.float32),
+        piece_start=np.cumsum([0, *map(len, lines)]).astype(np.int32),
+        piece_kind=np.array([PieceKind.LANE, PieceKind.LANE, PieceKind.CROSSWALK, PieceKind.ROAD_EDGE, PieceKind.LANE],
+                            np.uint8),
+        piece_closed=closed,
+    )  # fmt: skip
+    expected, sources = [], []
+    for row, line in enumerate(lines):
+        points = np.float32(line).astype(float)
+        points = np.concatenate([points, points[:1]]) if closed[row] else points
+        steps = np.hypot(*np.diff(points, axis=0).T)
+        points = points[np.concatenate([[True], steps > 1e-3])]
+        cuts = [0]
+        for i in range(1, len(points) - 1):
+            a, b = points[i] - points[i - 1], points[i + 1] - points[i]
+            cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+            cuts += [i] if np.arccos(np.clip(cosine, -1, 1)) > np.pi / 4 else []
+        for low, high in itertools.pairwise([*cuts, len(points) - 1]):
+            along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points[low : high + 1], axis=0).T))])
+            if along[-1] == 0:
+                continue
+            count = max(1, round(along[-1] / 5))
+            s = np.linspace(0, along[-1], count * 10 + 1)
+            whole = np.stack([np.interp(s, along, points[low : high + 1, axis]) for axis in (0, 1)], axis=-1)
+            expected += [whole[10 * i : 10 * i + 11] for i in range(count)]
+            sources += [row] * count
+    frame = np.array([3.0, -2.0, 0.7])
+    found = map_pieces(scene, frame)
+    assert found.source.tolist() == sources
+    turn = lambda points, a: points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])  # noqa: E731
+    for pose, shape, points in zip(found.pose, found.shape, expected, strict=True):
+        world = turn(turn(shape, pose[2]) + pose[:2], frame[2]) + frame[:2]
+        np.testing.assert_allclose(world, points, atol=2e-5)
+        assert np.abs(shape[1, 1]) < 1e-5
+        assert shape[1, 0] > 0
+    near = found.nearest(np.array([[0.0, 0.0], [10.0, 3.0]]), 4)
+    distance = np.hypot(*(found.pose[:, None, :2] - np.array([[0.0, 0.0], [10.0, 3.0]])).transpose(2, 0, 1)).min(axis=1)
+    assert np.sort(np.hypot(*(near.pose[:, None, :2] - np.array([[0.0, 0.0], [10.0, 3.0]])).transpose(2, 0, 1)).min(1)
+                   ).tolist() == np.sort(distance)[:4].tolist()  # fmt: skip
+
+
 # -- driving
 
 
@@ -184,7 +239,7 @@ def drive(scenes, *, rollouts: int = 3, first: int = 0, seed: int = 0, **options
     network, vocabulary = tiny_network()
     world = World(rollouts=rollouts, horizon_s=3.0, enter="never")
     state = world.reset(scenes)
-    policy = TokenPolicy(network, vocabulary, seed=seed, first_rollout=first, pieces=64, **options)
+    policy = TokenPolicy(network, vocabulary, seed=seed, first_rollout=first, bounds=Bounds(pieces=64), **options)
     policy.start(state, scenes)
     while state.steps_left > 0:
         state = world.step(state, policy.act(state))
@@ -219,7 +274,7 @@ def test_the_policy_tells_the_probability_of_its_choice():
     network, vocabulary = tiny_network()
     world = World(rollouts=2, horizon_s=1.0)
     state = world.reset(scenes)
-    policy = TokenPolicy(network, vocabulary, pieces=64)
+    policy = TokenPolicy(network, vocabulary, bounds=Bounds(pieces=64))
     policy.start(state, scenes)
     moves = policy.act(state)
     tokens, now, _ = scene_tokens(scenes[0], Bounds(agents=8, pieces=64))
