@@ -1,6 +1,7 @@
-"""Drives recorded scenes by a traffic model and stores the rollouts.
+"""Drives recorded scenes by a traffic model, or by a rule to compare it with, and stores the rollouts.
 
     python -m sim_agents.rollout checkpoint=CKPT scenes=DIR rollouts=32 output_dir=DIR
+    python -m sim_agents.rollout driver=idm scenes=DIR output_dir=DIR
 
 Everybody who is there at the present step is driven jointly for 8 s. The store is what ``navsim_ext.realism.score``
 reads. Scenes that are done are kept, so a killed command goes on; the choices belong to scene, rollout and road
@@ -10,7 +11,7 @@ user, so any number of processes writes the same bytes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +20,10 @@ import torch
 from omegaconf import DictConfig
 
 from navsim_ext.closed_loop.kinematics import STEP_S
+from navsim_ext.closed_loop.policies import ConstantVelocity, Idm, Replay
+from navsim_ext.closed_loop.policy import AgentPolicy
+from navsim_ext.closed_loop.state import WorldState
+from navsim_ext.closed_loop.tracks import from_frame
 from navsim_ext.closed_loop.world import World
 from navsim_ext.errors import DataError
 from navsim_ext.fingerprint import Fingerprint
@@ -31,54 +36,75 @@ from navsim_ext.shards import ShardWriter, merge
 from navsim_ext.traffic.scene import TrafficScene
 from navsim_ext.traffic.store import TrafficStore
 from sim_agents.model.sampling import Sampling
-from sim_agents.policy import TokenPolicy
 from sim_agents.training.checkpoint import load_agents
 
 logger = logging.getLogger(__name__)
 
-SECONDS_PER_SCENE = 5.0
+SECONDS_PER_SCENE = 2.0
 """Of 32 rollouts of a small model on one core; only for the estimate that is told beforehand."""
+RULES: Mapping[str, Callable[[], AgentPolicy]] = {
+    "replay": lambda: Replay(at_end="stay"),
+    "constant_velocity": ConstantVelocity,
+    "idm": lambda: Idm("lane"),
+}
+"""Drivers without a checkpoint. None of them rolls dice: one rollout is driven and stands for all."""
+MODEL = "model"
 
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """``chunk`` rollouts are driven at once: memory grows with it, the result does not depend on it."""
+    """``driver``: the model of ``checkpoint``, or one of ``RULES``. ``chunk`` rollouts are driven at once: memory grows
+    with it, the result does not depend on it."""
 
-    checkpoint: str
+    checkpoint: str | None
     scenes: str
+    driver: str = MODEL
     rollouts: int = 32
     horizon_s: float = 8.0
-    chunk: int = 16
+    chunk: int = 32
     seed: int = 0
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         if self.rollouts < 1 or self.chunk < 1:
             raise DataError(f"rollouts={self.rollouts}, chunk={self.chunk}: at least 1 of each is needed")
+        if self.driver not in (MODEL, *RULES):
+            raise DataError(f"driver={self.driver}: one of {', '.join((MODEL, *RULES))} was expected")
+        if (self.checkpoint is None) == (self.driver == MODEL):
+            raise DataError(f"driver={self.driver}, checkpoint={self.checkpoint}: the model needs one, rules take none")
 
 
-def drive(policy_of, scene: TrafficScene, settings: RolloutSettings) -> Mapping[str, np.ndarray]:
-    """The record of a scene: ``ids`` [S], ``pose`` [R, S, H, 3] in the scene's frame, of everybody there at the
-    present."""
-    rows = np.flatnonzero(scene.valid[:, scene.now])
-    parts = []
-    for first in range(0, settings.rollouts, settings.chunk):
-        world = World(
-            rollouts=min(settings.chunk, settings.rollouts - first), horizon_s=settings.horizon_s, enter="never"
-        )
+def driven(
+    policy_of: Callable[[int], AgentPolicy],
+    scene: TrafficScene,
+    *,
+    rollouts: int,
+    chunk: int,
+    horizon_s: float = 8.0,
+    device: torch.device | str = "cpu",
+) -> Iterator[WorldState]:
+    """Worlds at the end of their drives, ``chunk`` rollouts after another. ``policy_of`` makes the driver of a chunk
+    from the number of its first rollout."""
+    for first in range(0, rollouts, chunk):
+        count = min(chunk, rollouts - first)
+        world = World(rollouts=count, horizon_s=horizon_s, enter="never", device=device)
         state = world.reset([scene])
         policy = policy_of(first)
         policy.start(state, [scene])
         while state.steps_left > 0:
             state = world.step(state, policy.act(state))
-        parts.append(state.poses[:, rows, state.scenes.now + 1 :].numpy().astype(np.float64))
-        frame = state.scenes.frame[0]
-    pose = np.concatenate(parts)
-    cosine, sine = np.cos(frame[2]), np.sin(frame[2])
-    x = frame[0] + cosine * pose[..., 0] - sine * pose[..., 1]
-    y = frame[1] + sine * pose[..., 0] + cosine * pose[..., 1]
-    whole = np.stack([x, y, pose[..., 2] + frame[2]], axis=-1).astype(np.float32)
-    return {"ids": scene.agent_id[rows], "pose": whole[:, :, : round(settings.horizon_s / STEP_S)]}
+        yield state
+
+
+def record_of(states: Iterable[WorldState], scene: TrafficScene, horizon_s: float = 8.0) -> dict[str, np.ndarray]:
+    """``ids`` [S], ``pose`` [R, S, H, 3] in the scene's frame, of everybody there at the present."""
+    rows = np.flatnonzero(scene.valid[:, scene.now])
+    steps = round(horizon_s / STEP_S)
+    parts = []
+    for state in states:
+        ahead = state.poses[:, rows, state.scenes.now + 1 :][:, :, :steps]
+        parts.append(from_frame(ahead.double().cpu().numpy(), state.scenes.frame[0]))
+    return {"ids": scene.agent_id[rows], "pose": np.concatenate(parts).astype(np.float32)}
 
 
 class RolloutWorker:
@@ -87,16 +113,24 @@ class RolloutWorker:
     def __init__(self, settings: RolloutSettings, name: str) -> None:
         torch.set_num_threads(1)
         self.settings, self.store = settings, TrafficStore(settings.scenes)
-        self.agents = load_agents(settings.checkpoint)
+        self.agents = None if settings.checkpoint is None else load_agents(settings.checkpoint)
 
     def process(self, scene_id: str) -> tuple[str, Mapping[str, np.ndarray]]:
-        return scene_id, drive(self._policy, self.store.load(scene_id), self.settings)
+        scene, settings = self.store.load(scene_id), self.settings
+        count = settings.rollouts if self.agents is not None else 1
+        states = driven(self._policy, scene, rollouts=count, chunk=settings.chunk, horizon_s=settings.horizon_s)
+        record = record_of(states, scene, settings.horizon_s)
+        if self.agents is None:
+            record["pose"] = np.repeat(record["pose"], settings.rollouts, axis=0)
+        return scene_id, record
 
     def close(self) -> None:
         pass
 
-    def _policy(self, first: int) -> TokenPolicy:
+    def _policy(self, first: int) -> AgentPolicy:
         settings = self.settings
+        if self.agents is None:
+            return RULES[settings.driver]()
         return self.agents.policy(sampling=settings.sampling, seed=settings.seed, first_rollout=first)
 
 
@@ -108,12 +142,14 @@ def roll_out(
     store = TrafficStore(settings.scenes)
     if len(store) == 0:
         raise DataError(f"{settings.scenes} holds 0 scenes")
-    agents = load_agents(settings.checkpoint).fingerprint
-    fields = {
-        "rollouts": settings.rollouts, "horizon_s": settings.horizon_s, "seed": settings.seed,
-        "sampling": vars(settings.sampling),
-    }  # fmt: skip
-    fingerprint = Fingerprint(KIND, fields, {"agents": agents, "scenes": store.fingerprint})
+    fields = {"rollouts": settings.rollouts, "horizon_s": settings.horizon_s}
+    parents = {"scenes": store.fingerprint}
+    if settings.checkpoint is None:
+        fields["driver"] = settings.driver
+    else:
+        fields |= {"seed": settings.seed, "sampling": vars(settings.sampling)}
+        parents["agents"] = load_agents(settings.checkpoint).fingerprint
+    fingerprint = Fingerprint(KIND, fields, parents)
     with FolderLock(output_dir):
         with ShardWriter(output_dir, fingerprint) as writer:
             left = [scene for scene in store.ids if scene not in writer.done]
@@ -131,8 +167,9 @@ def roll_out(
 @job("rollout")
 def main(cfg: DictConfig) -> None:
     settings = RolloutSettings(
-        str(cfg.checkpoint), str(cfg.scenes), cfg.rollouts, cfg.horizon_s, cfg.chunk, cfg.seed, Sampling(**cfg.sampling)
-    )
+        cfg.checkpoint, str(cfg.scenes), cfg.driver, cfg.rollouts, cfg.horizon_s, cfg.chunk, cfg.seed,
+        Sampling(**cfg.sampling),
+    )  # fmt: skip
     count = roll_out(
         settings, str(cfg.output_dir), workers=cfg.workers, num_workers=cfg.num_workers, ray_address=cfg.ray_address
     )

@@ -1,7 +1,8 @@
 """``python -m navsim_ext.closed_loop.film drives=DIR scene=ID output=drive.mp4``: one drive as a moving picture.
 
-Seen from above, and from the ego's front camera beside it with ``cameras=rendered``. MP4 through the ffmpeg that
-imageio-ffmpeg installs; ``.gif`` and ``.png`` (animated) need nothing but Pillow.
+With ``rollouts=DIR`` (of ``sim_agents.rollout``) a recorded scene goes on as one of its rollouts. Seen from above, and
+from the ego's front camera beside it with ``cameras=rendered``. MP4 through the ffmpeg that imageio-ffmpeg installs;
+``.gif`` and ``.png`` (animated) need nothing but Pillow.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from navsim_ext.closed_loop.state import WorldState
 from navsim_ext.closed_loop.world import World
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.files import atomic_file
+from navsim_ext.realism.rollouts import RolloutFolder, as_scene
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.progress import track
 from navsim_ext.traffic.picture import birds_eye
@@ -118,6 +120,8 @@ def _write_mp4(path: Path, first: NDArray[np.uint8], rest: Iterator[NDArray[np.u
 def main(cfg: DictConfig) -> None:
     store = TrafficStore(cfg.drives)
     scene = store.load(store.ids[0] if cfg.scene is None else str(cfg.scene))
+    if cfg.rollouts is not None:
+        scene = as_scene(scene, RolloutFolder(cfg.rollouts).get(scene.id), cfg.rollout)
     camera = instantiate(cfg.cameras) if cfg.cameras else None
     total = -(-(scene.num_steps - scene.now) // cfg.every)
     pictures = frames(scene, camera=camera, every=cfg.every, height=cfg.height, reach_m=cfg.reach_m)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,30 @@ def world_states(scenario: Scenario, scene: TrafficScene, rollouts: Rollouts, ex
         states[..., 2] = ordered.z.astype(np.float64) + scene.origin[2]
     states[..., 3] = ordered.pose[..., 2]
     return states
+
+
+def as_scene(scene: TrafficScene, rollouts: Rollouts, number: int) -> TrafficScene:
+    """The scene as rollout ``number`` says that it went on: those who are simulated as driven, nobody else after the
+    present. Raises RealismError for a rollout that is not there, another length, or objects that the scene has not."""
+    steps = scene.num_steps - scene.now - 1
+    if not 0 <= number < len(rollouts.pose):
+        raise RealismError(f"scene {scene.id}: rollout {number} was asked for, there are {len(rollouts.pose)}")
+    if rollouts.pose.shape[2] != steps:
+        raise RealismError(f"scene {scene.id}: rollouts of {rollouts.pose.shape[2]} steps, the scene has {steps}")
+    place = {int(agent): row for row, agent in enumerate(scene.agent_id)}
+    foreign = [int(one) for one in rollouts.ids if int(one) not in place]
+    if foreign:
+        raise RealismError(f"scene {scene.id}: objects {foreign[:5]} of the rollouts are not in it")
+    rows = [place[int(one)] for one in rollouts.ids]
+    pose, valid = scene.pose.copy(), scene.valid.copy()
+    pose[..., 2] = scene.heading_as_recorded
+    valid[:, scene.now + 1 :] = False
+    valid[rows, scene.now + 1 :] = True
+    pose[rows, scene.now + 1 :] = rollouts.pose[number]
+    kept = {one.name: getattr(scene, one.name) for one in fields(scene)}
+    for name in ("pose", "speed", "valid", "dt", "source_heading", "z", "command", "ego_dynamics"):
+        del kept[name]
+    return TrafficScene.make(heading=pose[..., 2], xy=pose[..., :2], valid=valid, dt=scene.dt, **kept)
 
 
 def _first_twice(ids: np.ndarray) -> int:

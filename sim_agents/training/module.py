@@ -15,6 +15,7 @@ after it.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,9 +33,13 @@ from sim_agents.model.network import NextTokenNetwork, agents_of
 from sim_agents.model.rolling import Choice, roll
 from sim_agents.model.sampling import keyed_uniform
 from sim_agents.model.settings import NetworkSettings
+from sim_agents.policy import TokenPolicy
 from sim_agents.training.checkpoint import RECORD, agent_record, initialise, record_of
+from sim_agents.training.closed_loop import ClosedLoop, figures
 from sim_agents.training.losses import SmoothedCrossEntropy
 from sim_agents.vocabulary import MotionState, class_of, closest_tokens, encode, load_vocabulary
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ class AgentModule(pl.LightningModule):
     ``choice`` None clones; a :class:`~sim_agents.model.rolling.Choice` rolls the scenes by it first. ``nearest`` >
     1 draws each cloned state among that many nearest tokens (noisy tokenisation); ``past_dropout`` hides that share
     of earlier moments from a road user's own past. ``init_from`` starts from a checkpoint; ``train_only_attention``
-    freezes the embeddings and the map encoder, as CAT-K does. ``network`` is a NetworkSettings without ``tokens``,
-    which the vocabulary decides.
+    freezes the embeddings and the map encoder, as CAT-K does. ``closed_loop`` has some validation scenes driven at
+    every validation. ``network`` is a NetworkSettings without ``tokens``, which the vocabulary decides.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class AgentModule(pl.LightningModule):
         choice: Choice | None = None,
         init_from: str | None = None,
         train_only_attention: bool = False,
+        closed_loop: ClosedLoop | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -82,6 +88,7 @@ class AgentModule(pl.LightningModule):
         self.loss = SmoothedCrossEntropy(self.vocabulary, smoothing=smoothing, epsilon=epsilon)
         self.optimizer_settings = optimizer or OptimizerSettings(5e-4, 2.5e-5, 0.01, warmup_share=0.03)
         self.nearest, self.past_dropout, self.choice, self.seed = nearest, past_dropout, choice, seed
+        self.closed_loop = closed_loop
         if init_from is not None:
             initialise(self.network, init_from, self.settings, self.vocabulary_fingerprint)
         if train_only_attention:
@@ -90,6 +97,7 @@ class AgentModule(pl.LightningModule):
             for name, weight in self.network.named_parameters():
                 weight.requires_grad = name.startswith(("blocks.", "head."))
         self._validated: list[tuple[float, float, float]] = []
+        self._told = False
 
     @property
     def scenes(self) -> Fingerprint:
@@ -179,8 +187,7 @@ class AgentModule(pl.LightningModule):
         self._validated = []
 
     def validation_step(self, batch: SceneTokens, batch_idx: int) -> None:
-        """Unsmoothed negative log-likelihood and accuracy of the recording's tokens, and the displacement of one
-        greedy drive."""
+        """Unsmoothed negative log-likelihood and accuracy of the recording's tokens."""
         now = self.trainer.datamodule.window.now
         decisions = self.cloned(batch)
         states = replace(batch, pose=decisions.pose)
@@ -197,6 +204,27 @@ class AgentModule(pl.LightningModule):
         sums = self.all_gather(torch.tensor([nll, right, count], device=self.device)).reshape(-1, 3).sum(dim=0)
         self.log("val/nll", sums[0] / sums[2], prog_bar=True, rank_zero_only=False)
         self.log("val/accuracy", sums[1] / sums[2], rank_zero_only=False)
+        if self.closed_loop is not None and not self.trainer.sanity_checking:
+            self._drive()
+
+    def _drive(self) -> None:
+        """Drives the fixed scenes, each process its share, and logs minADE (m), contact (share of road users) and
+        realism."""
+        store = self.trainer.datamodule.dataset("val").store
+        ids = self.closed_loop.chosen(store.ids)[self.global_rank :: self.trainer.world_size]
+        bounds, vocabulary = self.trainer.datamodule.bounds, self._on_device()
+
+        def policy_of(first: int) -> TokenPolicy:
+            return TokenPolicy(self.network, vocabulary, seed=0, first_rollout=first, bounds=bounds)
+
+        total = self.closed_loop.measure(policy_of, store, ids, self.device)
+        gathered = self.all_gather(torch.tensor(total, dtype=torch.float32, device=self.device))
+        found = figures(gathered.reshape(-1, *total.shape).sum(dim=0).cpu().numpy())
+        for name, value in found.items():
+            self.log(f"val/{name}", value, rank_zero_only=False)
+        if "realism" not in found and not self._told:
+            self._told = True
+            logger.warning("val/realism is not logged: no validation scene has the steps that the rules ask")
 
     # -- checkpoints
 

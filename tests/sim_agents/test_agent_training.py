@@ -10,6 +10,7 @@ import torch
 from agent_scenes import street
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.realism.metric import realism
 from navsim_ext.realism.rollouts import RolloutFolder, world_states
 from navsim_ext.realism.scenario import scenario_of
 from navsim_ext.runtime.config import compose
@@ -17,8 +18,9 @@ from navsim_ext.runtime.run import run
 from navsim_ext.traffic.store import TrafficStore, fingerprint_of, write_scenes
 from sim_agents.data.dataset import Window, WindowDataset, mirrored
 from sim_agents.data.scene_tokens import Bounds
-from sim_agents.rollout import RolloutSettings, roll_out
+from sim_agents.rollout import RULES, RolloutSettings, roll_out
 from sim_agents.training.checkpoint import RECORD, load_agents
+from sim_agents.training.closed_loop import ClosedLoop, figures
 from sim_agents.vocabulary import save_vocabulary
 from sim_agents.vocabulary.build import VocabularySettings, make_vocabulary
 from sim_agents.vocabulary.store import vocabulary_fingerprint
@@ -41,7 +43,8 @@ def configured(world, output, *overrides):
         [
             f"data.train={world}/scenes", f"data.val={world}/scenes", f"vocabulary={world}/vocabulary",
             f"output_dir={output}", "network.width=16", "network.heads=2", "network.blocks=1",
-            "datamodule.batch_size=4", "datamodule.bounds.pieces=48", "callbacks.progress=null", *overrides,
+            "datamodule.batch_size=4", "datamodule.bounds.pieces=48", "callbacks.progress=null",
+            "module.closed_loop.scenes=3", "module.closed_loop.rollouts=3", "module.closed_loop.chunk=2", *overrides,
         ],
     )  # fmt: skip
 
@@ -58,6 +61,9 @@ def test_cloning_lowers_the_likelihood_of_the_recording_far_below_chance(cloned,
     result, _ = cloned
     assert result["metrics"]["val/nll"] < 0.8 * np.log(24)
     assert 1.5 / 24 < result["metrics"]["val/accuracy"] <= 1
+    assert 0 < result["metrics"]["val/realism"] < 1
+    assert 0 <= result["metrics"]["val/contact"] <= 1
+    assert 0 < result["metrics"]["val/min_ade"] < 20
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(cloned, world, tmp_path):
@@ -129,6 +135,44 @@ def test_rollouts_are_what_the_metric_takes_and_the_same_in_any_chunks(cloned, w
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").glob("*.safetensors")}
     roll_out(settings, str(tmp_path / "a"))
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "a").glob("*.safetensors")}
+
+
+def test_validation_drives_what_the_rollout_command_and_the_metric_say(cloned, world, tmp_path):
+    """The closed-loop figures against the stored rollouts of the same scenes, in other chunks."""
+    result, _ = cloned
+    scenes, agents = str(world / "scenes"), load_agents(result["last"])
+    store, settings = TrafficStore(scenes), ClosedLoop(scenes=3, rollouts=4, chunk=3)
+    ids = settings.chosen(store.ids)
+    assert len(ids) == 3
+    assert settings.chosen(store.ids) == ids
+    total = settings.measure(lambda first: agents.policy(first_rollout=first), store, ids)
+    assert total[:, 1].tolist() == [3, 3, 3]
+    roll_out(RolloutSettings(str(result["last"]), scenes, rollouts=4), str(tmp_path))
+    stored = RolloutFolder(tmp_path)
+    scored = [realism(store.load(name), stored.get(name), expected=None).metrics for name in ids]
+    found = figures(total)
+    assert found["realism"] == pytest.approx(np.mean([one["metametric"] for one in scored]), abs=1e-3)
+    assert found["min_ade"] > 0
+    whole = ClosedLoop(scenes=3, rollouts=4, chunk=4).measure(
+        lambda first: agents.policy(first_rollout=first), store, ids
+    )
+    np.testing.assert_allclose(whole, total, atol=1e-3)
+
+
+def test_rules_drive_without_a_checkpoint(world, tmp_path):
+    """The recording replayed has no displacement and the best figure; one rollout stands for all."""
+    scenes = str(world / "scenes")
+    store, ade = TrafficStore(scenes), {}
+    for driver in RULES:
+        roll_out(RolloutSettings(None, scenes, driver, rollouts=3), str(tmp_path / driver))
+        stored = RolloutFolder(tmp_path / driver)
+        assert stored.get(store.ids[0]).pose.shape[0] == 3
+        assert np.ptp(stored.get(store.ids[0]).pose, axis=0).max() == 0
+        ade[driver] = realism(store.load("s01"), stored.get("s01"), expected=3).metrics["average_displacement_error"]
+    assert ade["replay"] < 1e-3 < ade["constant_velocity"]
+    for wrong in ((None, scenes), ("a.ckpt", scenes, "idm"), (None, scenes, "nobody")):
+        with pytest.raises(DataError, match="driver="):
+            RolloutSettings(*wrong)
 
 
 def test_a_checkpoint_carries_its_vocabulary_and_names_what_it_is_not(cloned, tmp_path):

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Traffic models on a synthetic world: scenes, vocabulary, cloning, closest-token fine-tuning, rollouts, realism, table.
+#   bash scripts/demo_traffic.sh    about eight minutes on two CPU cores, after installation
+# DEMO_DIR (demo_traffic) is where everything goes. Run it again after an interruption: it goes on where it stopped.
+# Steps whose command has not changed since they finished are not run again. DRY_RUN=1 only prints the commands.
+set -euo pipefail
+for name in DEMO_DIR; do # relative ones are of the folder where this is called
+  [[ -z "${!name:-}" || "${!name}" == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
+done
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[[ "${DRY_RUN:-0}" == "1" ]] || bash scripts/setup.sh
+
+job="${DEMO_DIR:-demo_traffic}"
+# shellcheck source=scripts/steps.sh
+source scripts/steps.sh
+# shellcheck source=scripts/steps_traffic.sh
+source scripts/steps_traffic.sh
+began=$SECONDS
+
+other_scenes() { scenes val 16; scenes test 24; }
+apart other_scenes beside
+scenes train 160
+step vocabulary "256 motions of each class, by k-disks" sim_agents.vocabulary.build scenes="$job/scenes/train" \
+  tokens=256 output_dir="$job/vocabulary"
+data=(data.train="$job/scenes/train" data.val="$job/scenes/val" vocabulary="$job/vocabulary")
+
+rules() { for rule in replay idm constant_velocity; do drives "$rule" driver="$rule"; done; }
+await
+apart rules beside
+step cloned "a next-token model by imitation" sim_agents.train experiment=demo "${data[@]}" output_dir="$job/cloned"
+cloned="$job/cloned/version_0/checkpoints/last.ckpt"
+apart drives cloned checkpoint="$cloned"
+step cat_k "fine-tuned on the states that it comes to itself" sim_agents.train experiment=demo_catk "${data[@]}" \
+  module.init_from="$cloned" output_dir="$job/cat_k"
+drives cat_k checkpoint="$job/cat_k/version_0/checkpoints/last.ckpt"
+# Here come reinforcement of the fine-tuned model, and planners ranked among its road users.
+await
+
+compared="replay: [$job/realism/replay], cat_k: [$job/realism/cat_k], cloned: [$job/realism/cloned]"
+compared+=", idm: [$job/realism/idm], constant_velocity: [$job/realism/constant_velocity]"
+step film "one rollout seen from above" navsim_ext.closed_loop.film drives="$job/scenes/test" \
+  rollouts="$job/rollouts/cat_k" every=2 output="$job/rollout.gif"
+bash scripts/run.sh navsim_ext.realism.compare scores="{$compared}" output_dir="$job/comparison"
+[[ "${DRY_RUN:-0}" == "1" ]] ||
+  printf 'Table: %s/comparison/comparison.json, film: %s/rollout.gif   (%d s)\n' "$job" "$job" $(( SECONDS - began ))
