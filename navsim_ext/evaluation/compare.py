@@ -2,7 +2,7 @@
 
 Prints the paired difference of every score with its interval by log, the waterfall of sub-scores (Shapley shares that
 add up to the difference), and the tokens that changed most; ``output_dir`` also writes them as ``comparison.json`` and
-``pairs.parquet``.
+``pairs.parquet``. A and B may also be two folders of ``navsim_ext.closed_loop.drive``.
 Scores made by different scorers are not compared unless ``force=true``, which is recorded.
 """
 
@@ -20,13 +20,16 @@ from rich.table import Table
 
 from navsim_ext.bootstrap import Estimate, bootstrap_mean
 from navsim_ext.errors import DataError
+from navsim_ext.evaluation import drives
 from navsim_ext.evaluation.attribution import EPDMS_V2_NOFILTER, PDMS_V1, ScoreFormula, shapley_attribution
 from navsim_ext.evaluation.table import HEADLINE, TITLES, read_scores
 from navsim_ext.files import write_json_atomic
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.config import job
 
-FORMULAS = {formula.name: formula for formula in (PDMS_V1, EPDMS_V2_NOFILTER)}
+FORMULAS = {formula.name: formula for formula in (PDMS_V1, EPDMS_V2_NOFILTER, drives.FORMULA)}
+SCORES = (*HEADLINE, *drives.HEADLINE)
+NAMES = {**TITLES, **drives.TITLES}
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> Comparison:
     pairs = pd.DataFrame({"token": valid["token"], "log_name": logs})
     differences: dict[str, Estimate] = {}
     waterfall: dict[str, dict[str, Estimate]] = {}
-    for score in HEADLINE:
+    for score in SCORES:
         if f"{score}_a" not in valid:
             continue
         change = (valid[f"{score}_b"] - valid[f"{score}_a"]).to_numpy(float)
@@ -87,20 +90,20 @@ def print_comparison(console: Console, comparison: Comparison, names: tuple[str,
     for title, side in (("score", "left"), ("difference", "right"), ("tokens", "right")):
         table.add_column(title, justify=side)
     for score, estimate in comparison.differences.items():
-        table.add_row(TITLES[score], f"{estimate.mean * 100:+.1f} {_interval(estimate)}", str(estimate.count))
+        table.add_row(NAMES[score], f"{estimate.mean * 100:+.1f} {_interval(estimate)}", str(estimate.count))
     console.print(table)
     for score, shares in comparison.waterfall.items():
-        table = Table(title=f"What the difference in {TITLES[score]} is made of (x 100)", title_justify="left")
+        table = Table(title=f"What the difference in {NAMES[score]} is made of (x 100)", title_justify="left")
         for title, side in (("sub-score", "left"), ("share", "right"), ("", "left")):
             table.add_column(title, justify=side)
         largest = max((abs(share.mean) for share in shares.values()), default=0.0) or 1.0
         for term, share in sorted(shares.items(), key=lambda item: -abs(item[1].mean)):
             bar = ("+" if share.mean > 0 else "-") * round(24 * abs(share.mean) / largest)
-            table.add_row(TITLES[term], f"{share.mean * 100:+.2f}", bar)
+            table.add_row(NAMES[term], f"{share.mean * 100:+.2f}", bar)
         console.print(table)
     score = next(iter(comparison.differences))
     order = comparison.pairs[f"{score}_change"].abs().sort_values(ascending=False, kind="stable").index[:most_changed]
-    table = Table(title=f"Tokens that changed most in {TITLES[score]} (x 100)", title_justify="left")
+    table = Table(title=f"Tokens that changed most in {NAMES[score]} (x 100)", title_justify="left")
     for title, side in (("token", "left"), (names[0], "right"), (names[1], "right"), ("change", "right")):
         table.add_column(title, justify=side)
     for _, row in comparison.pairs.loc[order].iterrows():
@@ -121,8 +124,8 @@ def _interval(estimate: Estimate) -> str:
 
 
 def select(folder: str, planner: str | None) -> tuple[pd.DataFrame, str, Fingerprint]:
-    """One planner's rows of a score folder."""
-    scores, fingerprint = read_scores(folder)
+    """One planner's rows of a score folder, or of a folder of drives."""
+    scores, fingerprint = drives.read_drives(folder) if drives.are_drives(folder) else read_scores(folder)
     names = scores["name"].unique().tolist()
     if planner is None and len(names) > 1:
         raise DataError(f"{folder} holds planners {names}: choose one with a_planner= or b_planner=")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from navsim_ext.errors import DataError
+from navsim_ext.pdm.compiled import kernel
 from navsim_ext.scene import CAMERAS, Camera
 
 FULL_SIZE = (1920, 1080)  # pixels (width, height) of NAVSIM's pictures
@@ -127,15 +128,27 @@ class CameraView:
 
 def clip_near(ring: NDArray[np.float64], near: float = NEAR_M) -> NDArray[np.float64]:
     """The part of a polygon [n,3] (camera coordinates) with z >= near (Sutherland and Hodgman 1974); maybe empty."""
-    z = ring[:, 2] - near
-    following = np.roll(ring, -1, axis=0)
-    z_following = np.roll(z, -1)
-    inside = z >= 0.0
-    crosses = inside != (z_following >= 0.0)
-    denominator = np.where(crosses, z - z_following, 1.0)
-    cut = ring + (z / denominator)[:, None] * (following - ring)
-    kept = np.stack([ring, cut], axis=1)[np.stack([inside, crosses], axis=1)]
-    return kept if len(kept) >= 3 else np.empty((0, 3))
+    kept = np.empty((2 * len(ring), 3))
+    count = _clip(np.ascontiguousarray(ring), near, kept)
+    return kept[:count] if count >= 3 else np.empty((0, 3))
+
+
+@kernel
+def _clip(ring, near, kept):
+    """Writes every vertex inside, and the point where an edge crosses the plane; returns how many."""
+    count = 0
+    for i in range(len(ring)):
+        j = i + 1 if i + 1 < len(ring) else 0
+        z, z_following = ring[i, 2] - near, ring[j, 2] - near
+        if z >= 0.0:
+            kept[count] = ring[i]
+            count += 1
+        if (z >= 0.0) != (z_following >= 0.0):
+            share = z / (z - z_following)
+            for axis in range(3):
+                kept[count, axis] = ring[i, axis] + share * (ring[j, axis] - ring[i, axis])
+            count += 1
+    return count
 
 
 def box_corners(boxes: ArrayLike) -> NDArray[np.float64]:

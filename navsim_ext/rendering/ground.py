@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -63,6 +63,7 @@ class Ground:
     offsets: NDArray[np.int64]  # [R+1]
     surface: NDArray[np.int64]  # [R] Surface
     bounds: NDArray[np.float64]  # [R,4] min x, min y, max x, max y
+    heads: dict[tuple, list] = field(default_factory=dict)  # signal heads seen so far, by approach and state
 
     def near(self, centre: NDArray[np.float64], reach_m: float) -> NDArray[np.int64]:
         """Rings whose bounding box touches the square of half side ``reach_m`` around ``centre``; by rank."""

@@ -299,10 +299,11 @@ def _paint_skyline(
     )
     camera = view.to_camera(ring)
     colours: tuple[Colour, ...] = ((172, 182, 190), (156, 166, 176), (140, 160, 148))
-    for index in np.flatnonzero((camera[..., 2] > NEAR_M).all(axis=1)):
-        pixels = view.to_pixels(camera[index])
-        if pixels[:, 0].max() > 0 and pixels[:, 0].min() < size[0]:
-            draw.polygon(pixels.ravel().tolist(), fill=colours[tint[index]])
+    ahead = np.flatnonzero((camera[..., 2] > NEAR_M).all(axis=1))
+    pixels = view.to_pixels(camera[ahead])
+    shown = (pixels[..., 0].max(axis=1) > 0) & (pixels[..., 0].min(axis=1) < size[0])
+    for block, index in zip(pixels[shown], ahead[shown]):
+        draw.polygon(block.ravel().tolist(), fill=colours[tint[index]])
 
 
 def _paint_ground(

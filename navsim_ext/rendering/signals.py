@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from navsim_ext.frames import wrap_angle
 from navsim_ext.maps.vector_map import VectorMap
-from navsim_ext.rendering.ground import lane_width
+from navsim_ext.rendering.ground import ground_of, lane_width
 from navsim_ext.rendering.objects import Model
 
 FAR_SIDE_M = (14.0, 34.0)  # least and greatest distance from the stop line to the far head
@@ -56,9 +56,13 @@ def signals_near(
             continue
         for lane in _predecessors(vector_map, connector):
             approaches.setdefault(lane, []).append(connector)
+    known = ground_of(vector_map).heads
     signals = []
     for lane, connectors in approaches.items():
-        signals += _heads(vector_map, lane, connectors, states)
+        key = (lane, *((connector, states[connector]) for connector in connectors))
+        if key not in known:
+            known[key] = _heads(vector_map, lane, connectors, states)
+        signals += known[key]
     return signals
 
 
