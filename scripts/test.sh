@@ -27,7 +27,7 @@ while (($#)); do
     --kernels) # sums are rounded otherwise: no verdict may hang on that
       export ATEN_CPU_CAPABILITY=default DNNL_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem
       args+=(tests/stage1_vlm tests/stage2_dit tests/sim_agents tests/stage3_grpo
-        tests/navsim_ext/test_runtime_resume.py tests/navsim_ext/test_runtime_folder.py) ;;
+        tests/navsim_ext/test_runtime_resume.py tests/navsim_ext/test_runtime_folder.py tests/test_loss_traces.py) ;;
     *) args+=("$1") ;;
   esac
   shift

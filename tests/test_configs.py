@@ -71,7 +71,8 @@ def choices() -> list[tuple[str, str]]:
         for group in ("trainer", "logger")
         for file in sorted((SHARED / group).glob("*"))
     ]
-    found += [("stage2", f"callbacks=[default,best,storage,{name}]") for name in ("ema",)]
+    found += [("stage2", "callbacks=[default,best,storage,ema]")]
+    found += [(job, "logger=csv") for job in ("stage1", "stage3", "sim_agents")]
     return found
 
 
@@ -131,7 +132,12 @@ def test_every_choice_makes_its_objects(job, override, monkeypatch, tmp_path):
         )
     )
     cfg = OmegaConf.to_container(OmegaConf.create(cfg), resolve=True)
-    faults = []
+    faults = [
+        f"{group}.{name} has no _target_"
+        for group in ("callbacks", "logger")
+        for name, node in (cfg.get(group) or {}).items()
+        if node and "_target_" not in node
+    ]
     for path, node in nodes(cfg):
         fault = refused(path, node)
         if fault is None and not opens_files(node):
