@@ -97,11 +97,7 @@ def load_agents(path: str | os.PathLike[str], *, ema: bool | None = None) -> Loa
     own = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
     _require_fit(network, own, path)
     network.load_state_dict(own, strict=True)
-    tables = record["tables"]
-    if "shapes" in tables:
-        vocabulary: MotionVocabulary = ShapeVocabulary(torch.tensor(tables["shapes"]), torch.tensor(tables["counts"]))
-    else:
-        vocabulary = VerletVocabulary(tables["width"], tables["changes"])
+    vocabulary = vocabulary_of(record["tables"])
     parents = {"vocabulary": Fingerprint.from_json(record["vocabulary"])}
     if record["scenes"] is not None:
         parents["scenes"] = Fingerprint.from_json(record["scenes"])
@@ -110,6 +106,13 @@ def load_agents(path: str | os.PathLike[str], *, ema: bool | None = None) -> Loa
     fields = {"network": record["network"], "bounds": record["bounds"], "weights": digest}
     fingerprint = Fingerprint(RECORD, fields, parents, {"path": str(path)})
     return LoadedAgents(network.eval(), vocabulary, Bounds(**record["bounds"]), fingerprint)
+
+
+def vocabulary_of(tables: dict[str, Any]) -> MotionVocabulary:
+    """The vocabulary that a record carries as ``tables``."""
+    if "shapes" in tables:
+        return ShapeVocabulary(torch.tensor(tables["shapes"]), torch.tensor(tables["counts"]))
+    return VerletVocabulary(tables["width"], tables["changes"])
 
 
 def initialise(
