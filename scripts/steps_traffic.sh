@@ -9,15 +9,19 @@ apart() { # function, arguments ...: these steps one after another on the second
   background+=($!)
 }
 
+# held_out names the store of the unseen town that is built, driven and scored: test, if it is not set.
 scenes() { # part (train, val or test, the unseen town), number of scenes
-  step "scenes_$1" "$2 traffic scenes of 9 s, $1" navsim_ext.traffic.build data.source=synthetic \
+  local store="$1"
+  [[ "$1" != test ]] || store="${held_out:-test}"
+  step "scenes_$store" "$2 traffic scenes of 9 s, $store" navsim_ext.traffic.build data.source=synthetic \
     sources.synthetic.part="$1" sources.synthetic.scenes="$2" sources.synthetic.history_s=1.0 \
-    sources.synthetic.horizon_s=8.0 sources.synthetic.reach_m="$reach_m" workers=sequential output_dir="$job/scenes/$1"
+    sources.synthetic.horizon_s=8.0 sources.synthetic.reach_m="$reach_m" workers=sequential output_dir="$job/scenes/$store"
 }
 
-drives() { # name, overrides of the rollout command ...: drives the test scenes and scores the rollouts
-  step "drives_$1" "$1 drives the unseen town" sim_agents.rollout "${@:2}" scenes="$job/scenes/test" \
-    workers=sequential output_dir="$job/rollouts/$1"
+drives() { # name, overrides of the rollout command ...: drives the held-out scenes and scores the rollouts
+  local store="$job/scenes/${held_out:-test}"
+  step "drives_$1" "$1 drives the unseen town" sim_agents.rollout "${@:2}" scenes="$store" workers=sequential \
+    output_dir="$job/rollouts/$1"
   step "realism_$1" "how like the recorded traffic" navsim_ext.realism.score rollouts="$job/rollouts/$1" \
-    scenes="$job/scenes/test" workers=sequential output_dir="$job/realism/$1"
+    scenes="$store" workers=sequential output_dir="$job/realism/$1"
 }

@@ -87,7 +87,7 @@ class TokenPolicy:
         """Poses of the next half second and the log-probability of the choice."""
         if self._side is None or self._past is None:
             raise DataError(f"policy {self.name} was asked before it was started")
-        features, self._past = self.network.advance(self._side, self._past, self._moment(state, state.column))
+        features = self._look(state)
         B, N = self._fixed["kind"].shape
         classes = class_of(self._fixed["kind"]).flatten()
         logits = self.network.logits(features).flatten(0, 1).masked_fill(~self.present[classes], -torch.inf)
@@ -102,6 +102,11 @@ class TokenPolicy:
         log_probability = torch.zeros_like(whole[:, :, 0, 0])
         log_probability[:, :N] = logp.view(B, N)
         return Moves.poses(whole, log_probability)
+
+    def _look(self, state: WorldState) -> Tensor:
+        """Features [B, N, d] of everybody now."""
+        features, self._past = self.network.advance(self._side, self._past, self._moment(state, state.column))
+        return features
 
     def _moment(self, state: WorldState, column: int) -> Agents:
         """Everybody at one column of the state."""

@@ -61,7 +61,7 @@ def _lowest(corners):
     return best
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def signed_distance(corners_i, corners_j, vertices):
     """Signed distance of two convex boxes [4, 2]: that of the origin to the Minkowski sum of i and minus j.
 
@@ -101,7 +101,7 @@ def signed_distance(corners_i, corners_j, vertices):
     return -nearest if inside else nearest
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def _nearest_distances(corners, radius, reach, states, valid, scored, history):
     rollouts, objects, steps = corners.shape[0], corners.shape[1], corners.shape[2]
     result = np.full((rollouts, scored, steps), FAR, np.float32)

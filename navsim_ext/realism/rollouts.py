@@ -19,6 +19,7 @@ from navsim_ext.fingerprint import digest_file, digest_json
 from navsim_ext.realism.errors import RealismError
 from navsim_ext.realism.features import Scenario
 from navsim_ext.realism.rules import FUTURE_STEPS, PRESENT
+from navsim_ext.realism.scenario import world_origin
 from navsim_ext.shards import ShardStore
 from navsim_ext.traffic.scene import TrafficScene
 
@@ -83,12 +84,12 @@ def world_states(scenario: Scenario, scene: TrafficScene, rollouts: Rollouts, ex
                 f"{where}: object {int(scenario.ids[row])} has a value that is not finite in rollout {rollout}, "
                 f"step {step}"
             )
-    states = np.empty((*ordered.pose.shape[:3], 4), np.float32)
-    states[..., :2] = ordered.pose[..., :2].astype(np.float64) + scene.origin[:2]
+    states, origin = np.empty((*ordered.pose.shape[:3], 4), np.float32), world_origin(scene)
+    states[..., :2] = ordered.pose[..., :2].astype(np.float64) + origin[:2]
     if ordered.z is None:
         states[..., 2] = scenario.log[None, :, PRESENT, None, 2]
     else:
-        states[..., 2] = ordered.z.astype(np.float64) + scene.origin[2]
+        states[..., 2] = ordered.z.astype(np.float64) + origin[2]
     states[..., 3] = ordered.pose[..., 2]
     return states
 

@@ -3,7 +3,8 @@ lights.
 
 Three rules depend on the absolute origin (states of objects that are not valid, the last segment of a short lane,
 signals that are not reported), so everything is put back into the source's world frame: float32(float64(local) +
-origin).
+origin). Where that frame is a map projection (UTM: millions of metres), float32 would round places to half a metre, and
+speeds to 5 m/s: such scenes are put near the origin instead (:func:`world_origin`), which the original cannot.
 """
 
 from __future__ import annotations
@@ -26,6 +27,18 @@ CLOSED_GAP_M = 1.0
 """A closed road edge whose ends are farther apart than this lacks its last segment, which is added."""
 
 
+FARTHEST_M = 65_536.0
+"""A world frame whose origin is farther from the scene than this is a map projection; WOMD's reach some 20 km."""
+NEAR_ORIGIN_M = np.array([4096.0, 4096.0, 0.0])
+"""Where scenes of map projections are put: as far from the world's origin as WOMD's, so that the three rules that
+depend on it do not act; float32 places there have steps of half a millimetre."""
+
+
+def world_origin(scene: TrafficScene) -> np.ndarray:
+    """[3] float64 m: the world position of the scene's local (0, 0, 0) in the frame that the rules are applied in."""
+    return NEAR_ORIGIN_M if np.abs(scene.origin).max() > FARTHEST_M else scene.origin
+
+
 def scenario_of(scene: TrafficScene) -> Scenario:
     """The scenario of a recorded scene.
 
@@ -46,9 +59,10 @@ def scenario_of(scene: TrafficScene) -> Scenario:
     order = np.lexsort((scene.agent_id, ~scored))
     order = order[simulated[order]]
     height = np.zeros_like(scene.speed) if scene.z is None else scene.z
+    origin = world_origin(scene)
     log = np.empty((*scene.valid.shape, 4), np.float32)
-    log[..., :2] = _world(scene.pose[..., :2], scene.origin[:2])
-    log[..., 2] = _world(height, scene.origin[2])
+    log[..., :2] = _world(scene.pose[..., :2], origin[:2])
+    log[..., 2] = _world(height, origin[2])
     log[..., 3] = scene.heading_as_recorded
     log[~scene.valid] = 0.0
     return Scenario(
@@ -60,7 +74,7 @@ def scenario_of(scene: TrafficScene) -> Scenario:
         log=log[order],
         log_valid=scene.valid[order],
         edges=_edges(scene),
-        lanes=LaneSegments.from_polylines([_world(scene.piece(row), scene.origin[:2]) for row in _lane_rows(scene)]),
+        lanes=LaneSegments.from_polylines([_world(scene.piece(row), origin[:2]) for row in _lane_rows(scene)]),
         signals=_signals(scene),
         has_heights=scene.z is not None and scene.point_z is not None,
     )
@@ -84,7 +98,7 @@ def _edges(scene: TrafficScene) -> EdgeSegments:
     offsets = np.cumsum([0, *(len(line) for line in lines)])
     points = np.concatenate(lines) if lines else np.empty((0, 3), np.float32)
     try:
-        return EdgeSegments.from_polylines(_world(points, scene.origin), offsets)
+        return EdgeSegments.from_polylines(_world(points, world_origin(scene)), offsets)
     except RealismError as error:
         raise RealismError(f"scene {scene.id}: {error}") from error
 
@@ -118,7 +132,7 @@ def _signals(scene: TrafficScene) -> RedLights | None:
         for light in np.flatnonzero(scene.light_piece == lane):  # of one lane reported twice the last report wins
             reported = scene.light_state[light] != LightState.NOT_REPORTED
             state[k, reported] = scene.light_state[light, reported]
-            stop[k, reported] = _world(scene.light_stop[light], scene.origin[:2])
+            stop[k, reported] = _world(scene.light_stop[light], world_origin(scene)[:2])
     return RedLights(np.array([place[lane] for lane in lanes], np.int64), state, stop)
 
 

@@ -45,7 +45,7 @@ from navsim_ext.shards import ShardStore, ShardWriter, merge
 logger = logging.getLogger(__name__)
 
 KIND = "realism_scores"
-VERSION = 1
+VERSION = 2
 """Raised whenever a figure may change."""
 PARTS_FOLDER, SCENARIOS_FILE, SUMMARY_FILE, LISTED_FILE = "parts", "scenarios.parquet", "summary.json", "listed.csv"
 SECONDS_PER_SCENARIO = 0.5

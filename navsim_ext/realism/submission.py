@@ -28,7 +28,7 @@ from navsim_ext.files import atomic_file, reading
 from navsim_ext.realism.errors import RealismError
 from navsim_ext.realism.rollouts import RolloutFolder, Rollouts, world_states
 from navsim_ext.realism.rules import CHALLENGE_ROLLOUTS, FUTURE_STEPS
-from navsim_ext.realism.scenario import scenario_of
+from navsim_ext.realism.scenario import scenario_of, world_origin
 from navsim_ext.realism.scene_folder import SceneFolder
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.progress import track
@@ -224,7 +224,7 @@ def rollouts_of(message: Message, scene: TrafficScene) -> Rollouts:
         for row, object_id in enumerate(ids.tolist()):
             for axis, name in enumerate(("center_x", "center_y", "center_z", "heading")):
                 states[number, row, :, axis] = getattr(place[object_id], name)
-    states[..., :3] -= scene.origin
+    states[..., :3] -= world_origin(scene)
     return Rollouts(ids, states[..., [0, 1, 3]].astype(np.float32), states[..., 2].astype(np.float32))
 
 

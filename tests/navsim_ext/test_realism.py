@@ -116,6 +116,18 @@ def test_the_log_itself_has_no_displacement_and_agrees_in_every_event():
     assert metrics["metametric"] > realism(scene, rollouts).metrics["metametric"]
 
 
+@pytest.mark.parametrize("origin", [(330_800.0, 4_689_700.0, 0.0), (-586_900.0, 0.0, 12.0)])
+def test_a_map_projection_does_not_round_the_world_away(origin):
+    """Far origins (UTM) in float32 would quantise places to half a metre: figures must be those of a near origin."""
+    scene, rollouts = committed("12_islands")
+    here = replace(scene, origin=np.array([4096.0, 4096.0, 0.0]))
+    there = replace(scene, origin=np.array(origin))
+    assert realism(there, rollouts).metrics == pytest.approx(realism(here, rollouts).metrics, abs=1e-12)
+    assert scenario_of(scene).log[scenario_of(scene).log_valid][:, :2].min() == pytest.approx(
+        (scene.pose[scene.valid][:, :2] + scene.origin[:2]).min(), abs=1e-2
+    )  # WOMD's own frame is kept
+
+
 def test_a_histogram_by_hand():
     histogram = Histogram(0.0, 4.0, 4)
     simulated = np.array([[[0.5, 1.0, 3.9]], [[np.nan, 7.0, -2.0]]], np.float32)  # bins 0, 1, 3 and 3, 3, 0
