@@ -110,7 +110,9 @@ def test_slurm_job_sends_each_node_its_rank(tmp_path):
             assert part in shlex.split(line)
 
 
-@pytest.mark.parametrize("script", ["demo.sh", "demo_traffic.sh", "experiment.sh", "experiment_traffic.sh", "real_data.sh"])
+@pytest.mark.parametrize(
+    "script", ["demo.sh", "demo_traffic.sh", "experiment.sh", "experiment_traffic.sh", "real_data.sh"]
+)
 def test_every_step_of_a_whole_job_composes(script):
     result = subprocess.run(
         ["bash", str(ROOT / "scripts" / script)],
