@@ -13,7 +13,8 @@ what is asked of files and names that others made.
     plain_name(name, "name="), inside(path, "cams.data_path")   # names and paths out of data or options
 
 A reader sees the old file or the new one. kill -9 leaves at most a temporary file ``.NAME.*.tmp`` beside the target;
-:func:`remove_temporaries` takes it away, for whoever knows that nobody else is writing (holds the folder's lock).
+:func:`remove_temporaries` takes it away, for whoever knows that nobody else is writing: taking a folder's lock alone
+(``navsim_ext/runtime/lock.py``) does it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -32,6 +34,7 @@ from navsim_ext.errors import CorruptFile, DataError, MissingError, TriviumError
 
 MAX_NAME_BYTES = 150  # leaves room for what we add; file systems end at 255
 FULL = (errno.ENOSPC, errno.EDQUOT)
+_TEMPORARY = re.compile(r"\..*\.tmp(\.\w+)?(-journal|-wal|-shm)?")  # with what SQLite puts beside a half GeoPackage
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -183,8 +186,9 @@ def inside(path: str, what: str) -> str:
 
 def remove_temporaries(folder: str | os.PathLike[str]) -> None:
     """Removes what killed writers left in a folder; only for whoever knows that nobody is writing there."""
-    for path in Path(folder).glob(".*.tmp"):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path in Path(folder).glob(".*.tmp*"):
+        if _TEMPORARY.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _make_folder(folder: Path, target: Path) -> None:

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import CorruptFile, DataError, MissingError
-from navsim_ext.files import atomic_stream, disk_errors, read_json, reading, remove_temporaries, write_json_atomic
+from navsim_ext.files import atomic_stream, disk_errors, read_json, reading, write_json_atomic
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint, digest_json, digest_tokens
 from navsim_ext.readers import SceneSource
 from navsim_ext.readers.log_files import LogFiles
@@ -203,7 +203,6 @@ def build_index(
             return SceneIndex.open(folder)
         parts = folder / "parts"
         parts.mkdir(exist_ok=True)
-        remove_temporaries(parts)
         _build_parts(source, parts, tuple(cameras), workers)
         _merge(source, folder, parts, tuple(cameras), plan)
         shutil.rmtree(parts)

@@ -145,6 +145,7 @@ def main(cfg: DictConfig) -> None:
     folders = part_indices(cfg.data, Path(cfg.output_dir) / "index")
     dataset = SceneDataset(folders["test"], cameras=())  # before the training, so that what is missing is said now
     hidden = CachedHiddenStates(cfg.data.hidden_cache_test or cfg.data.hidden_cache)
+    CachedHiddenStates(cfg.data.hidden_cache)
     MetricCache(cfg.data.metric_cache)
     checkpoints = train_all(cfg, folders)
     tables = {}

@@ -5,6 +5,8 @@ Legend: T steps of 0.1 s (v1.1: 51, v2.2: 41), n tracks, P map polygons.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +15,17 @@ import shapely
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
+from navsim_ext.files import reading
+from navsim_ext.metric_cache.scene_record import HUMAN_POSES
 from navsim_ext.pdm.ego import REAR_AXLE_TO_CENTER, STATE_SIZE
 from navsim_ext.pickles import Holder
 
 STEPS = {"v1": 51, "v2": 41}
 RED_LIGHT = "red_light_"
+PAST_FRAMES = 4  # of a record; v1's caches have none
+LARGEST = 1e8  # m, m/s, rad/s: beyond it nothing is on a map
+AREAS = (shapely.Polygon, shapely.MultiPolygon)
+REMEDY = "build the cache again with NAVSIM 1.1 or 2.2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +55,47 @@ class CacheContent:
     log_name: str | None
 
 
-def read_content(cache: Holder) -> CacheContent:
-    """Raises DataError naming the field that is not as NAVSIM 1.1 or 2.2 writes it."""
+def read_content(cache: Holder, where: str | os.PathLike[str]) -> CacheContent:
+    """Raises DataError naming ``where`` and what is not as NAVSIM 1.1 or 2.2 writes it."""
+    with reading(where, f"it is not as NAVSIM writes it; {REMEDY}", DataError):
+        content = _content(cache)
+        wrong = next(_wrong(content), None)
+    if wrong is not None:
+        raise DataError(f"{where}: {wrong}: {REMEDY}")
+    return content
+
+
+def _wrong(content: CacheContent) -> Iterator[str]:
+    """What no cache of NAVSIM's holds, in words."""
+    shapes = {
+        "ego_state": (STATE_SIZE,), "pdm_closed": (STEPS["v1"], 3), "human_poses": (HUMAN_POSES, 3),
+        "past_states": (PAST_FRAMES, STATE_SIZE), "centerline": (len(content.centerline), 3),
+        "track_sizes": (len(content.track_tokens), 3), "track_velocities": (len(content.track_tokens), 2),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        values = getattr(content, name)
+        if values is None:
+            continue
+        if values.shape != shape:
+            yield f"{name} has shape {values.shape}, {shape} was expected"
+        elif not np.abs(values).max(initial=0.0) <= LARGEST:
+            yield f"{name} has a value that is not finite, or beyond {LARGEST:g}"
+    if len(content.centerline) < 2:
+        yield f"the centreline has {len(content.centerline)} points, 2 or more were expected"
+    if not np.nanmax(np.abs(content.track_poses), initial=0.0) <= LARGEST:
+        yield f"a track stands beyond {LARGEST:g}"
+    if (content.track_sizes < 0.0).any():
+        yield "a track has a negative size"
+    lengths = len(content.map_tokens), len(content.map_types), len(content.map_polygons)
+    if len(set(lengths)) != 1:
+        yield f"the map has {lengths} tokens, types and polygons; as many of each were expected"
+    polygons = [*content.map_polygons, *(polygon for polygon, _ in content.red_lights.values())]
+    other = next((type(each).__name__ for each in polygons if not isinstance(each, AREAS)), None)
+    if other is not None:
+        yield f"a polygon of the map is a {other}"
+
+
+def _content(cache: Holder) -> CacheContent:
     maps = cache.observation.occupancy_maps
     version = next((version for version, steps in STEPS.items() if steps == len(maps)), None)
     if version is None:

@@ -18,7 +18,7 @@ import shapely
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from navsim_ext.devkit.cache_content import CacheContent, read_content
+from navsim_ext.devkit.cache_content import PAST_FRAMES, CacheContent, read_content
 from navsim_ext.devkit.cache_pickle import read_cache
 from navsim_ext.devkit.cache_tracks import STEPS_PER_FRAME, joint_tracks
 from navsim_ext.errors import DataError, MissingError, TriviumError
@@ -42,7 +42,6 @@ from navsim_ext.shards import ShardWriter, merge
 logger = logging.getLogger(__name__)
 
 FILE = "metric_cache.pkl"
-PAST_FRAMES = 4  # of a record; v1's caches have none
 BOX_TOLERANCE_M = 1e-6  # centres and headings are read back from polygons in UTM coordinates
 
 
@@ -127,7 +126,7 @@ def read_versions(token: str, files: Mapping[str, Mapping[str, Path]]) -> dict[s
     for version, found in files.items():
         if token not in found:
             continue
-        content = read_content(read_cache(found[token]))
+        content = read_content(read_cache(found[token]), found[token])
         if content.version != version:
             raise DataError(f"{found[token]} is a cache of {content.version}, not of {version}")
         contents[version] = content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from navsim_ext.errors import CorruptFile, MissingError, TriviumError
-from navsim_ext.files import remove_temporaries
+from navsim_ext.errors import CorruptFile, DataError, MissingError, TriviumError
+from navsim_ext.files import reading, remove_temporaries
 from navsim_ext.runtime.torch_file import load_torch, require_stored
 
 log = logging.getLogger(__name__)
@@ -398,6 +400,20 @@ def require_undamaged(path: Path) -> None:
             raise RunCheckpointError(f"checkpoint {file} is damaged ({error}): {REMEDY}") from error
         if bad is not None:
             raise RunCheckpointError(f"checkpoint {file} is damaged: its part {bad} is not as it was written; {REMEDY}")
+
+
+def record_of(checkpoint: Mapping[str, Any], name: str, keys: set[str], where: str, made_by: str) -> dict[str, Any]:
+    """The JSON object that a command put into its checkpoint under ``name``, with at least these keys.
+
+    Raises DataError naming ``where`` and ``made_by``, the command, for none or another.
+    """
+    if name not in checkpoint:
+        raise DataError(f"{where} is no checkpoint of {made_by} (it has no record {name!r})")
+    with reading(where, f"its record {name!r} is damaged: {REMEDY}", DataError):
+        record = json.loads(checkpoint[name])
+    if not isinstance(record, dict) or not keys <= record.keys():
+        raise DataError(f"{where}: its record {name!r} lacks {sorted(keys - set(record))}: another version's?")
+    return record
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> dict[str, Any]:

@@ -7,6 +7,9 @@
 The lock is flock(2), which Linux maps to a byte-range lock of the server on NFS; elsewhere it is as good as the file
 system's lock service. What a lock file says of its last holder only serves the message: a file that a killed process
 left is free.
+
+Whoever takes the lock of a whole folder alone also removes what killed writers left half written in it and below,
+subfolders aside that somebody else has locked.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from navsim_ext.errors import TriviumError
-from navsim_ext.files import cannot_write
+from navsim_ext.files import CannotWrite, cannot_write, remove_temporaries
 
 LOCK_NAME = ".lock"
 
@@ -71,6 +75,15 @@ class FolderLock(AbstractContextManager["FolderLock"]):
                 f"{self.folder} is in use by another run ({self.holder()}): wait for it, stop it, or choose another "
                 "output_dir"
             )
+        if self.path.name == LOCK_NAME:
+            for folder in self._free_folders():
+                remove_temporaries(folder)
+
+    def _free_folders(self) -> Iterator[Path]:
+        """The folder and all below it without those in which others work."""
+        for path, names, _ in os.walk(self.folder):
+            names[:] = [name for name in names if not _is_held(Path(path, name))]
+            yield Path(path)
 
     def holder(self) -> str:
         """Who took the lock alone last, in words."""
@@ -97,3 +110,16 @@ class FolderLock(AbstractContextManager["FolderLock"]):
 
     def __exit__(self, *exception: object) -> None:
         self.release()
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether somebody has a folder's lock."""
+    if not (folder / LOCK_NAME).is_file():
+        return False
+    lock = FolderLock(folder)
+    try:
+        free = lock.try_acquire(shared=True)
+    except CannotWrite:
+        return True
+    lock.release()
+    return not free

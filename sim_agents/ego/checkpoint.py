@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, digest_json
-from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint
+from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint, record_of
 
 RECORD = "ego_planner"
 PREFIX = "network."
@@ -28,6 +29,11 @@ def planner_record(kind: str, settings: dict[str, Any], scenes: Fingerprint | No
     )
 
 
+def read_record(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What :func:`planner_record` put into a checkpoint; raises DataError for none or another."""
+    return record_of(checkpoint, RECORD, {"planner", "settings", "scenes"}, where, "sim_agents.ego.train")
+
+
 def read_planner(
     path: str | os.PathLike[str], kind: str, *, ema: bool | None = None
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor], Fingerprint]:
@@ -37,9 +43,7 @@ def read_planner(
     if not path.exists():
         raise MissingError(f"checkpoint {path} does not exist: check the path or train it first")
     checkpoint = load_checkpoint(path)
-    if RECORD not in checkpoint:
-        raise DataError(f"{path} is no checkpoint of sim_agents.ego.train (it has no record {RECORD!r})")
-    record = json.loads(checkpoint[RECORD])
+    record = read_record(checkpoint, str(path))
     if record["planner"] != kind:
         raise DataError(f"{path} is a checkpoint of a {record['planner']} planner, not of a {kind} planner")
     averaged = ema_weights(checkpoint)

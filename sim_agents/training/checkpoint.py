@@ -15,9 +15,8 @@ from typing import Any
 import torch
 
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.files import reading
 from navsim_ext.fingerprint import Fingerprint, digest_json
-from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint
+from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint, record_of
 from sim_agents.data.scene_tokens import Bounds
 from sim_agents.model.network import NextTokenNetwork
 from sim_agents.model.settings import NetworkSettings
@@ -68,15 +67,9 @@ def agent_record(
     )
 
 
-def record_of(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What :func:`agent_record` put into a checkpoint; raises DataError, naming ``where``, for none or another."""
-    if RECORD not in checkpoint:
-        raise DataError(f"{where} is no checkpoint of sim_agents.train (it has no record {RECORD!r})")
-    with reading(where, "train it again", DataError):
-        record = json.loads(checkpoint[RECORD])
-    if not isinstance(record, dict) or not KEYS <= record.keys():
-        raise DataError(f"{where}: its record {RECORD!r} has not the keys {', '.join(sorted(KEYS))}: train it again")
-    return record
+def read_record(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What :func:`agent_record` put into a checkpoint; raises DataError for none or another."""
+    return record_of(checkpoint, RECORD, KEYS, where, "sim_agents.train")
 
 
 def load_agents(path: str | os.PathLike[str], *, ema: bool | None = None) -> LoadedAgents:
@@ -88,7 +81,7 @@ def load_agents(path: str | os.PathLike[str], *, ema: bool | None = None) -> Loa
     if not path.exists():
         raise MissingError(f"checkpoint {path} does not exist: check the path or train it first")
     checkpoint = load_checkpoint(path)
-    record = record_of(checkpoint, str(path))
+    record = read_record(checkpoint, str(path))
     averaged = ema_weights(checkpoint)
     if ema and averaged is None:
         raise DataError(f"{path} holds no averaged weights, ema=true was asked for")

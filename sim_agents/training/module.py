@@ -34,7 +34,7 @@ from sim_agents.model.rolling import Choice, roll
 from sim_agents.model.sampling import keyed_uniform
 from sim_agents.model.settings import NetworkSettings
 from sim_agents.policy import TokenPolicy
-from sim_agents.training.checkpoint import RECORD, agent_record, initialise, record_of
+from sim_agents.training.checkpoint import RECORD, agent_record, initialise, read_record
 from sim_agents.training.closed_loop import ClosedLoop, figures
 from sim_agents.training.losses import SmoothedCrossEntropy
 from sim_agents.vocabulary import MotionState, class_of, closest_tokens, encode, load_vocabulary
@@ -235,7 +235,7 @@ class AgentModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to go on with another network or vocabulary than the checkpoint's."""
-        record = record_of(checkpoint, "the checkpoint")
+        record = read_record(checkpoint, "the checkpoint")
         mine = json.loads(agent_record(self.settings, self.vocabulary, self.vocabulary_fingerprint, None, Bounds()))
         for key in ("network", "vocabulary"):
             if record[key] != mine[key]:

@@ -3,6 +3,8 @@
     python tests/hard/mutants.py                 all of them, in the order of a seed; exit code 1 if one survives
     python tests/hard/mutants.py --only update   those whose file or line has this word
     python tests/hard/mutants.py --sample 10 --seed 3
+    python tests/hard/mutants.py --results FILE  keeps each verdict there, a line of JSON each: killed and given again,
+                                                 it goes on with those whose source or tests have no verdict yet
 
 The list is ``mutants.yaml``; the tests must pass without a mutant first. The sources are copied once; each mutant is
 tested in a fork of a process that has imported what is slow to import.
@@ -11,6 +13,8 @@ tested in a fork of a process that has imported what is slow to import.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import random
 import shutil
@@ -23,7 +27,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("navsim_ext", "stage1_vlm", "stage2_dit", "stage3_grpo", "configs", "tests", "pyproject.toml")
+COPIED = ("navsim_ext", "stage1_vlm", "stage2_dit", "sim_agents", "stage3_grpo", "configs", "tests", "pyproject.toml")
 LISTED = Path(__file__).with_name("mutants.yaml")
 
 
@@ -75,6 +79,33 @@ def survives(mutant: Mutant, tree: Path) -> bool:
     os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *chosen, *mutant.tests])))
 
 
+class Results:
+    """Verdicts by what they depend on: the tests and the source, mutated or not."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._known: dict[str, bool] = {}
+        if path is not None and path.is_file():
+            text = path.read_text()
+            whole = text[: text.rfind("\n") + 1]  # the last line may be cut short
+            if whole != text:
+                path.write_text(whole)
+            self._known = {line["key"]: line["survives"] for line in map(json.loads, whole.splitlines())}
+
+    def survives(self, mutant: Mutant, tree: Path, *, right: bool = False) -> bool:
+        """As :func:`survives`, known or tried now; ``right``: the source as it is."""
+        files = [tree / mutant.file, *(tree / test for test in mutant.tests)]
+        content = b"".join(path.read_bytes() for path in files)
+        key = hashlib.sha256(content + f"{mutant.word} {'' if right else mutant}".encode()).hexdigest()
+        if key not in self._known:
+            self._known[key] = survives(mutant, tree)
+            if self.path is not None:
+                line = {"key": key, "mutant": None if right else str(mutant), "survives": self._known[key]}
+                with open(self.path, "a") as stream:
+                    stream.write(json.dumps(line) + "\n")
+        return self._known[key]
+
+
 def copy_sources(to: Path) -> Path:
     for name in COPIED:
         source = ROOT / name
@@ -102,16 +133,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sample", type=int, default=None, help="so many of them")
     parser.add_argument("--only", default="", help="word in the file or the line")
+    parser.add_argument("--results", type=Path, default=None, help="file that keeps the verdicts")
     chosen = parser.parse_args(arguments)
     mutants = [each for each in listed() if chosen.only in str(each)]
     random.Random(chosen.seed).shuffle(mutants)
     mutants = mutants[: chosen.sample]
     import_what_is_slow()
-    alive = []
+    results, alive = Results(chosen.results), []
     with tempfile.TemporaryDirectory() as folder:
         tree = copy_sources(Path(folder))
         failing = [f"{each.tests} -k {each.word!r}" for each in {(m.tests, m.word): m for m in mutants}.values()
-                   if not survives(each, tree)]  # fmt: skip
+                   if not results.survives(each, tree, right=True)]  # fmt: skip
         if failing:
             raise RuntimeError(f"these tests fail without any mutant: {failing}")
         for number, mutant in enumerate(mutants, 1):
@@ -119,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
             source = tree / mutant.file
             right = source.read_text()
             source.write_text(mutated(mutant, tree))
-            lives = survives(mutant, tree)
+            lives = results.survives(mutant, tree)
             source.write_text(right)
             alive += [mutant] * lives
             word = "SURVIVES" if lives else "dies"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import run_module
+from commands import forked_commands
 
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.fingerprint import Fingerprint
@@ -31,15 +31,20 @@ class World:
 def world(tmp_path_factory) -> World:
     """16 scenes without pictures in four logs, indexed and cached."""
     root = tmp_path_factory.mktemp("world")
-    run_module(
-        "navsim_ext.synthetic.build", f"output_dir={root}", "scenes=16", "seed=5",
-        "recipe.cameras=[]", "recipe.qa=false",
-        "recipe.val_share=0", "recipe.test_share=0.25",
-    )  # fmt: skip
     index, metric_cache = root / "index", root / "metric_cache"
     data = [f"data.root={root}", "data.split=trainval"]
-    run_module("navsim_ext.dataset", *data, "data.cameras=[]", "check_pictures=false", f"output_dir={index}")
-    run_module("navsim_ext.metric_cache.build", *data, "workers=sequential", f"output_dir={metric_cache}")
+    steps = {
+        "navsim_ext.synthetic.build": [
+            f"output_dir={root}", "scenes=16", "seed=5", "recipe.cameras=[]", "recipe.qa=false",
+            "recipe.val_share=0", "recipe.test_share=0.25",
+        ],
+        "navsim_ext.dataset": [*data, "data.cameras=[]", "check_pictures=false", f"output_dir={index}"],
+        "navsim_ext.metric_cache.build": [*data, "workers=sequential", f"output_dir={metric_cache}"],
+    }  # fmt: skip
+    with forked_commands(steps) as run:
+        for module, overrides in steps.items():
+            ended = run(module, *overrides)
+            assert ended.code == 0, ended.out + ended.err
     return World(root, index, metric_cache)
 
 

@@ -56,6 +56,13 @@ def _reduce(self) -> tuple:
 
 def write_cache(path: Path, make: LookAlikes, record: SceneMetricCache, table: PolygonTable, version: str) -> None:
     """One pickle of a record's scene in one version's format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lzma.open(path, "wb", preset=0) as stream:
+        pickle.dump(cache_of(path, make, record, table, version), stream, protocol=PROTOCOL)
+
+
+def cache_of(path: Path, make: LookAlikes, record: SceneMetricCache, table: PolygonTable, version: str) -> Any:
+    """What is pickled."""
     m = make.make
     boxes = replayed_boxes(record, version)
     steps = STEPS[version]
@@ -121,9 +128,7 @@ def write_cache(path: Path, make: LookAlikes, record: SceneMetricCache, table: P
             "past_human_trajectory": m("InterpolatedTrajectory", past),
             "map_parameters": m("MapParameters", map_root="/x", map_version="1", map_name=record.map_location),
         }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with lzma.open(path, "wb", preset=0) as stream:
-        pickle.dump(m("MetricCache", **fields), stream, protocol=PROTOCOL)
+    return m("MetricCache", **fields)
 
 
 def _ego(m, state: np.ndarray, time_us: int) -> Any:

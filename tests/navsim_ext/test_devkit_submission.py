@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from golden_scenes import unpack_small
 from two_stage_golden import golden_groups, predictions
 
 from navsim_ext.devkit import submission
@@ -22,9 +21,7 @@ from navsim_ext.devkit.submission import (
 from navsim_ext.evaluation.score_file import score_file
 from navsim_ext.evaluation.two_stage import evaluate
 from navsim_ext.evaluation.two_stage_file import read_planners
-from navsim_ext.metric_cache.build import build
 from navsim_ext.metric_cache.schema import MetricCache
-from navsim_ext.metric_cache.settings import BuildSettings
 from navsim_ext.pdm.columns import SCORE_COLUMNS
 from navsim_ext.pickles import RefusedObject
 
@@ -83,17 +80,15 @@ def test_a_foreign_object_is_refused_without_being_built(tmp_path):
         check_submission(path)
 
 
-def test_the_dry_run_scores_as_a_score_file_does(tmp_path):
+def test_the_dry_run_scores_as_a_score_file_does(small_cache, tmp_path):
     """Neighbouring scenes are paired for two-frame comfort, as on the server."""
-    dataset = unpack_small(tmp_path / "small") / "dataset"
-    build(BuildSettings(str(dataset), "trainval", str(tmp_path / "cache")))
-    tokens = sorted(MetricCache(tmp_path / "cache").tokens)
+    tokens = sorted(MetricCache(small_cache).tokens)
     rng = np.random.default_rng(0)
     poses = {token: np.cumsum(rng.normal([2.0, 0.0, 0.0], [1.5, 0.3, 0.1], (8, 3)), axis=0) for token in tokens}
     rows = [{"token": token, "name": "a", "poses": poses[token].ravel()} for token in tokens]
     pd.DataFrame(rows).to_parquet(tmp_path / "in.parquet")
-    _, expected = score_file(tmp_path / "in.parquet", MetricCache(tmp_path / "cache"))
-    frame = dry_run(poses, str(tmp_path / "cache"))
+    _, expected = score_file(tmp_path / "in.parquet", MetricCache(small_cache))
+    frame = dry_run(poses, str(small_cache))
     assert frame["v2_ec"].notna().any()
     for column in SCORE_COLUMNS:
         np.testing.assert_array_equal(frame[column], expected[column], err_msg=column)

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import shapely
-from golden_scenes import unpack_small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from navsim_pickles import LookAlikes, write_cache
@@ -22,9 +21,7 @@ from navsim_ext.devkit.cache_pickle import read_cache
 from navsim_ext.devkit.cache_tracks import sightings
 from navsim_ext.devkit.metric_cache_import import NothingImported, import_caches
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.metric_cache.build import build
 from navsim_ext.metric_cache.schema import MetricCache
-from navsim_ext.metric_cache.settings import BuildSettings
 from navsim_ext.pdm import RewardWeights, score, score_pairs
 from navsim_ext.pdm.columns import SCORE_COLUMNS
 from navsim_ext.pdm.log_replay import replayed_boxes
@@ -32,11 +29,8 @@ from navsim_ext.pickles import DamagedPickle, RefusedObject
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory) -> MetricCache:
-    dataset = unpack_small(tmp_path_factory.mktemp("small")) / "dataset"
-    output = tmp_path_factory.mktemp("own")
-    build(BuildSettings(str(dataset), "trainval", str(output)))
-    return MetricCache(output)
+def own(small_cache) -> MetricCache:
+    return MetricCache(small_cache)
 
 
 @pytest.fixture(scope="module")

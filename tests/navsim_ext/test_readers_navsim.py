@@ -143,6 +143,10 @@ def test_bad_frame_names_file_frame_key_and_both_values(tmp_path, kind):
 
 def test_absent_key_names_it(tmp_path):
     frames = [make_frame(i) for i in range(14)]
+    frames[2]["roadblock_ids"] = ["a", None]
+    write_log(tmp_path, frames)
+    with pytest.raises(DataError, match=r"frame 2 .*roadblock_ids is a list with None"):
+        len(NavsimLogs(tmp_path, "mini"))
     del frames[2]["roadblock_ids"]
     write_log(tmp_path, frames)
     with pytest.raises(DataError, match=r"frame 2 .*roadblock_ids is absent"):

@@ -264,6 +264,22 @@ def test_samples_are_counted_in_any_batch():
     assert count_samples([]) == 0
 
 
+def test_taking_a_lock_removes_what_killed_writers_left_but_not_where_others_work(tmp_path):
+    kept = [tmp_path / "run" / "data", tmp_path / "run" / "scores" / ".b.parquet.77.tmp", tmp_path / "run" / ".mine"]
+    left = [tmp_path / "run" / ".a.json.1-aaaaaa.tmp", tmp_path / "run" / "maps" / "x" / ".map.gpkg.5-0f0f0f.tmp.gpkg",
+            tmp_path / "run" / "maps" / "x" / ".map.gpkg.5-0f0f0f.tmp.gpkg-journal"]  # fmt: skip
+    for path in (*kept, *left):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with FolderLock(tmp_path / "run" / "scores"):
+        kept[1].touch()
+        with FolderLock(tmp_path / "run"):
+            assert all(path.exists() for path in kept)
+            assert not any(path.exists() for path in left)
+    with FolderLock(tmp_path / "run"):
+        assert [path.exists() for path in kept] == [True, False, True]
+
+
 def test_lock_is_released_and_reports_its_holder(tmp_path):
     with (
         FolderLock(tmp_path / "run"),

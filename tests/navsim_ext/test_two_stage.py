@@ -61,8 +61,15 @@ def shared(reference, tmp_path_factory):
     return golden, folder, config
 
 
-@pytest.mark.parametrize("traffic", ["reactive", "log_replay"])
-@pytest.mark.parametrize("human_filter", [True, False])
+@pytest.mark.parametrize(
+    ("human_filter", "traffic"),
+    [
+        (True, "log_replay"),
+        pytest.param(True, "reactive", marks=pytest.mark.slow),  # the committed groups have it in every run
+        pytest.param(False, "log_replay", marks=pytest.mark.slow),
+        pytest.param(False, "reactive", marks=pytest.mark.slow),
+    ],
+)
 def test_whole_golden_set_by_the_command(shared, traffic, human_filter, tmp_path):
     from navsim_ext.evaluation.score_file import main
     from navsim_ext.runtime.config import compose

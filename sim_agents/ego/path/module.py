@@ -23,7 +23,7 @@ from navsim_ext.errors import DataError, NotFiniteLoss
 from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
 from navsim_ext.runtime.schedules import total_steps
-from sim_agents.ego.checkpoint import RECORD, fill, planner_record, read_planner
+from sim_agents.ego.checkpoint import RECORD, fill, planner_record, read_planner, read_record
 from sim_agents.ego.motion import local_point
 from sim_agents.ego.observation import EgoObservation, observe
 from sim_agents.ego.path.network import PathNetwork, PathSettings
@@ -99,7 +99,7 @@ class PathModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to go on with other sizes than the checkpoint's."""
-        found = json.loads(checkpoint[RECORD])["settings"]
+        found = read_record(checkpoint, "the checkpoint")["settings"]
         mine = json.loads(json.dumps(asdict(self.settings)))
         if found != mine:
             raise DataError(f"the checkpoint's sizes are {found}, the configured ones {mine}")
