@@ -113,6 +113,19 @@ class VisionLanguageBackbone(ABC):
         """[...,D] -> [...,V]."""
         return self.model.lm_head(hidden)
 
+    def next_position(self, positions: Tensor) -> int:
+        """Position of the token behind a prompt with ``positions`` (those of :meth:`position_ids`)."""
+        return int(positions.max()) + 1
+
+    @property
+    def text_model(self) -> nn.Module:
+        """The language model without its head, on text tokens: what generation steps through after the prompt."""
+        return self.model.model.language_model
+
+    def text_positions(self, positions: Tensor) -> Tensor:
+        """Positions [B,L] of text that follows a prompt, in the form of :attr:`text_model`."""
+        return positions
+
     @torch.no_grad()
     def answer(self, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
         """Greedy answers to prompts, decoded together (left-padded)."""

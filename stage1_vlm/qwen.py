@@ -149,6 +149,14 @@ class QwenBackbone(VisionLanguageBackbone):
                 start += length
         return torch.cat([text[None], spatial])
 
+    def next_position(self, positions: Tensor) -> int:
+        """A picture counts by its rows and columns, not by its tokens: the largest of the three axes goes on."""
+        return int(positions[1:].max()) + 1
+
+    def text_positions(self, positions: Tensor) -> Tensor:
+        """[3,B,L]: time, height and width go on alike."""
+        return positions.expand(3, *positions.shape)
+
     @property
     def image_start_id(self) -> int:
         return self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_start)
