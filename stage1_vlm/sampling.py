@@ -66,10 +66,12 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """``tokens`` [A] with the one that ends the turn, unless ``truncated``; ``logp`` [A] of each."""
+    """``tokens`` [A] with the one that ends the turn, unless ``truncated``; ``logp`` [A] of each; ``entropy`` [A] (nats)
+    of the whole softmax at each."""
 
     tokens: Tensor
     logp: Tensor
+    entropy: Tensor
     truncated: bool
 
     def text(self, backbone: VisionLanguageBackbone) -> str:
@@ -148,15 +150,16 @@ def sample_answers(
     end = backbone.processor.end_of_turn_id
     hidden, rows = joined.last, torch.arange(len(flat), device=device)
     tokens = torch.full((len(flat), sampling.max_new_tokens), end, device=device)
-    logp = torch.zeros(tokens.shape, device=device)
+    logp, entropy = (torch.zeros(tokens.shape, device=device) for _ in range(2))
     lengths = torch.full((len(flat),), sampling.max_new_tokens, device=device)
     ended = torch.zeros(len(flat), dtype=torch.bool, device=device)
     active = torch.ones(len(rows), dtype=torch.bool, device=device)
     for place in range(sampling.max_new_tokens):
         logits = backbone.logits(hidden).float()
-        chosen, chosen_logp = _draw(logits, uniform[rows, place], forbidden, sampling)
+        chosen, chosen_logp, spread = _draw(logits, uniform[rows, place], forbidden, sampling)
         here = rows[active]
         tokens[here, place], logp[here, place] = chosen[active], chosen_logp[active]
+        entropy[here, place] = spread[active]
         stops = active & (chosen == end)
         ended[rows[stops]] = True
         lengths[rows[stops]] = place + 1
@@ -171,7 +174,7 @@ def sample_answers(
         valid = torch.ones(len(rows), 1, dtype=torch.bool, device=device)
         hidden = joined.feed(backbone, chosen[:, None], valid)[:, 0]
     answers = [
-        SampledAnswer(tokens[row, :length].cpu(), logp[row, :length].cpu(), not bool(ended[row]))
+        SampledAnswer(*(each[row, :length].cpu() for each in (tokens, logp, entropy)), not bool(ended[row]))
         for row, length in enumerate(lengths.tolist())
     ]
     places = iter(answers)
@@ -183,8 +186,11 @@ def _uniform(key: int, count: int) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(key), dtype=torch.float64)
 
 
-def _draw(logits: Tensor, uniform: Tensor, forbidden: Tensor, sampling: AnswerSampling) -> tuple[Tensor, Tensor]:
-    """Tokens [N] drawn from logits [N,V] at ``uniform`` [N], and their log-probabilities (of the whole softmax)."""
+def _draw(
+    logits: Tensor, uniform: Tensor, forbidden: Tensor, sampling: AnswerSampling
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens [N] drawn from logits [N,V] at ``uniform`` [N], their log-probabilities (of the whole softmax), and its
+    entropy."""
     logp = (logits / sampling.scale).log_softmax(dim=-1)
     allowed = logp.masked_fill(forbidden, -torch.inf)
     if sampling.temperature == 0.0:
@@ -204,7 +210,7 @@ def _draw(logits: Tensor, uniform: Tensor, forbidden: Tensor, sampling: AnswerSa
         chosen = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True)[:, 0]
         last = (probability > 0).long().cumsum(dim=-1).argmax(dim=-1)  # u rounded up to the end
         chosen = torch.minimum(chosen, last)
-    return chosen, logp.gather(-1, chosen[:, None])[:, 0]
+    return chosen, logp.gather(-1, chosen[:, None])[:, 0], -(logp.exp() * logp).sum(dim=-1)
 
 
 def forbidden_tokens(backbone: VisionLanguageBackbone) -> Tensor:
@@ -224,10 +230,9 @@ def forbidden_tokens(backbone: VisionLanguageBackbone) -> Tensor:
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """``logp`` and ``entropy`` (nats) [N,A] of the tokens of N answers; ``mask`` [N,A] False: padding."""
+    """``logp`` [N,A] of the tokens of N answers; ``mask`` [N,A] False: padding."""
 
     logp: Tensor
-    entropy: Tensor
     mask: Tensor
 
 
@@ -290,6 +295,4 @@ def _scores(
     logits = backbone.logits(hidden[mask]).float() / temperature
     table = logits.log_softmax(dim=-1)
     chosen = table.gather(-1, tokens[mask][:, None])[:, 0]
-    entropy = -(table.detach().exp() * table.detach()).sum(dim=-1)
-    empty = torch.zeros(mask.shape, device=mask.device)
-    return AnswerScores(empty.masked_scatter(mask, chosen), empty.masked_scatter(mask, entropy), mask)
+    return AnswerScores(torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, chosen), mask)

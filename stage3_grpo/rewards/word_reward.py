@@ -9,7 +9,7 @@ Legend: N replies.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
-from stage3_grpo.rewards.replies import Array, Replies
+from stage3_grpo.rewards.replies import Array, Prompted, Replies
 from stage3_grpo.rewards.reward import Scorer
 from stage3_grpo.rewards.terms import PdmTerm
 from stage3_grpo.rewards.word_terms import Credit, PlanningQuality, WordTerm
@@ -36,7 +36,7 @@ class WordsPdm:
     score: PdmTerm
     penalty: float = -0.1
     weight: float = 1.0
-    credit: Credit = "trajectory"
+    credit: Credit = "all"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.penalty) and self.penalty <= 0.0):
@@ -89,6 +89,20 @@ class WordReward:
         return WordReward(filled, self.pdm)
 
     @property
+    def everything(self) -> list[WordTerm | WordsPdm]:
+        return [*self.terms.values(), *([self.pdm] if self.pdm else [])]
+
+    @property
+    def weighs_by_frequency(self) -> bool:
+        return any(getattr(term, "weights", None) == "frequency" for term in self.terms.values())
+
+    def require_labels(self, prompts: Sequence[Prompted]) -> None:
+        """Raises DataError naming the first question that lacks what a term compares with."""
+        nothing = Replies([""] * len(prompts), prompts, np.arange(len(prompts)), np.zeros(len(prompts), dtype=bool))
+        for term in self.terms.values():
+            term.value(nothing)
+
+    @property
     def needs_scorer(self) -> bool:
         return self.pdm is not None
 
@@ -97,7 +111,7 @@ class WordReward:
         if self.pdm is None:
             return PendingWordScores(self, replies, None, np.zeros(0, dtype=np.int64))
         if scorer is None:
-            raise DataError("the reward scores trajectories, which needs a metric cache: set data.metric_cache")
+            raise DataError("the reward scores trajectories, which needs a metric cache: set policy.metric_cache")
         rows = np.array([row for row, plan in enumerate(replies.planned) if plan.valid], dtype=np.int64)
         future = None
         if len(rows):
@@ -108,7 +122,8 @@ class WordReward:
 
     def finish(self, replies: Replies, result: PdmResult | None, rows: NDArray[np.int64]) -> WordScores:
         valid, reasons = np.ones(len(replies), dtype=bool), [""] * len(replies)
-        parts, columns = [], {}
+        parts: list[WordPart] = []
+        columns: dict[str, Array] = {}
         for name, term in self.terms.items():
             value = term.value(replies)
             for row in np.flatnonzero(~np.isfinite(value)):
@@ -122,14 +137,22 @@ class WordReward:
                     if not good:
                         valid[row], reasons[row] = False, str(reason) or "no score of this version"
                 value[rows] = np.where(known, result[self.pdm.score.column], 0.0)
-                for name, column in result.columns.items():
-                    if name != "reward":
-                        columns[name] = np.full(len(replies), np.nan)
-                        columns[name][rows] = np.where(result.valid, column, np.nan)
-                columns["judge"] = columns[self.pdm.score.judge]
+            columns = self._columns(len(replies), result, rows)
             parts.append(WordPart("pdm", value, self.pdm.weight, self.pdm.credit))
         reward = sum(part.weight * part.value for part in parts)
         return WordScores(np.where(valid, reward, np.nan), valid, tuple(parts), columns, tuple(reasons))
+
+
+    def _columns(self, count: int, result: PdmResult | None, rows: NDArray[np.int64]) -> dict[str, Array]:
+        """Every sub-score [N]; NaN where there was nothing to score."""
+        from navsim_ext.pdm.columns import COLUMNS  # loads the kernels
+
+        columns = {name: np.full(count, np.nan) for name in COLUMNS if name != "reward"}
+        if result is not None:
+            for name in columns.keys() & result.columns.keys():
+                columns[name][rows] = np.where(result.valid, result[name], np.nan)
+        columns["judge"] = columns[self.pdm.score.judge]
+        return columns
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class PlanningQuality:
     weights: Mapping[str, float] | str = "published"
     diversity: float = 0.2
     weight: float = 1.0
-    credit: Credit = "decision"
+    credit: Credit = "all"
 
     def __post_init__(self) -> None:
         if self.axis not in ACTIONS:
@@ -131,7 +131,7 @@ class PlanningAccuracy:
     """1 where exactly the two driven words are stated, else 0: the measure of evaluation as a reward."""
 
     weight: float = 1.0
-    credit: Credit = "decision"
+    credit: Credit = "all"
 
     def value(self, replies: Replies) -> Array:
         labels = replies.labels("reward accuracy")
@@ -185,11 +185,11 @@ class ReleasedQuality:
 class Agreement:
     """1 where the decision that is stated is that of the trajectory that follows it, else 0; 0 where either is missing.
 
-    Credited to the trajectory: it is to do what was decided, not the other way round.
+    Best credited to the trajectory: it is to do what was decided, not the other way round.
     """
 
     weight: float = 1.0
-    credit: Credit = "trajectory"
+    credit: Credit = "all"
 
     def value(self, replies: Replies) -> Array:
         return agreement(replies, "reward agreement")

@@ -134,7 +134,7 @@ def test_draws_follow_the_distribution():
     forbidden = torch.tensor([False, True, False, False])
 
     def shares(**settings):
-        chosen, _ = module._draw(logits, uniform, forbidden, AnswerSampling(**settings))
+        chosen, _, _ = module._draw(logits, uniform, forbidden, AnswerSampling(**settings))
         return torch.bincount(chosen, minlength=4) / 4000
 
     torch.testing.assert_close(shares(), torch.tensor([0.625, 0.0, 0.25, 0.125]), atol=0.03, rtol=0)
@@ -142,8 +142,9 @@ def test_draws_follow_the_distribution():
     torch.testing.assert_close(shares(top_p=0.5), torch.tensor([1.0, 0, 0, 0]))
     hot = torch.tensor([0.5, 0, 0.2, 0.1]) ** 0.5
     torch.testing.assert_close(shares(temperature=2.0), hot / hot.sum(), atol=0.03, rtol=0)
-    _, logp = module._draw(logits, uniform, forbidden, AnswerSampling(top_k=1))
+    _, logp, entropy = module._draw(logits, uniform, forbidden, AnswerSampling(top_k=1))
     torch.testing.assert_close(logp.exp(), torch.full((4000,), 0.5))  # of the whole softmax
+    torch.testing.assert_close(entropy[0], -(logits[0].exp() * logits[0]).sum())
     assert module._draw(logits[:1], torch.ones(1, dtype=torch.float64), forbidden, AnswerSampling())[0] == 3
 
 

@@ -250,7 +250,8 @@ def test_agreement_by_hand():
 
 def test_decision_and_trajectory_are_credited_apart():
     reward = WordReward(
-        {"accuracy": PlanningAccuracy(), "agreement": Agreement()}, WordsPdm(PdmTerm(), -0.1, weight=2.0)
+        {"accuracy": PlanningAccuracy(credit="decision"), "agreement": Agreement(credit="trajectory")},
+        WordsPdm(PdmTerm(), -0.1, weight=2.0, credit="trajectory"),
     )
     texts = [reply(f"KEEP, STRAIGHT {format_trajectory(CRUISE)}"), reply("STOP, STRAIGHT")]
     scores = reward.submit(FakeScorer(), replies(texts)).result()
