@@ -66,8 +66,8 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """``tokens`` [A] with the one that ends the turn, unless ``truncated``; ``logp`` [A] of each; ``entropy`` [A] (nats)
-    of the whole softmax at each."""
+    """``tokens`` [A] with the one that ends the turn, unless ``truncated``; ``logp`` [A] of each, and ``entropy`` [A]
+    (nats) of the whole softmax there."""
 
     tokens: Tensor
     logp: Tensor

@@ -182,7 +182,7 @@ class ReleasedQuality:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class DecisionAgreement:
     """1 where the decision that is stated is that of the trajectory that follows it, else 0; 0 where either is missing.
 
     Best credited to the trajectory: it is to do what was decided, not the other way round.

@@ -18,7 +18,7 @@ from stage3_grpo.rewards.replies import Prompted, Replies
 from stage3_grpo.rewards.terms import PdmTerm
 from stage3_grpo.rewards.word_reward import WordReward, WordsPdm
 from stage3_grpo.rewards.word_terms import (
-    Agreement,
+    DecisionAgreement,
     PlanningAccuracy,
     PlanningQuality,
     ReleasedQuality,
@@ -244,13 +244,13 @@ def test_agreement_by_hand():
     drive, stand = format_trajectory(CRUISE), format_trajectory(STANDING)
     texts = [reply(f"KEEP, STRAIGHT {drive}"), reply(f"STOP, STRAIGHT {drive}"), reply(f"STOP, STRAIGHT {stand}"),
              reply("KEEP, STRAIGHT"), reply(drive), reply(f"KEEP, STOP, STRAIGHT {drive}"), ""]  # fmt: skip
-    reward = WordReward({"agreement": Agreement()})
+    reward = WordReward({"agreement": DecisionAgreement()})
     assert earned(reward, replies(texts, true=None)).tolist() == [1, 0, 1, 0, 0, 0, 0]
 
 
 def test_decision_and_trajectory_are_credited_apart():
     reward = WordReward(
-        {"accuracy": PlanningAccuracy(credit="decision"), "agreement": Agreement(credit="trajectory")},
+        {"accuracy": PlanningAccuracy(credit="decision"), "agreement": DecisionAgreement(credit="trajectory")},
         WordsPdm(PdmTerm(), -0.1, weight=2.0, credit="trajectory"),
     )
     texts = [reply(f"KEEP, STRAIGHT {format_trajectory(CRUISE)}"), reply("STOP, STRAIGHT")]
@@ -271,7 +271,7 @@ def test_what_cannot_be_rewarded_is_named():
         words_pdm().submit(None, replies([""]))
     lost = Replies(["a"], [Prompted("scene7")], np.zeros(1, np.int64), np.zeros(1, bool))
     with pytest.raises(DataError, match="scene7"):
-        earned(WordReward({"agreement": Agreement()}), lost)
+        earned(WordReward({"agreement": DecisionAgreement()}), lost)
     with pytest.raises(DataError, match="at least one"):
         WordReward({"a": None})
     with pytest.raises(DataError, match="weight"):

@@ -20,11 +20,18 @@ from navsim_ext.pictures import open_picture
 from navsim_ext.questions.answers import read_decision
 from navsim_ext.questions.meta_actions import Decision, LaneAhead
 from navsim_ext.runtime.sampler import PositionSampler, ResumableLoader
-from stage1_vlm.backbone import load_processor
-from stage1_vlm.data.line_index import LineIndex, LineRules, build_index, write_skipped
-from stage1_vlm.data.mixture import read_mixture
-from stage1_vlm.data.records import picture_paths
-from stage1_vlm.processor import ChatProcessor, Example, turns_from_conversation
+from stage1_vlm import (
+    ChatProcessor,
+    Example,
+    LineIndex,
+    LineRules,
+    build_index,
+    load_processor,
+    picture_paths,
+    read_mixture,
+    turns_from_conversation,
+    write_skipped,
+)
 from stage3_grpo.rewards.replies import Prompted
 
 

@@ -31,17 +31,22 @@ from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.questions.answers import decision_part
 from navsim_ext.questions.meta_actions import action_weights, frequencies
 from navsim_ext.runtime.rng import derive_seed
-from stage1_vlm.adapters import LoraSettings, add_lora, freeze, trainable_summary
-from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone, weights_digest
-from stage1_vlm.sampling import (
+from stage1_vlm import (
     AnswerSampling,
     AnswerScores,
     EncodedPrompt,
+    LoraSettings,
     SampledAnswer,
+    VisionLanguageBackbone,
+    add_lora,
     encode_prompt,
+    freeze,
+    load_backbone,
     sample_answers,
     score_answers,
     score_conversations,
+    trainable_summary,
+    weights_digest,
 )
 from stage3_grpo.algorithm import Algorithm, AlgorithmError
 from stage3_grpo.policies.language.data import AskedPrompt, PromptData, decisions_of

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from navsim_ext.errors import MissingError
 from navsim_ext.runtime.checkpoints import BestCheckpoints, load_checkpoint
-from stage1_vlm.outputs import save_plain_model
+from stage1_vlm import save_plain_model
 from stage3_grpo.policies.language.policy import MODULE
 
 BEST, LAST = "best", "last"
