@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Traffic models on a synthetic world: scenes, vocabulary, cloning, closest-token fine-tuning, rollouts, realism, table.
+# Traffic models on a synthetic world: scenes, vocabulary, cloning, closest-token fine-tuning, a planner with a goal that
+# drives among replayed road users, rollouts, realism, table.
 #   bash scripts/demo_traffic.sh    about eight minutes on two CPU cores, after installation
 # DEMO_DIR (demo_traffic) is where everything goes. Run it again after an interruption: it goes on where it stopped.
 # Steps whose command has not changed since they finished are not run again. DRY_RUN=1 only prints the commands.
@@ -34,6 +35,12 @@ step cat_k "fine-tuned on the states that it comes to itself" sim_agents.train e
   module.init_from="$cloned" output_dir="$job/cat_k"
 drives cat_k checkpoint="$job/cat_k/version_0/checkpoints/last.ckpt"
 # Here come reinforcement of the fine-tuned model, and planners ranked among its road users.
+step planner "a goal for a planner of the ego over it" sim_agents.ego.train experiment=token \
+  data.train="$job/scenes/train" module.base="$job/cat_k/version_0/checkpoints/last.ckpt" trainer.max_epochs=2 \
+  output_dir="$job/planner"
+step ego "the planner drives the unseen town" navsim_ext.closed_loop.drive planner=token agents=replay \
+  planner.checkpoint="$job/planner/version_0/checkpoints/last.ckpt" scenes="$job/scenes/test" horizon_s=8 \
+  output_dir="$job/ego"
 await
 
 compared="replay: [$job/realism/replay], cat_k: [$job/realism/cat_k], cloned: [$job/realism/cloned]"

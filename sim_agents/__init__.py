@@ -1,4 +1,4 @@
-"""Traffic as a next-token model: what others build on. The rest of the package may change its names."""
+"""Traffic as a next-token model, and planners of the ego: what others build on. The rest may change its names."""
 
 import navsim_ext  # noqa: F401 - answers --help before a command loads anything
 from sim_agents.data.scene_tokens import Bounds, SceneTokens, collate, scene_tokens
@@ -10,30 +10,51 @@ from sim_agents.policy import TokenPolicy
 from sim_agents.training.checkpoint import LoadedAgents, load_agents
 from sim_agents.vocabulary import MotionState, MotionVocabulary, class_of, load_vocabulary
 
+# isort: split
+# Planners of the ego stand on what is above.
+from sim_agents.ego.actors import EgoActor, PathActor, TokenActor
+from sim_agents.ego.path.policy import load_path_planner
+from sim_agents.ego.recorded import focused
+from sim_agents.ego.reward import EVENTS as EGO_EVENTS
+from sim_agents.ego.reward import EgoReward, outcome, semi_markov
+from sim_agents.ego.token.policy import load_token_planner
+from sim_agents.ego.tree.policy import load_tree_planner
+
 __all__ = [
+    "EGO_EVENTS",
     "Agents",
     "Bounds",
     "Choice",
     "ClosestOfTop",
+    "EgoActor",
+    "EgoReward",
     "LoadedAgents",
     "MotionState",
     "MotionVocabulary",
     "NetworkSettings",
     "NextTokenNetwork",
     "Past",
+    "PathActor",
     "Roadside",
     "Rolled",
     "Sampled",
     "Sampling",
     "SceneTokens",
+    "TokenActor",
     "TokenPolicy",
     "agents_of",
     "class_of",
     "collate",
+    "focused",
     "keyed_uniform",
     "load_agents",
+    "load_path_planner",
+    "load_token_planner",
+    "load_tree_planner",
     "load_vocabulary",
+    "outcome",
     "roll",
     "scene_tokens",
+    "semi_markov",
     "text_key",
 ]

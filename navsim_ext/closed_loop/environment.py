@@ -8,14 +8,16 @@
   reward       progress along the recorded way / 10 m, - 1 for contact, leaving the road or a red light
   terminated   contact, off the road, red light; truncated at the horizon
 
-The others are driven by any policy (default: replay). ``reset(seed)`` draws the scene. In the vector environment every
-world has its own clock, so that each can end and begin alone (autoreset in the next step).
+An ``observer`` sees something else in place of this observation, e.g. what the vector planners see
+(``sim_agents.ego.observation.FlatView``). The others are driven by any policy (default: replay). ``reset(seed)`` draws
+the scene. In the vector environment every world has its own clock, so that each can end and begin alone (autoreset in
+the next step).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -32,6 +34,7 @@ from navsim_ext.closed_loop.paths import beside, build_paths, interpolate, proje
 from navsim_ext.closed_loop.policies import Replay
 from navsim_ext.closed_loop.policy import AgentPolicy
 from navsim_ext.closed_loop.scenes import WorldScenes
+from navsim_ext.closed_loop.state import WorldState
 from navsim_ext.closed_loop.world import World
 from navsim_ext.errors import DataError
 from navsim_ext.traffic.scene import TrafficScene
@@ -45,6 +48,18 @@ DISTANCE, SPEED = 20.0, 10.0  # scales of the observation
 EVENTS = ("contact", "off_road", "red_light")
 
 
+class Observer(Protocol):
+    """What an ego sees of one world, as ``size`` numbers within +-LIMIT."""
+
+    size: int
+
+    def start(self, state: WorldState) -> None:
+        """Called at every reset."""
+        ...
+
+    def observe(self, state: WorldState) -> NDArray[np.float32]: ...
+
+
 class ClosedLoopEnv(gymnasium.Env):
     """One world. ``scenes`` are built once and drawn from at every reset."""
 
@@ -56,13 +71,17 @@ class ClosedLoopEnv(gymnasium.Env):
         *,
         agents: Callable[[], AgentPolicy] = Replay,
         horizon_s: float = 8.0,
+        observer: Observer | None = None,
     ) -> None:
         if not scenes:
             raise DataError("an environment of 0 scenes")
+        self._observer = observer
         self._scenes = [one if isinstance(one, WorldScenes) else WorldScenes.build([one]) for one in scenes]
         self._paths = [build_paths(one, "log") for one in self._scenes]
         self._agents, self._world, self.horizon_s = agents, World(horizon_s=horizon_s, events=EVENTS), horizon_s
-        self.observation_space = gymnasium.spaces.Box(-LIMIT, LIMIT, (OBSERVED,), np.float32)
+        self.observation_space = gymnasium.spaces.Box(
+            -LIMIT, LIMIT, (OBSERVED if observer is None else observer.size,), np.float32
+        )
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
@@ -74,6 +93,8 @@ class ClosedLoopEnv(gymnasium.Env):
         self._way = self._paths[k].poses[0, self._state.scenes.ego[0]][None, None]
         self._policy = self._agents()
         self._policy.start(self._state, self._state.scenes.sources)
+        if self._observer is not None:
+            self._observer.start(self._state)
         self._s = project(self._way, self._ego_pose(), torch.zeros(1, 1))
         return self._observe(), {"scene": self._state.scenes.sources[0].id}
 
@@ -104,6 +125,8 @@ class ClosedLoopEnv(gymnasium.Env):
 
     def _observe(self) -> NDArray[np.float32]:
         state = self._state
+        if self._observer is not None:
+            return self._observer.observe(state)
         _, ego = state.ego_index()
         row = int(ego[0])
         x, y, h = self._ego_pose()[0, 0].tolist()
@@ -151,11 +174,15 @@ class ClosedLoopVectorEnv(gymnasium.vector.VectorEnv):
         *,
         agents: Callable[[], AgentPolicy] = Replay,
         horizon_s: float = 8.0,
+        observer: Callable[[], Observer] | None = None,
     ) -> None:
         if num_envs < 1:
             raise DataError(f"num_envs is {num_envs}; at least 1 was expected")
         built = [WorldScenes.build([scene]) for scene in scenes]
-        self.envs = [ClosedLoopEnv(built, agents=agents, horizon_s=horizon_s) for _ in range(num_envs)]
+        self.envs = [
+            ClosedLoopEnv(built, agents=agents, horizon_s=horizon_s, observer=None if observer is None else observer())
+            for _ in range(num_envs)
+        ]
         self.num_envs = num_envs
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from navsim_ext.closed_loop.events import GOAL_RADIUS_M
@@ -90,6 +92,22 @@ class EgoObservation:
     @staticmethod
     def cat(parts: list[EgoObservation]) -> EgoObservation:
         return EgoObservation(*(torch.cat([getattr(one, f.name) for one in parts]) for f in fields(EgoObservation)))
+
+
+class FlatView:
+    """The observation as the vector of an environment (``observer`` of ``ClosedLoopEnv``): other RL libraries see what
+    the planners here see."""
+
+    def __init__(self, sight: Sight | None = None, goal: str = "log") -> None:
+        self.sight, self.goal = sight or Sight(), goal
+        self.size = flat_size(self.sight)
+
+    def start(self, state: WorldState) -> None:
+        self.around = EgoSurroundings.build(state.scenes, self.goal)
+
+    def observe(self, state: WorldState) -> NDArray[np.float32]:
+        """[size] of a state of one world."""
+        return observe(state, self.around, self.sight).flat()[0].cpu().numpy()
 
 
 def flat_size(sight: Sight) -> int:

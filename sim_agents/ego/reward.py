@@ -40,12 +40,35 @@ GOAL_RADIUS_M = 2.0
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Of the last token: ``reward`` [B], ``failed`` [B] bool, ``reached`` [B] bool (the goal, for the first time)."""
+class EgoReward:
+    """What reinforcement of an ego is paid: ``form`` as above, less ``failure`` for a token that fails. ``discount`` g
+    is of one step; with ``end_at_goal`` a drive ends where its goal is reached."""
 
-    reward: Tensor
+    form: str = "product"
+    failure: float = 0.0
+    discount: float = 0.98
+    end_at_goal: bool = False
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise DataError(f"form={self.form}: one of {', '.join(FORMS)} was expected")
+        if not 0.0 < self.discount <= 1.0 or self.failure < 0.0:
+            raise DataError(f"{self}: 0 < discount <= 1 and failure >= 0 were expected")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of the last token: ``steps`` [B,E] reward of each step (a product is paid in equal parts), ``failed`` [B] bool,
+    ``reached`` [B] bool (the goal, for the first time)."""
+
+    steps: Tensor
     failed: Tensor
     reached: Tensor
+
+    @property
+    def reward(self) -> Tensor:
+        """[B], undiscounted."""
+        return self.steps.sum(dim=-1)
 
 
 def semi_markov(rewards: Tensor, discount: float) -> tuple[Tensor, float]:
@@ -63,10 +86,12 @@ def outcome(world: World, state: WorldState, around: EgoSurroundings, form: str 
     events, (worlds, ego) = world.events(state), state.ego_index()
     happened = lambda event: event.any()[worlds, ego]  # noqa: E731
     failed = happened(events.contact) | happened(events.off_road) | happened(events.red_light)
-    reached = _reached(state, around)
+    arrives = _arrives(state, around)
+    reached = arrives.any(dim=1)
     if form == "goal":
-        count = sum(happened(event).float() for event in (events.contact, events.off_road, events.red_light))
-        return Outcome(reached.float() - count, failed, reached)
+        bad = (events.contact, events.off_road, events.red_light)
+        begins = sum(_first((event.value & event.valid)[worlds, ego]).float() for event in bad)
+        return Outcome(arrives.float() - begins, failed, reached)
     far = Event(events.time_to_contact.value <= NEAR_CONTACT_S, events.time_to_contact.valid)
     rough = Event(~events.comfort.value, events.comfort.valid)
     terms = {
@@ -77,7 +102,8 @@ def outcome(world: World, state: WorldState, around: EgoSurroundings, form: str 
     values = torch.stack([terms[name] for name in WEIGHTS])
     weights = torch.tensor(list(WEIGHTS.values()), device=values.device)[:, None] * ~values.isnan()
     earned = (weights * values.nan_to_num()).sum(dim=0) / weights.sum(dim=0)
-    return Outcome(torch.where(failed, 0.0, earned), failed, reached)
+    parts = torch.where(failed, 0.0, earned)[:, None] / TOKEN_STEPS
+    return Outcome(parts.expand(-1, TOKEN_STEPS), failed, reached)
 
 
 def _never(event: Event, worlds: Tensor, ego: Tensor) -> Tensor:
@@ -86,13 +112,19 @@ def _never(event: Event, worlds: Tensor, ego: Tensor) -> Tensor:
     return torch.where(known, 1.0 - event.any()[worlds, ego].float(), torch.nan)
 
 
-def _reached(state: WorldState, around: EgoSurroundings) -> Tensor:
+def _first(happens: Tensor) -> Tensor:
+    """[B,E] bool: the first step at which it happens."""
+    return happens & (happens.long().cumsum(dim=1) == 1)
+
+
+def _arrives(state: WorldState, around: EgoSurroundings) -> Tensor:
+    """[B,E] bool: the step of the last token at which the goal is reached for the first time."""
     worlds, ego = state.ego_index()
     first = max(state.column - TOKEN_STEPS, state.scenes.now) + 1
     track = state.poses[worlds, ego, state.scenes.now : state.column + 1, :2]
     near = (track - around.goal[state.scene][:, None]).norm(dim=-1) <= GOAL_RADIUS_M  # NaN is near to nothing
     split = first - state.scenes.now
-    return near[:, split:].any(dim=1) & ~near[:, :split].any(dim=1)
+    return _first(near[:, split:]) & ~near[:, :split].any(dim=1, keepdim=True)
 
 
 def along(around: EgoSurroundings, scene: Tensor, pose: Tensor) -> Tensor:

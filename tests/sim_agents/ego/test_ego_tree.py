@@ -149,6 +149,9 @@ def test_a_goal_pays_once_and_failures_cost():
     first = driven(scene, (0.0, 0.0), "goal")
     assert first.reached.item()
     assert first.reward.item() == 1.0
+    # 3 m at 6 m/s: within 2 m of the goal after 1 m, two steps; what it is worth is discounted to then.
+    assert first.steps[0].nonzero().flatten().tolist() == [1]
+    assert semi_markov(first.steps, 0.9)[0].item() == pytest.approx(0.9)
     wall = driven(road([Car(0, -1.75, 0.0, 8.0), Car(6.0, -1.75)]), (0.0, 0.0), "goal")
     assert wall.reward.item() == -1.0
     with pytest.raises(DataError, match="one of product"):
