@@ -94,8 +94,16 @@ def draw_bird_view(
     axes.set_aspect("equal")
     axes.set_xticks([])
     axes.set_yticks([])
+    _draw_metres(axes, -aside_m + 2.0, -behind_m + 2.0)
     for spine in axes.spines.values():
         spine.set_color("#bbbbbb")
+
+
+def _draw_metres(axes: Axes, left: float, bottom: float, length_m: float = 10.0) -> None:
+    """A bar of ``length_m`` with its length, in the corner of the page."""
+    axes.plot([left, left + length_m], [bottom, bottom], color="#444444", lw=2.0, zorder=10, solid_capstyle="butt")
+    axes.annotate(f"{length_m:g} m", (left + length_m / 2, bottom), xytext=(0, 3), textcoords="offset points",
+                  ha="center", fontsize=7, color="#444444", zorder=10)  # fmt: skip
 
 
 def _display(xy: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -22,8 +22,9 @@ from rich.console import Console
 
 from navsim_ext.bootstrap import REPLICATES, Estimate
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.evaluation.compare import compare
+from navsim_ext.evaluation.compare import FORMULAS, compare
 from navsim_ext.evaluation.drawing import scene_figure
+from navsim_ext.evaluation.glossary import TERMS, meaning
 from navsim_ext.evaluation.report_figures import curves_plot, jpeg_uri, score_plot, svg_uri, waterfall_plot
 from navsim_ext.evaluation.table import (
     HEADLINE,
@@ -85,7 +86,7 @@ def training_section(title: str, folder: str, columns: Sequence[str] | None) -> 
     unknown = sorted(set(chosen) - set(table.columns))
     if unknown:
         raise DataError(f"{path} has no column {unknown}; it has {available}")
-    plot = svg_uri(curves_plot(table, chosen, x, smooth=max(1, len(table) // 40)))
+    plot = svg_uri(curves_plot(table, chosen, x))
     return {"title": title, "plot": plot, "caption": f"{path.name} of {title}, {len(table)} rows over {x}"}
 
 
@@ -125,7 +126,7 @@ def recorder_section(folder: str, columns: Sequence[str] | None) -> dict[str, An
         for path in sorted(Path(folder).rglob("alarms.csv"))
         for row in _table(path, "step", "alarm", "cause", "value", "action").itertuples()
     ]
-    plot = svg_uri(curves_plot(table, chosen, "step", smooth=max(1, len(table) // 40)))
+    plot = svg_uri(curves_plot(table, chosen, "step"))
     caption = f"{len(table)} rollouts; {len(alarms)} alarms" + (":" if alarms else ".")
     return {"plot": plot, "caption": caption, "alarms": alarms}
 
@@ -142,6 +143,7 @@ def gallery_section(
 ) -> list[dict[str, Any]]:
     """Most improved, best and worst scenes of ``planner`` against ``baseline``, each drawn with both and the human."""
     pairs = compare(scores[scores["name"] == baseline], scores[scores["name"] == planner]).pairs
+    rows = {name: scores[scores["name"] == name].set_index("token") for name in (baseline, planner)}
     change, after = pairs[f"{metric}_change"], pairs[f"{metric}_b"]
     groups = {
         f"Most improved over {baseline}": change.sort_values(ascending=False, kind="stable").index[:count],
@@ -163,9 +165,11 @@ def gallery_section(
             figure = scene_figure(
                 scene, source.map_for(scene), paths, sensor_root=source.sensor_root if scene.cameras else None
             )
-            score = (
-                f"{TITLES[metric]} {baseline} {row[f'{metric}_a'] * 100:.1f}, {planner} {row[f'{metric}_b'] * 100:.1f}"
-            )
+            said = [
+                f"{name} {row[f'{metric}_{side}'] * 100:.1f}{why_zero(metric, rows[name].loc[row['token']])}"
+                for name, side in ((baseline, "a"), (planner, "b"))
+            ]
+            score = f"{TITLES[metric]} {', '.join(said)}"
             drawn.append(
                 {
                     "token": row["token"],
@@ -175,6 +179,15 @@ def gallery_section(
             )
         sections.append({"title": title, "scenes": drawn})
     return sections
+
+
+def why_zero(metric: str, row: pd.Series) -> str:
+    """`` (DAC 0)``: the multipliers that make a score 0, as a caption says them; empty for a score above 0."""
+    formula = FORMULAS.get("epdms_v2_nofilter" if metric == "epdms_v2" else metric)
+    if formula is None or row[metric] > 0.0:
+        return ""
+    names = [TITLES[term] for term in formula.multipliers if row[term] == 0.0]
+    return f" ({', '.join(f'{name} 0' for name in names)})" if names else ""
 
 
 def comparison_sections(scores: pd.DataFrame, pairs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
@@ -203,6 +216,11 @@ def table_rows(summary: Mapping[str, Mapping[str, Estimate]], columns: Sequence[
                 cells.append(estimate.format() if intervals else f"{estimate.mean * 100:.1f}")
         rows.append({"name": name, "cells": cells})
     return rows
+
+
+def headers(columns: Sequence[str]) -> list[dict[str, str]]:
+    """Short titles of score columns, each with its sentence of the glossary."""
+    return [{"title": TITLES[column], "meaning": meaning(column)} for column in columns]
 
 
 def build_report(cfg: DictConfig) -> Path:
@@ -235,14 +253,14 @@ def build_report(cfg: DictConfig) -> Path:
         "title": cfg.title,
         "identity": [identity_line(what, scorer)],
         "warnings": warnings,
-        "headline": [TITLES[column] for column in HEADLINE],
+        "headline": headers(HEADLINE),
         "planners": planners,
         "replicates": REPLICATES,
         "score_plot": svg_uri(score_plot(summary)),
         "sub_scores": [
             {
                 "title": f"Sub-scores of {version} (before the human filter)",
-                "columns": [TITLES[column] for column in columns],
+                "columns": headers(columns),
                 "rows": table_rows(summary, columns, intervals=False),
             }
             for version, columns in (("NAVSIM v1.1", V1_COLUMNS[1:]), ("NAVSIM v2.2", V2_COLUMNS[2:]))
@@ -251,6 +269,7 @@ def build_report(cfg: DictConfig) -> Path:
         "training": [training_section(run.title, run.folder, run.columns) for run in cfg.training],
         "recorder": recorder_section(cfg.recorder.folder, cfg.recorder.columns) if cfg.recorder.folder else None,
         "gallery": gallery,
+        "glossary": TERMS,
         "fingerprints": [
             {
                 "name": name,

@@ -15,7 +15,13 @@ from navsim_ext.bootstrap import Estimate
 from navsim_ext.evaluation.drawing import trajectory_colour
 from navsim_ext.evaluation.table import HEADLINE, TITLES
 
-INK, MUTED, GAIN, LOSS = "#222222", "#8a8a86", "#0b7a53", "#b3364a"
+INK, MUTED, GAIN, LOSS, LINE = "#222222", "#6b6b67", "#0b7a53", "#b3364a", "#2463c2"
+SMOOTHED_PARTS = 40
+MEAN_LABEL = f"running mean over 1/{SMOOTHED_PARTS} of the rows"
+FEW = 12  # rows of a curve whose points are marked
+UNITS = {"ade": "m", "fde": "m", "heading_error": "rad", "data_wait": "share of the time", "padding": "share",
+         "answer_tokens": "tokens", "invalid_rate": "share"}  # fmt: skip
+ENDINGS = {"_per_s": "1/s", "_m": "m", "_mps": "m/s", "_mps2": "m/s2", "_rad": "rad", "_share": "share", "_s": "s"}
 
 
 def svg_uri(figure: Figure) -> str:
@@ -49,7 +55,7 @@ def score_plot(summary: Mapping[str, Mapping[str, Estimate]]) -> Figure:
                 panel.plot([estimate.low * 100, estimate.high * 100], [row, row], color=colour, lw=2.2, alpha=0.55)
             panel.plot([estimate.mean * 100], [row], "o", color=colour, ms=6)
         panel.set_title(TITLES[column], fontsize=9, loc="left", color=INK)
-        _plain(panel)
+        _plain(panel, x="score x 100")
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.set_yticks(range(len(names)), names, fontsize=8)
         panel.grid(axis="x", color="#eeeeee")
@@ -77,33 +83,54 @@ def waterfall_plot(shares: Mapping[str, Estimate], total: Estimate, title: str) 
     panel.invert_yaxis()
     panel.margins(x=0.15)
     panel.set_title(title, fontsize=9, loc="left", color=INK)
-    _plain(panel)
+    _plain(panel, x="points of score x 100")
     figure.tight_layout()
     return figure
 
 
-def curves_plot(table: pd.DataFrame, columns: Sequence[str], x: str, *, smooth: int = 1) -> Figure:
-    """Small multiples, one per column, over ``x``; faint the raw values, strong their running mean."""
+def curves_plot(table: pd.DataFrame, columns: Sequence[str], x: str) -> Figure:
+    """Small multiples, one per column, over ``x``.
+
+    A column of at least ``2 * SMOOTHED_PARTS`` rows is drawn faint, with its running mean over 1 / SMOOTHED_PARTS of
+    its rows on top; a shorter one as it is.
+    """
     across = min(4, max(1, len(columns)))
     down = -(-len(columns) // across)
-    figure = Figure(figsize=(2.7 * across, 1.75 * down))
+    figure = Figure(figsize=(2.7 * across, 2.0 * down + 0.3))
     panels = np.atleast_1d(figure.subplots(down, across)).reshape(-1)
+    lines = {}
     for panel, column in zip(panels, columns):
         rows = table[[x, column]].dropna()
-        panel.plot(rows[x], rows[column], color="#2463c2", lw=0.8, alpha=0.35 if smooth > 1 else 1.0)
-        if smooth > 1:
-            panel.plot(rows[x], rows[column].rolling(smooth, min_periods=1).mean(), color="#2463c2", lw=1.4)
-        if len(rows) == 1:
-            panel.plot(rows[x], rows[column], "o", color="#2463c2", ms=3)
-        panel.set_title(column, fontsize=7.5, loc="left", color=INK)
-        _plain(panel)
+        window = len(rows) // SMOOTHED_PARTS
+        smoothed = window > 1
+        width, strength = (0.8, 0.35) if smoothed else (1.2, 1.0)
+        dot = "o" if len(rows) < FEW else ""
+        (line,) = panel.plot(rows[x], rows[column], color=LINE, lw=width, alpha=strength, marker=dot, ms=2.5)
+        lines.setdefault("as measured", line)
+        if smoothed:
+            mean = rows[column].rolling(window, min_periods=1).mean()
+            lines[MEAN_LABEL] = panel.plot(rows[x], mean, color=LINE, lw=1.4)[0]
+        unit = unit_of(column)
+        panel.set_title(f"{column} [{unit}]" if unit else column, fontsize=7.5, loc="left", color=INK)
+        _plain(panel, x=x)
     for panel in panels[len(columns) :]:
         panel.set_axis_off()
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / figure.get_figheight()))
+    if len(lines) > 1:
+        figure.legend(lines.values(), lines.keys(), loc="upper left", ncols=2, fontsize=7, frameon=False)
     return figure
 
 
-def _plain(panel) -> None:
+def unit_of(column: str) -> str:
+    """The unit of a logged column by the last part of its name; empty where it has none (losses, scores)."""
+    name = column.rsplit("/", 1)[-1]
+    if name.startswith("seconds"):
+        return "s"
+    return UNITS.get(name, next((unit for ending, unit in ENDINGS.items() if name.endswith(ending)), ""))
+
+
+def _plain(panel, *, x: str) -> None:
+    panel.set_xlabel(x, fontsize=7, color=MUTED, labelpad=2)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -205,4 +205,3 @@ def second_stage_identity(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What tells one snapshot of a second stage from another: number, names and sizes of its files."""
     found = sorted((Path(folder) / PICKLES_FOLDER).glob("*.pkl"))
     return {"count": len(found), "digest": digest_json({path.name: path.stat().st_size for path in found})}
-

@@ -67,9 +67,7 @@ class Facts:
     rules: DecisionRules
 
 
-def facts_of(
-    scene: Scene, vector_map: VectorMap, camera: str = "CAM_F0", rules: DecisionRules | None = None
-) -> Facts:
+def facts_of(scene: Scene, vector_map: VectorMap, camera: str = "CAM_F0", rules: DecisionRules | None = None) -> Facts:
     """All facts of the frame now. Needs 8 future frames for the decision (DataError otherwise)."""
     now, rules = scene.now, rules or DecisionRules()
     ego, objects = scene.ego_global[now], scene.annotations[now]

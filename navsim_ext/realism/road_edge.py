@@ -128,15 +128,11 @@ def _point_distance(px, py, pz, guess, start, edge, before, after, boxes):
     if tau < _ZERO and before[index] >= 0:
         other = before[index]
         convex = _bend(other, index, edge) > _ZERO
-        side = max(_side(px, py, other, start, edge), side) if convex else min(
-            _side(px, py, other, start, edge), side
-        )
+        side = max(_side(px, py, other, start, edge), side) if convex else min(_side(px, py, other, start, edge), side)
     elif tau > _ONE and after[index] >= 0:
         other = after[index]
         convex = _bend(index, other, edge) > _ZERO
-        side = max(side, _side(px, py, other, start, edge)) if convex else min(
-            side, _side(px, py, other, start, edge)
-        )
+        side = max(side, _side(px, py, other, start, edge)) if convex else min(side, _side(px, py, other, start, edge))
     return side * np.sqrt(planar), index
 
 

@@ -78,9 +78,7 @@ class ScenarioWorker:
         """(name, arrays of the record), or (name, why it cannot be scored)."""
         try:
             scene = self.scenes.get(name)
-            result = realism(
-                scene, self.rollouts.get(name), year=self.settings.year, expected=self.settings.expected
-            )
+            result = realism(scene, self.rollouts.get(name), year=self.settings.year, expected=self.settings.expected)
         except DataError as error:
             return name, str(error)
         contacts = np.array(result.listed.contacts, np.int64).reshape(-1, 3)

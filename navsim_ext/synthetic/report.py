@@ -128,9 +128,7 @@ def show(verdict: LookingVerdict, console: Console) -> None:
 @job("synthetic_report")
 def main(cfg: DictConfig) -> None:
     source = open_configured(cfg.data)
-    verdict = judge(
-        Path(cfg.data.root), source, Path(cfg.metric_cache), tuple(cfg.decelerations), tuple(cfg.metrics)
-    )
+    verdict = judge(Path(cfg.data.root), source, Path(cfg.metric_cache), tuple(cfg.decelerations), tuple(cfg.metrics))
     show(verdict, Console(soft_wrap=True, width=200))
     write_json_atomic(
         Path(cfg.output_dir) / "synthetic_report.json",

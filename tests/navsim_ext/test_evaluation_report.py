@@ -12,8 +12,10 @@ from damage import judge_damage
 from navsim_ext.errors import DataError
 from navsim_ext.evaluation.attribution import EPDMS_V2_NOFILTER, PDMS_V1
 from navsim_ext.evaluation.compare import compare
-from navsim_ext.evaluation.report import build_report, load_folders
-from navsim_ext.evaluation.table import identity, identity_line, print_table, summarise
+from navsim_ext.evaluation.glossary import TERMS, meaning
+from navsim_ext.evaluation.report import build_report, load_folders, why_zero
+from navsim_ext.evaluation.report_figures import curves_plot
+from navsim_ext.evaluation.table import COLUMNS, identity, identity_line, print_table, summarise
 from navsim_ext.fingerprint import Fingerprint, FingerprintMismatch
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.parquet import write_table
@@ -107,6 +109,33 @@ def test_no_damage_of_a_score_folder_changes_a_table_in_silence(tmp_path):
     assert verdicts["scores.parquet"] == verdicts["trajectories.parquet"] == {"named": 40, "without effect": 0}
 
 
+def test_every_column_of_a_table_and_every_abbreviation_of_a_sentence_is_explained():
+    assert {meaning(column) for column in COLUMNS} <= set(TERMS.values())
+    spoken = {word for sentence in TERMS.values() for word in re.findall(r"\b(?!NAVSIM|PDM-)[A-Z]{1,5}\b", sentence)}
+    assert spoken - {"PDM", "A"} <= set(TERMS)
+
+
+def test_a_caption_says_which_gates_make_a_score_zero():
+    row = pd.Series({"pdms_v1": 0.0, "v1_nc": 0.0, "v1_dac": 1.0, "epdms_v2": 0.0, "v2_nc": 1.0, "v2_dac": 0.0,
+                     "v2_ddc": 0.5, "v2_tlc": 0.0})  # fmt: skip
+    assert why_zero("pdms_v1", row) == " (NC 0)"
+    assert why_zero("epdms_v2", row) == " (DAC 0, TLC 0)"
+    assert why_zero("pdms_v1", pd.Series({"pdms_v1": 0.3, "v1_nc": 0.5, "v1_dac": 1.0})) == ""
+
+
+def test_curves_name_their_axis_and_smooth_only_what_is_long():
+    table = pd.DataFrame({"step": np.arange(200), "train/loss": np.arange(200.0), "val/ade": np.nan})
+    table.loc[[50, 100, 150, 199], "val/ade"] = 1.0
+    figure = curves_plot(table, ["train/loss", "val/ade"], "step")
+    long, few = figure.axes
+    assert (len(long.lines), len(few.lines)) == (2, 1)
+    assert [axes.get_xlabel() for axes in (long, few)] == ["step", "step"]
+    assert few.get_title(loc="left") == "val/ade [m]"
+    legend = [text.get_text() for text in figure.legends[0].texts]
+    assert legend == ["as measured", "running mean over 1/40 of the rows"]
+    np.testing.assert_allclose(long.lines[1].get_ydata()[-1], np.arange(195, 200).mean())
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, request):
     """A report over two planners with everything but the gallery (which needs scenes)."""
@@ -132,7 +161,7 @@ def report(tmp_path_factory, request):
 
 def test_report_is_self_contained_and_escapes_what_it_shows(report):
     html = report.read_text()
-    assert not re.findall(r'(?:src|href)="(?!data:)', html)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
     assert "<script" not in html
     assert "step 7: reverse_tail (&lt;script&gt;alert(1)&lt;/script&gt;, value 0.25): warn" in html
     assert html.count('src="data:image/') == 5  # scores, two waterfalls, one training run, flight recorder
@@ -141,7 +170,7 @@ def test_report_is_self_contained_and_escapes_what_it_shows(report):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH: the report was not opened in a browser")
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_report_in_a_browser_loads_every_image_and_does_not_overflow(report, tmp_path, width):
     probe = """<pre id=probe></pre><script>addEventListener('load', () => {
       const images = [...document.images];
