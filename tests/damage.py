@@ -1,7 +1,12 @@
-"""Seeded damage of files, and what a reader made of it."""
+"""Seeded damage of files and processes, and what a reader made of it."""
 
 from __future__ import annotations
 
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,3 +62,20 @@ def error_of(read: Callable[[], Any], whole: Any, name: str) -> str | None:
     if found != whole:
         raise AssertionError(f"{name} was damaged, and other values were read without a word")
     return None
+
+
+def kill_storm(script: Path, folder: Path, kills: int, count: int, lines: tuple[int, int]) -> set[str]:
+    """Kills ``kills`` runs of ``script FOLDER WRITER COUNT``, each after some of its ``lines``; returns their lines.
+
+    The numbers of the writers are 0 and 1 in turn. A last line that the kill cut is left out.
+    """
+    rng, promised = random.Random(kills), set()
+    for kill in range(kills):
+        command = [sys.executable, str(script), str(folder), str(kill % 2), str(count)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for _ in range(rng.randrange(*lines)):
+            promised.add(process.stdout.readline().strip())
+        time.sleep(rng.random() * 0.004)
+        process.send_signal(signal.SIGKILL)
+        promised.update(process.communicate()[0].split("\n")[:-1])
+    return promised - {""}

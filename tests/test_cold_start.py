@@ -74,3 +74,9 @@ def test_only_a_module_that_is_run_is_answered_for():
     assert module_of(["python", "-c", "pass", "-m"]) == ""
     assert module_of(["python", "-m"]) == ""
     assert module_of(["python"]) == ""
+
+
+def test_the_page_of_commands_is_the_one_that_would_be_written():
+    command = [sys.executable, "scripts/commands.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr

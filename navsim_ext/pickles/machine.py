@@ -39,6 +39,7 @@ WORK_PER_BYTE = 8
 ELEMENT_BYTES = 16  # an element of a list counts as so many
 LEAF_BYTES = 64  # of text, bytes or an array count as one element
 MAX_INTEGER_BYTES = 9  # 64 bits and a sign
+_EMPTY = {0x5D: list, 0x7D: dict, 0x8F: set}
 _TOO_MANY = f"more than {MAX_CONTAINERS:,} lists, dictionaries and objects"
 _INTEGERS = (-(1 << 63), (1 << 64) - 1)
 
@@ -289,8 +290,8 @@ class Machine:
                         if fetched is self._array_maker and (whole := self._whole_array(position, memo)):
                             fetched, position = whole
                     push(fetched)
-                elif opcode == 0x5D:  # EMPTY_LIST
-                    made = []
+                elif opcode in _EMPTY:  # EMPTY_LIST, EMPTY_DICT, EMPTY_SET
+                    made = _EMPTY[opcode]()
                     measured[id(made)] = (1, 1)
                     if len(measured) > MAX_CONTAINERS:
                         raise BadContent(_TOO_MANY)
@@ -304,12 +305,6 @@ class Machine:
                         raise BadContent("elements for what is no list, or holds itself")
                     target.extend(items)
                     grow(target, items)
-                elif opcode == 0x7D:  # EMPTY_DICT
-                    made = {}
-                    measured[id(made)] = (1, 1)
-                    if len(measured) > MAX_CONTAINERS:
-                        raise BadContent(_TOO_MANY)
-                    push(made)
                 elif opcode == 0x75:  # SETITEMS
                     items = stack
                     stack = metastack.pop()
@@ -349,12 +344,6 @@ class Machine:
                 elif opcode == 0x29:  # EMPTY_TUPLE
                     measured[id(())] = (1, 1)
                     push(())
-                elif opcode == 0x8F:  # EMPTY_SET
-                    made = set()
-                    measured[id(made)] = (1, 1)
-                    if len(measured) > MAX_CONTAINERS:
-                        raise BadContent(_TOO_MANY)
-                    push(made)
                 elif opcode == 0x90:  # ADDITEMS
                     items = stack
                     stack = metastack.pop()

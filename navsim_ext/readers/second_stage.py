@@ -51,21 +51,23 @@ SENSOR_FOLDER = "sensor_blobs"
 NUM_HISTORY = 4
 RED = 2  # nuPlan's TrafficLightStatusType: GREEN 0, YELLOW 1, RED 2, UNKNOWN 3
 
-_ACTOR = "nuplan.common.actor_state."
-CLASSES = (
-    (_ACTOR + "agent", "Agent"),
-    (_ACTOR + "static_object", "StaticObject"),
-    (_ACTOR + "oriented_box", "OrientedBox"),
-    (_ACTOR + "scene_object", "SceneObjectMetadata"),
-    (_ACTOR + "state_representation", "StateSE2"),
-    (_ACTOR + "state_representation", "StateVector2D"),
-    (_ACTOR + "state_representation", "TimePoint"),
-    (_ACTOR + "tracked_objects", "TrackedObjects"),
-    (_ACTOR + "tracked_objects_types", "TrackedObjectType"),
-    ("nuplan.common.maps.maps_datatypes", "TrafficLightStatuses"),
-    ("nuplan.common.maps.maps_datatypes", "TrafficLightStatusData"),
-    ("nuplan.common.maps.maps_datatypes", "TrafficLightStatusType"),
-    ("nuplan.planning.simulation.observation.observation_type", "DetectionsTracks"),
+CLASSES = tuple(
+    (module, name)
+    for module, names in (
+        ("nuplan.common.actor_state.agent", ("Agent",)),
+        ("nuplan.common.actor_state.static_object", ("StaticObject",)),
+        ("nuplan.common.actor_state.oriented_box", ("OrientedBox",)),
+        ("nuplan.common.actor_state.scene_object", ("SceneObjectMetadata",)),
+        ("nuplan.common.actor_state.state_representation", ("StateSE2", "StateVector2D", "TimePoint")),
+        ("nuplan.common.actor_state.tracked_objects", ("TrackedObjects",)),
+        ("nuplan.common.actor_state.tracked_objects_types", ("TrackedObjectType",)),
+        (
+            "nuplan.common.maps.maps_datatypes",
+            ("TrafficLightStatuses", "TrafficLightStatusData", "TrafficLightStatusType"),
+        ),
+        ("nuplan.planning.simulation.observation.observation_type", ("DetectionsTracks",)),
+    )
+    for name in names
 )
 
 

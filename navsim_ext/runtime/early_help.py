@@ -43,6 +43,14 @@ def module_of(arguments: Sequence[str]) -> str:
     return ""
 
 
+def commands() -> dict[str, str]:
+    """Every command's module and its job."""
+    packages = [folder for folder in sorted(HOME.iterdir()) if (folder / "__init__.py").is_file()]
+    files = [file.relative_to(HOME) for package in packages for file in sorted(package.rglob("*.py"))]
+    modules = [".".join(file.with_suffix("").parts) for file in files]
+    return {module: job for module in modules if (job := job_of(module)) is not None}
+
+
 def job_of(module: str) -> str | None:
     """The job that a module beside this package runs as a command, or None."""
     file = HOME.joinpath(*module.split(".")).with_suffix(".py") if module else None

@@ -19,8 +19,8 @@ KEY_WIDTH = 26
 
 def usage(root: Path, shared: Path, options: Mapping[str, Field]) -> str:
     """The whole text: the head of the command's file, its groups, its options."""
-    lines = [*_head(root / "config.yaml"), ""]
-    groups = list(_groups(root, shared))
+    lines = [*head(root / "config.yaml"), ""]
+    groups = list(groups_of(root, shared))
     if groups:
         lines += ["Groups, chosen as group=name (the default stands first):"]
         lines += [textwrap.fill(f"{name}: {', '.join(choices)}", WIDTH, initial_indent="  ", subsequent_indent="    ")
@@ -48,7 +48,7 @@ def _below(key: str, package: str) -> bool:
     return key == package or key.startswith(f"{package}.")
 
 
-def _head(file: Path) -> list[str]:
+def head(file: Path) -> list[str]:
     """The comment that the command's file begins with: what it does, and how it is called."""
     found = re.match(r"((?:#[^\n]*\n)*)", file.read_text())
     lines = [line.removeprefix("#").removeprefix(" ") for line in found[1].splitlines()]
@@ -60,7 +60,8 @@ def _is_example(line: str) -> bool:
     return line.startswith("  ")
 
 
-def _groups(root: Path, shared: Path) -> Iterator[tuple[str, list[str]]]:
+def groups_of(root: Path, shared: Path) -> Iterator[tuple[str, list[str]]]:
+    """(group, its choices with the default first) of a command."""
     defaults = (yaml.safe_load((root / "config.yaml").read_text()) or {}).get("defaults") or []
     chosen = {
         name.split()[-1]: choice for entry in defaults if isinstance(entry, dict) for name, choice in entry.items()

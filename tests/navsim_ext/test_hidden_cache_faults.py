@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from damage import kill_storm
 
 from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
@@ -192,17 +191,7 @@ def test_a_kill_9_storm_ends_in_the_undisturbed_cache(tmp_path, kills):
     count = 150 * kills
     script, storm, calm = tmp_path / "write.py", tmp_path / "storm", tmp_path / "calm"
     script.write_text(WRITE)
-    rng = random.Random(kills)
-    promised: set[str] = set()
-    for kill in range(kills):
-        command = [sys.executable, str(script), str(storm), str(kill % 2), str(count)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for _ in range(rng.randrange(1, 90)):
-            promised.add(process.stdout.readline().strip())
-        time.sleep(rng.random() * 0.004)
-        process.send_signal(signal.SIGKILL)
-        promised.update(token for token in process.communicate()[0].split("\n") if len(token) == 16)
-    promised.discard("ready")
+    promised = kill_storm(script, storm, kills, count, (1, 90)) - {"ready"}
     assert 0 < len(promised) < count
     for folder in (storm, calm):
         subprocess.run(

@@ -6,14 +6,13 @@ import errno
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import kill_storm
 
 from navsim_ext.errors import MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
@@ -238,16 +237,7 @@ def test_a_kill_9_storm_ends_in_the_undisturbed_store(tmp_path, kills):
     count = 130 * kills
     script, storm, calm = tmp_path / "write.py", tmp_path / "storm", tmp_path / "calm"
     script.write_text(WRITE)
-    rng = random.Random(kills)
-    promised: set[str] = set()
-    for kill in range(kills):
-        command = [sys.executable, str(script), str(storm), str(kill % 2), str(count)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for _ in range(rng.randrange(30, 100)):
-            promised.add(process.stdout.readline().strip())
-        time.sleep(rng.random() * 0.004)
-        process.send_signal(signal.SIGKILL)
-        promised.update(token for token in process.communicate()[0].split("\n") if len(token) == 4)
+    promised = kill_storm(script, storm, kills, count, (30, 100))
     assert len(promised) < count
     with ShardWriter(storm, Fingerprint("test", {"seed": 1})) as writer:
         assert promised <= writer.done
