@@ -83,7 +83,7 @@ def best(function: Callable[[], object], repeats: int = REPEATS) -> float:
 
 
 def rollout(scenes: WorldScenes, moves: list[torch.Tensor], at_end: bool) -> None:
-    world = World(horizon_s=0.5 * TOKENS, events=("contact", "off_road"))
+    world = World(horizon_s=0.5 * TOKENS, events=("contact", "off_road"), device=scenes.device)
     state = world.reset(scenes)
     for token in moves:
         world.step(state, Moves.tokens(token))

@@ -74,9 +74,17 @@ class NoScorer:
 class Setup:
     """Planner, reference, optimizer, inputs and noise of one comparison."""
 
-    def __init__(self, tokens: int, names: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        tokens: int,
+        names: list[str] | None = None,
+        *,
+        config: PlannerConfig | None = None,
+        device: str = "cpu",
+    ) -> None:
         torch.manual_seed(0)
-        self.planner = DiffusionPlanner(PlannerConfig.small(WIDTH, padding="upstream")).eval()
+        config = config or PlannerConfig.small(WIDTH, padding="upstream")
+        self.planner = DiffusionPlanner(config).to(device).eval()
         for name, parameter in self.planner.named_parameters():
             if "adaLN" in name or "modulation" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
@@ -84,9 +92,9 @@ class Setup:
         self.reference = ReferencePolicy(frozen, Fingerprint("planner", {}))
         self.optimizer = torch.optim.AdamW(self.planner.parameters(), lr=1e-6)
         self.scenes = {
-            "hidden": torch.randn(SCENES, tokens, WIDTH),
-            "history": torch.zeros(SCENES, 4, 3),
-            "status": torch.tensor([[0.0, 1, 0, 0, 5, 0, 0, 0]]).repeat(SCENES, 1),
+            "hidden": torch.randn(SCENES, tokens, config.hidden_width).to(device),
+            "history": torch.zeros(SCENES, 4, 3, device=device),
+            "status": torch.tensor([[0.0, 1, 0, 0, 5, 0, 0, 0]], device=device).repeat(SCENES, 1),
         }
         self.names = names or [f"{i:016x}" for i in range(SCENES)]
         noise = keyed_noise(0, 0, self.names, group_size=GROUP, num_steps=5, horizon=8)
