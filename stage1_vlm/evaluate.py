@@ -5,6 +5,10 @@
 Three figures for each type, with bootstrap intervals over logs: accuracy, that of always giving the type's most
 frequent answer in this very data (the hardest such baseline), and accuracy when each question gets the picture of
 another scene. A model that looks at the picture beats the second and loses it in the third.
+
+``words.json`` says more of what was said (:mod:`stage1_vlm.words_report`): decisions by class, with greedy answers and
+with ``samples`` drawn at temperature 1; reasons and free answers by BLEU, ROUGE-L, CIDEr-D and METEOR; multiple choice;
+a judge's scores, where ``judge.url`` names a server.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,81 +27,21 @@ from rich.console import Console
 from rich.table import Table
 
 from navsim_ext.bootstrap import Estimate, bootstrap_mean
-from navsim_ext.errors import DataError
 from navsim_ext.files import write_json_atomic
-from navsim_ext.pictures import open_picture
-from navsim_ext.questions.answers import is_correct, normalised
-from navsim_ext.questions.catalogue import QUESTIONS
+from navsim_ext.questions.answers import normalised
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.preflight import measure_slice, preflight
 from navsim_ext.runtime.progress import track
+from stage1_vlm.asked import Asked, batches_by_length, question_example, read_questions
 from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone
-from stage1_vlm.data.line_index import LineRules, build_index, write_skipped
-from stage1_vlm.data.mixture import read_mixture
 from stage1_vlm.data.records import picture_paths
 from stage1_vlm.export import device_of
-from stage1_vlm.processor import Example, turns_from_conversation
+from stage1_vlm.words_evaluation import print_words, words_report
 
 _log = logging.getLogger(__name__)
 
 BYTES_PER_ANSWER_TOKEN = 8  # of a row of answers.jsonl, whose fixed part is that of BYTES_PER_ROW
 BYTES_PER_ROW = 256
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One checkable question.
-
-    The record, its type, its log (the cluster of the bootstrap), where its pictures are, and the tokens of the whole
-    conversation with its pictures.
-    """
-
-    record: dict[str, Any]
-    kind: str
-    log_name: str
-    root: Path
-    tokens: int
-
-    @property
-    def truth(self) -> str:
-        """The text of the last answer."""
-        return self.record["conversations"][-1]["value"].strip()
-
-    @property
-    def needs_picture(self) -> bool:
-        return bool(self.record.get("image_dependent", False))
-
-    def correct(self, text: str) -> bool:
-        """By the type's own rule where it has one, else equality of the normalised texts."""
-        if self.kind in QUESTIONS and "answer" in self.record:
-            return is_correct(self.kind, self.record["answer"], text)
-        return normalised(text) == normalised(self.truth)
-
-
-def read_questions(cfg: DictConfig, backbone: VisionLanguageBackbone) -> list[Asked]:
-    """Questions of the mixture's data sets, each once; raises DataError when none is of the chosen types.
-
-    Lines that cannot be used are listed in ``<output_dir>/skipped.jsonl``.
-    """
-    rules = LineRules(cfg.max_sequence_length)
-    indices = [
-        build_index(entry, backbone.processor, rules, max_skipped_share=cfg.max_skipped_share)
-        for entry in read_mixture(cfg.mixture, cfg.datasets)
-    ]
-    write_skipped(indices, Path(cfg.output_dir) / "skipped.jsonl")
-    asked = []
-    for index in indices:
-        entry = index.entry
-        for item in range(len(index)):
-            record = index.record(item)
-            kind = str(record.get("type", entry.name))
-            if (cfg.types is None or kind in cfg.types) and kind not in cfg.exclude_types:
-                paths = picture_paths(record)
-                log_name = Path(paths[0]).parts[0] if paths else str(record.get("scene_id", item))
-                asked.append(Asked(record, kind, log_name, entry.root, int(index.lengths[item])))
-    if not asked:
-        raise DataError(f"{cfg.mixture} holds no question of types {cfg.types}: choose others")
-    return asked if cfg.limit is None else asked[: cfg.limit]
 
 
 def swapped(asked: Sequence[Asked], seed: int) -> list[Asked]:
@@ -120,19 +64,6 @@ def swapped(asked: Sequence[Asked], seed: int) -> list[Asked]:
                 record = {**own.record, "image": donor.record.get("image")}
                 result[position] = replace(own, record=record, root=donor.root)
     return result
-
-
-def question_example(backbone: VisionLanguageBackbone, asked: Asked, name: str) -> Example:
-    """The conversation up to its last answer, which the model is to give."""
-    turns = turns_from_conversation(asked.record["conversations"])[:-1]
-    pictures = [open_picture(asked.root / path) for path in picture_paths(asked.record)]
-    return backbone.processor.encode(turns, pictures, generation_prompt=True, name=name)
-
-
-def batches_by_length(asked: Sequence[Asked], batch_size: int) -> list[list[int]]:
-    """Positions of questions of like length."""
-    order = np.argsort([one.tokens for one in asked], kind="stable").tolist()
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def answers(backbone: VisionLanguageBackbone, asked: Sequence[Asked], cfg: DictConfig, title: str) -> list[str]:
@@ -219,9 +150,12 @@ def evaluate(cfg: DictConfig) -> dict[str, dict[str, Estimate]]:
         for one, text, good in zip(asked, texts, right):
             row = {"type": one.kind, "scene_id": one.record.get("scene_id"), "truth": one.truth, "answer": text}
             stream.write(json.dumps(row | {"correct": bool(good)}, ensure_ascii=False) + "\n")
+    report = words_report(backbone, asked, texts, cfg)
+    write_json_atomic(output_dir / "words.json", report)
     as_json = {name: {key: value.to_json() for key, value in row.items()} for name, row in result.items()}
     write_json_atomic(output_dir / "accuracy.json", as_json)
     _print(result)
+    print_words(report)
     return result
 
 

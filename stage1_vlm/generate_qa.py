@@ -6,26 +6,18 @@ With ``reasons_for=MIXTURE.json`` it explains the decisions of that question set
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.errors import DataError
 from navsim_ext.runtime.config import job
-from stage1_vlm.qa_engine.client import ServerSettings
+from stage1_vlm.qa_engine.client import server_settings
 from stage1_vlm.qa_engine.engine import QaEngine
 from stage1_vlm.qa_engine.reasoning import ReasoningEngine, decision_records
 
 _log = logging.getLogger(__name__)
-
-
-def server_settings(node: DictConfig) -> ServerSettings:
-    """Settings of a server; its key is read from the environment variable ``api_key_variable``, never from a file."""
-    options: dict[str, Any] = OmegaConf.to_container(node, resolve=True)
-    variable = options.pop("api_key_variable")
-    return ServerSettings(**options, api_key=os.environ.get(variable) if variable else None)
 
 
 def generate(cfg: DictConfig) -> dict[str, int]:

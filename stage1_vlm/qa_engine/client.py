@@ -7,6 +7,7 @@ Many requests run at once, starts are spaced to a rate, and what may pass is tri
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
+from omegaconf import DictConfig, OmegaConf
 
 from navsim_ext.errors import TriviumError
 
@@ -48,6 +50,13 @@ class ServerSettings:
     max_pause_s: float = 60.0
     max_tokens: int = 2048
     temperature: float = 0.7
+
+
+def server_settings(node: DictConfig) -> ServerSettings:
+    """Settings of a server; its key is read from the environment variable ``api_key_variable``, never from a file."""
+    options: dict[str, Any] = OmegaConf.to_container(node, resolve=True)
+    variable = options.pop("api_key_variable")
+    return ServerSettings(**options, api_key=os.environ.get(variable) if variable else None)
 
 
 class ChatClient:
