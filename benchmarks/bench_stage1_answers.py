@@ -23,7 +23,8 @@ from pathlib import Path
 
 from environment import report, row
 
-from navsim_ext.questions.write import QUESTIONS, write_qa
+from navsim_ext.questions.catalogue import QUESTIONS
+from navsim_ext.questions.write import write_qa
 from navsim_ext.readers import SceneFilter, open_source
 from navsim_ext.runtime.config import compose
 from navsim_ext.synthetic.build import build, recipe_of
@@ -34,7 +35,7 @@ BATCH = ["global_batch_size=32", "data.batch_size=32"]
 TYPES = tuple(
     kind
     for kind, question in QUESTIONS.items()
-    if question.image_dependent and kind not in ("trajectory", "meta_action")
+    if question.image_dependent and kind != "trajectory" and not question.decides
 )
 
 

@@ -89,6 +89,7 @@ COMMANDS: dict[str, list[str]] = {
         "data.metric_cache_test={metric_cache}", *INDEXED,
         'training=["experiment=demo","datamodule.batch_size=4"]',  # so few scenes would not fill the demo's batch
     ],
+    "stage3_grpo.filter_flat": ["experiment=language_demo", "init={vlm}", "data.train={mixture}"],
     "stage3_grpo.train": [
         "experiment=demo", "init={planner}", "data.train={index}", "data.hidden_cache={hidden}",
         "data.metric_cache={metric_cache}",
