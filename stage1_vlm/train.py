@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,12 @@ def build_initial_model(cfg: DictConfig) -> None:
                 continue  # counted and listed when the data set is indexed
     if not texts:
         raise DataError(f"{cfg.data.mixture}: no readable conversation to learn a vocabulary from")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"{folder} has files, but no config.json: empty it, or give another model_path")
     options = OmegaConf.to_container(cfg.tiny, resolve=True)
-    build_tiny_internvl(folder, texts, seed=cfg.seed, **options)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # a killed build is no model
+    build_tiny_internvl(temporary, texts, seed=cfg.seed, **options)
+    os.replace(temporary, folder)
     _log.info("wrote a tiny InternVL with random weights to %s", folder)
 
 

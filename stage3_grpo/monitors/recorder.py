@@ -39,8 +39,12 @@ class FlightRecorder(Callback):
         record = dict(pl_module.record)
         if not record:
             return
-        pl_module.log_dict({f"train/{name}": value for name, value in record.items() if math.isfinite(value)},
-                           batch_size=1)  # fmt: skip
+        measured = {f"train/{name}": value for name, value in record.items() if math.isfinite(value)}
+        pl_module.log_dict(measured, batch_size=1, logger=False)
+        batches = trainer.fit_loop.total_batch_idx
+        if (batches + 1) % trainer.log_every_n_steps == 0:  # Lightning would repeat what is not measured in every step
+            for logger in trainer.loggers:
+                logger.log_metrics({"epoch": trainer.current_epoch, **measured}, step=batches)
         for name, value in record.items():
             if math.isfinite(value):
                 total, count = self._sums.get(name, (0.0, 0))

@@ -19,7 +19,7 @@ from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.rng import ResumeMismatch
 from stage1_vlm.backbone import load_backbone
 from stage1_vlm.strategies import StrategyError, resolve_auto
-from stage1_vlm.train import train
+from stage1_vlm.train import build_initial_model, train
 from stage1_vlm.universal import to_universal
 
 STEPS, SAVE_AT = 6, 3
@@ -107,6 +107,29 @@ def test_output_folder_is_a_model_with_its_history(tiny_internvl, toy_mixture, t
     assert (run / "training_log.txt").read_text()
     again = train(compose("stage1", overrides(tiny_internvl, toy_mixture, run, strategy="single")))
     assert again == metrics  # finished: nothing is done again
+
+
+def test_an_initial_model_whose_build_was_killed_is_no_model(toy_mixture, tmp_path, monkeypatch):
+    sizes = "{width: 16, layers: 1, heads: 2, vision_width: 16, vision_layers: 1, vision_heads: 2, vocabulary: 400}"
+    initial = tmp_path / "initial"
+    changes = {"tiny": sizes, "strategy": "single"}
+    cfg = compose("stage1", overrides(initial, toy_mixture, tmp_path, **changes))
+
+    def dies(folder, *_, **__):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stage1_vlm.tiny.build_tiny_internvl", dies)
+        with pytest.raises(KeyboardInterrupt):
+            build_initial_model(cfg)
+    assert not initial.exists()
+    build_initial_model(cfg)
+    load_backbone(initial)
+    (initial / "config.json").unlink()
+    with pytest.raises(DataError, match="has files, but no config"):
+        build_initial_model(cfg)
 
 
 def test_an_edited_question_file_is_another_run(tiny_internvl, toy_mixture, tmp_path):

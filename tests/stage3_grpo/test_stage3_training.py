@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import socket
@@ -58,7 +59,7 @@ def without_times(table: list[dict[str, str]]) -> list[dict[str, str]]:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_trains_and_leaves_a_planner(planners, tmp_path, algorithm):
     init = planners["flow" if algorithm == "flow_grpo" else "ddim"]
-    result = run(config(init, tmp_path, [f"algorithm={algorithm}"]))
+    result = run(config(init, tmp_path, [f"algorithm={algorithm}"], ["module.drift_every=3"]))
     before, after = load_planner(init).planner.state_dict(), load_planner(result["best"])
     changed = [name for name, value in after.planner.state_dict().items() if not torch.equal(value, before[name])]
     assert len(changed) == len(before)
@@ -73,6 +74,12 @@ def test_every_algorithm_trains_and_leaves_a_planner(planners, tmp_path, algorit
     assert float(first["reward_gain"]) == pytest.approx(0.0, abs=1e-6)  # the policies are still one
     assert float(rows(tmp_path, "kl_divergence")[0]["drift_m"]) == pytest.approx(0.0, abs=1e-4)
     assert len(rows(tmp_path, "epochs")) == 2
+    logged = rows(tmp_path, "metrics")
+    for table in (rows(tmp_path, name) for name in ("rewards", "kl_divergence", "advantages")):
+        for column in table[0].keys() - {"step", "rollout", "epoch"}:
+            measured = [row["rollout"] for row in table if row[column] and math.isfinite(float(row[column]))]
+            # what is not measured in every step does not stand there as if it were
+            assert [row["step"] for row in logged if row.get(f"train/{column}")] == measured, column
 
 
 def test_training_raises_the_reward(planners, tmp_path):
