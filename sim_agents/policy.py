@@ -17,7 +17,7 @@ from navsim_ext.closed_loop.moves import Moves
 from navsim_ext.closed_loop.state import WorldState
 from navsim_ext.errors import DataError
 from navsim_ext.traffic.scene import TrafficScene
-from sim_agents.data.scene_tokens import Bounds, collate, scene_tokens
+from sim_agents.data.scene_tokens import Bounds, SceneTokens, collate, scene_tokens
 from sim_agents.model.network import Agents, NextTokenNetwork, Past, Roadside, last_motion
 from sim_agents.model.sampling import Sampling, keyed_uniform, text_key
 from sim_agents.vocabulary import MotionState, MotionVocabulary, class_of
@@ -52,6 +52,8 @@ class TokenPolicy:
         self.present = torch.arange(vocabulary.size) < counts  # [C, V]
         self.last_tokens: Tensor | None = None
         """[B, N] int64 of the last :meth:`act`; -1 in padding."""
+        self.maps: SceneTokens | None = None
+        """Maps, lights and present of the scenes that are driven."""
         self._side: Roadside | None = None
         self._past: Past | None = None
 
@@ -65,6 +67,7 @@ class TokenPolicy:
         tokens = collate([replace(one, **_cut_past(one, now)) for one, now, _ in maps]).to(device)
         self._lights = [(one.light_state, now) for one, now, _ in maps]
         self._light_rows = tokens.light_state.shape[1]
+        self.maps = tokens
         self._side = self.network.roadside(tokens, 0).repeat(state.rollouts)
         B, rows = len(state.scene), state.scene
         N = self._users = max(scene.num_agents for scene in scenes)  # the state's rows go on: padding

@@ -126,11 +126,12 @@ class GrpoModule(pl.LightningModule):
         self._rollout = rollout
         self.rollouts += 1
         credit = assign_credit(self.algorithm, rollout)
-        record = credit_statistics(rollout, credit) | self.policy.statistics(rollout)
+        record = credit_statistics(rollout, credit)
         self._count_invalid(record, rollout)
         beta = self.beta(number)
         losses = self._update(rollout, credit, number, beta) if float(share_of_count(credit.mask)) else []
         self._rollout = None
+        record |= self.policy.statistics(rollout)
         record |= self._loss_record(losses, number, beta)
         if self.adapted is not None:
             self.adapted = self.algorithm.kl.weight.following(self.adapted, record.get("kl_reference", math.nan))

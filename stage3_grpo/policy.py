@@ -159,7 +159,7 @@ class Policy(Protocol):
         ...
 
     def statistics(self, rollout: PolicyRollout) -> dict[str, float]:
-        """Numbers of a rollout for the record, over all processes. Collective."""
+        """Numbers of a rollout for the record, over all processes, asked when it was learned from. Collective."""
         ...
 
     def after_update(self, updates: int) -> None:
