@@ -23,6 +23,10 @@ SHARED = config_root() / "shared"
 TOGETHER = {
     ("closed_loop_drive", "encoder=vlm"): ["cameras=rendered"],
     ("closed_loop_drive", "planner=vlm_text"): ["cameras=rendered"],
+    **{
+        ("stage3", f"algorithm={name}"): ["policy=traffic"]
+        for name in ("traffic_dapo", "traffic_plan_r1", "traffic_ppo", "traffic_reinforce", "traffic_rlftsim")
+    },
 }
 """What a choice cannot do without."""
 
@@ -48,6 +52,7 @@ COMPARED_ONLY = {
     "sim_agents.ego.tree.module.TreeModule": "opens a checkpoint, with init_from",
     "sim_agents.ego.tree.policy.load_tree_planner": "opens a checkpoint",
     "stage3_grpo.module.GrpoModule": "opens a checkpoint",
+    "stage3_grpo.policies.traffic.TrafficRolloutData": "opens a store",
     "navsim_ext.traffic.womd.WomdRecords": "opens a folder",
     "navsim_ext.traffic.gpudrive.GpuDriveJson": "opens a folder",
     "navsim_ext.traffic.scenarionet.ScenarioNetTraffic": "opens a folder",

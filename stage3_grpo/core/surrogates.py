@@ -29,7 +29,7 @@ def reinforce(
     advantage = advantage.detach()
     loss = -mean(advantage * logp, mask, count)
     zero = torch.zeros((), device=logp.device)
-    return PolicyTerm(loss, zero, zero + 1.0, zero)
+    return PolicyTerm(loss, zero, mean(torch.ones_like(advantage), mask, count), zero)  # rho = 1 where it counts
 
 
 def clipped_ratio(
