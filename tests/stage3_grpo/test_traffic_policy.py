@@ -94,6 +94,18 @@ def test_scoring_again_gives_the_log_probabilities_of_sampling(world, scenes, mo
     assert not torch.allclose(rollout.logp_ref[rollout.mask], rescored[rollout.mask], atol=1e-3)
 
 
+def test_the_kl_is_zero_while_the_two_are_one(world, scenes):
+    algorithm, policy, _ = made(world, "kl=exact")
+    modules = policy.adopt(
+        loaded := load_agents(policy.init), TrafficReference.load(policy.init, loaded, None), algorithm
+    )
+    rollout = rolled(policy, scenes)
+    losses = Updater(algorithm).losses(policy, modules, rollout, assign_credit(algorithm, rollout), None, beta=1.0,
+                                       bc_weight=0.0)  # fmt: skip
+    assert abs(float(losses.kl)) < 1e-6
+    torch.testing.assert_close(rollout.logp_ref, rollout.logp_old)
+
+
 def test_a_part_of_the_rows_is_scored_as_in_the_whole(world, scenes):
     _, policy, _ = made(world, "kl=exact")
     rollout = rolled(policy, scenes, 3)
@@ -272,7 +284,7 @@ def test_a_run_leaves_traffic_that_drives_and_its_record(world, whole):
     for name in ("contact_rate", "off_road_rate", "displacement_m", "progress", "standing", "log_standing", "speed_mps",
                  "log_speed_mps", "entropy", "credited_share", "term_log_distance", "term_contact"):  # fmt: skip
         assert np.isfinite(float(told[0][name])), name
-    assert float(rows(whole, "kl_divergence")[0]["kl_reference"]) == pytest.approx(0.0, abs=1e-6)
+    assert 0.0 <= float(rows(whole, "kl_divergence")[0]["kl_reference"]) < 0.1
     assert float(rows(whole, "kl_divergence")[0]["ratio_mean"]) == pytest.approx(1.0, abs=0.2)
     assert (whole / "version_0/checkpoints/best_score.ckpt").exists()
 
@@ -300,7 +312,7 @@ def test_a_killed_run_ends_with_the_same_weights(world, whole, tmp_path):
         (["reward.terms.contact.weight=0"], "weight 0 and no effect"),
         (["policy.credited=everybody"], "one of driven, scored"),
         (["policy.sampling.temperature=0"], "temperature 0"),
-        (["kl=adaptive", "kl.target=0"], "target > 0"),
+        (["kl=adaptive", "kl.weight.target=0"], "target > 0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_first_step(world, tmp_path, overrides, message):

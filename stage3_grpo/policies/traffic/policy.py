@@ -32,7 +32,6 @@ from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.rng import derive_seed
 from navsim_ext.traffic.codes import Role
 from navsim_ext.traffic.scene import TrafficScene
-from sim_agents.data.scene_tokens import Bounds
 from sim_agents.model.network import NextTokenNetwork
 from sim_agents.model.sampling import Sampling
 from sim_agents.training.checkpoint import RECORD, LoadedAgents, agent_record, load_agents
@@ -137,7 +136,6 @@ class TrafficPolicy:
     def adopt(self, loaded: LoadedAgents, reference: TrafficReference, algorithm: Algorithm) -> dict[str, nn.Module]:
         """Takes a model and a reference that are in memory already."""
         self.loaded, self.network, self.reference = loaded, loaded.network, reference
-        self.bounds = Bounds()
         self.exact_kl = algorithm.kl is not None and algorithm.kl.form == "exact"
         modules: dict[str, nn.Module] = {"network": self.network}
         for name, weight in self.network.named_parameters():
@@ -176,7 +174,13 @@ class TrafficPolicy:
         wanted = tuple(sorted({*self.reward.events, *RECORDED_EVENTS}))
         world = World(rollouts=rollouts, horizon_s=self.horizon_s, enter="never", events=wanted, device=self._device)
         state = world.reset(scenes)
-        driver = RememberingDriver(network, self.loaded.vocabulary.to(self._device), sampling=self.sampling, seed=seed)
+        driver = RememberingDriver(
+            network,
+            self.loaded.vocabulary.to(self._device),
+            sampling=self.sampling,
+            seed=seed,
+            bounds=self.loaded.bounds,
+        )
         driver.start(state, scenes)
         while state.steps_left > 0:
             state = world.step(state, driver.act(state))
@@ -205,7 +209,7 @@ class TrafficPolicy:
             if needs.reference:
                 logp_ref, _, table = self._scored(self.reference.network, seen, counts)
                 logp_ref = logp_ref.flatten(0, 1)
-        recorded = recorded_tokens(scenes, self.loaded, self.bounds, seen.decisions, self._device)
+        recorded = recorded_tokens(scenes, self.loaded, self.loaded.bounds, seen.decisions, self._device)
         end = time.perf_counter()
         own = Drives(
             scenes, seen, recorded, driven, reward, made, table if self.exact_kl else None,
@@ -299,7 +303,7 @@ class TrafficPolicy:
     def save(self) -> tuple[dict[str, Any], dict[str, Any]]:
         record = agent_record(
             self.network.settings, self.loaded.vocabulary, self.loaded.fingerprint.parents["vocabulary"],
-            self.scenes_fingerprint,
+            self.scenes_fingerprint, self.loaded.bounds,
         )  # fmt: skip
         state: dict[str, Any] = {"reference": self.reference.fingerprint.to_json()}
         if self.reference.drift is not None:
