@@ -10,6 +10,7 @@ users than 32 keep the nearest, with fewer they have what they have (the rows sa
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import time
@@ -45,7 +46,6 @@ def nearest(scene: TrafficScene, most: int) -> TrafficScene:
     away = np.hypot(*(scene.pose[:, scene.now, :2] - scene.pose[scene.ego, scene.now, :2]).T)
     away[~scene.valid[:, scene.now]] = np.inf
     keep = np.sort(np.argsort(away, kind="stable")[:most])
-    import dataclasses
 
     per_user = ("pose", "speed", "valid", "size", "kind", "role", "agent_id", "z", "source_heading", "goal")
     cut = {name: value[keep] for name in per_user if (value := getattr(scene, name)) is not None}

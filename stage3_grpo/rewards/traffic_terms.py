@@ -110,7 +110,7 @@ class Contact:
 
 
 @dataclass(frozen=True)
-class OffRoad:
+class RoadDeparture:
     """1 where a corner of the box lies off the road during the half second; drivers on a map with road edges."""
 
     weight: float = -1.0
