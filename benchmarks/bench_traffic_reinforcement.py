@@ -81,7 +81,7 @@ def main() -> None:
     parts: dict[str, list[float]] = {"drive": [], "reward": [], "reference": [], "update": [], "step": [], "cpu": []}
     for number in range(arguments.rounds + 1):
         begin, cpu = time.perf_counter(), time.process_time()
-        rollout = policy.roll(scenes, SAMPLES, Key(0, number), algorithm.needs(drift=False))
+        rollout = policy.roll(scenes, SAMPLES, Key(0, number), algorithm.needs(drift=False, teach=False))
         rolled = time.perf_counter()
         credit = assign_credit(algorithm, rollout)
         losses = Updater(algorithm).losses(policy, modules, rollout, credit, None, beta=0.05, bc_weight=0.0)

@@ -121,8 +121,9 @@ class GrpoModule(pl.LightningModule):
         number = self.rollouts
         drift = self.drift_every > 0 and number % self.drift_every == 0
         rollout = self.policy.roll(
-            batch, self.algorithm.group_size, Key(self.seed, number), self.algorithm.needs(drift=drift)
-        )
+            batch, self.algorithm.group_size, Key(self.seed, number),
+            self.algorithm.needs(drift=drift, teach=self.bc_weight(number) > 0),
+        )  # fmt: skip
         self._rollout = rollout
         self.rollouts += 1
         credit = assign_credit(self.algorithm, rollout)

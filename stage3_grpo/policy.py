@@ -51,13 +51,14 @@ class Needs:
 
     ``old``: log-probabilities of the sampling policy (several updates follow). ``reference``: those of the frozen
     reference, or what an exact KL takes. ``value``: values of the value head. ``once``: one update of all rows
-    follows, so what was computed with gradients may serve it.
+    follows, so what was computed with gradients may serve it. ``teach``: a teacher is cloned.
     """
 
     old: bool
     reference: bool
     value: bool
     once: bool
+    teach: bool = True
 
 
 class RewardPart(NamedTuple):

@@ -74,7 +74,9 @@ class Algorithm:
         """One update of all rows per rollout."""
         return self.surrogate.inner_epochs == 1 and self.surrogate.minibatches == 1
 
-    def needs(self, *, drift: bool) -> Needs:
-        """What a rollout must bring; ``drift``: the record wants the KL to the reference too."""
+    def needs(self, *, drift: bool, teach: bool = True) -> Needs:
+        """What a rollout must bring; ``drift``: the record wants the KL to the reference too; ``teach``: the weight of
+        cloning is not 0."""
         whole = self.surrogate.minibatches == 1
-        return Needs(old=not self.once, reference=self.kl is not None or drift, value=self.needs_value, once=whole)
+        return Needs(old=not self.once, reference=self.kl is not None or drift, value=self.needs_value, once=whole,
+                     teach=teach)  # fmt: skip

@@ -61,7 +61,7 @@ class Drives:
 
     scenes: Sequence[TrafficScene]
     seen: Seen
-    recorded: Recorded
+    recorded: Recorded | None  # where a teacher is cloned
     driven: Driven
     reward: DrivenReward
     made: Tensor  # [B,N,K] decisions of credited road users, of which a reward is known then or later
@@ -209,7 +209,9 @@ class TrafficPolicy:
             if needs.reference:
                 logp_ref, _, table = self._scored(self.reference.network, seen, counts)
                 logp_ref = logp_ref.flatten(0, 1)
-        recorded = recorded_tokens(scenes, self.loaded, self.loaded.bounds, seen.decisions, self._device)
+        recorded = None
+        if needs.teach:
+            recorded = recorded_tokens(scenes, self.loaded, self.loaded.bounds, seen.decisions, self._device)
         end = time.perf_counter()
         own = Drives(
             scenes, seen, recorded, driven, reward, made, table if self.exact_kl else None,
@@ -223,8 +225,8 @@ class TrafficPolicy:
             names=[scene.id for scene in scenes], start=place.expand_as(group).flatten(), group=group.flatten(),
             mask=mask, reward=reward.reward[:, :users].flatten(0, 1).masked_fill(~mask, 0.0), valid=mask.any(dim=1),
             own=own, logp_old=logp_old.flatten(0, 1) if needs.old else None, logp_ref=logp_ref, value_old=value,
-            taught=recorded.counts.flatten(0, 1),
-            teaches=torch.arange(len(scenes), device=mask.device).repeat_interleave(recorded.counts.shape[1]),
+            taught=None if recorded is None else recorded.counts.flatten(0, 1),
+            teaches=None if recorded is None else recorded.of_scene,
             reasons=["no term of the reward is known for anybody"],
         )  # fmt: skip
 

@@ -29,6 +29,12 @@ class Recorded:
     targets: Tensor
     counts: Tensor
 
+    @property
+    def of_scene(self) -> Tensor:
+        """[M] place of each row's scene."""
+        scenes, users, _ = self.counts.shape
+        return torch.arange(scenes, device=self.counts.device).repeat_interleave(users)
+
     def logp(self, network: NextTokenNetwork, rows: Tensor, present: Tensor) -> Tensor:
         """[m,L] ln p of the recorded tokens of ``rows`` [m], 0 where they do not count. ``present`` [C,V]: tokens that
         each class has."""
