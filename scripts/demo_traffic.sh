@@ -1,10 +1,6 @@
 #!/usr/bin/env bash
-<<<<<<< HEAD
-# Traffic models on a synthetic world: scenes, vocabulary, cloning, closest-token fine-tuning, a planner with a goal that
-# drives among replayed road users, rollouts, realism, table.
-=======
-# Traffic models on a synthetic world: scenes, vocabulary, cloning, closest-token fine-tuning, reinforcement, rollouts, realism, table.
->>>>>>> 426d1ec (The traffic demo reinforces too)
+# Traffic models on a synthetic world: scenes, vocabulary, cloning, closest-token fine-tuning, reinforcement, a
+# planner with a goal that drives among replayed road users, rollouts, realism, table.
 #   bash scripts/demo_traffic.sh    about eight minutes on two CPU cores, after installation
 # DEMO_DIR (demo_traffic) is where everything goes. Run it again after an interruption: it goes on where it stopped.
 # Steps whose command has not changed since they finished are not run again. DRY_RUN=1 only prints the commands.
@@ -38,21 +34,17 @@ apart drives cloned checkpoint="$cloned"
 step cat_k "fine-tuned on the states that it comes to itself" sim_agents.train experiment=demo_catk "${data[@]}" \
   module.init_from="$cloned" output_dir="$job/cat_k"
 drives cat_k checkpoint="$job/cat_k/version_0/checkpoints/last.ckpt"
-<<<<<<< HEAD
-# Here come reinforcement of the fine-tuned model, and planners ranked among its road users.
 step planner "a goal for a planner of the ego over it" sim_agents.ego.train experiment=token \
   data.train="$job/scenes/train" module.base="$job/cat_k/version_0/checkpoints/last.ckpt" trainer.max_epochs=2 \
   output_dir="$job/planner"
 step ego "the planner drives the unseen town" navsim_ext.closed_loop.drive planner=token agents=replay \
   planner.checkpoint="$job/planner/version_0/checkpoints/last.ckpt" scenes="$job/scenes/test" horizon_s=8 \
   output_dir="$job/ego"
-=======
 step reinforced "reinforced in the moving world: towards the log, away from contacts" stage3_grpo.train \
   experiment=traffic_demo init="$job/cat_k/version_0/checkpoints/last.ckpt" data.train="$job/scenes/train" \
   data.val="$job/scenes/val" output_dir="$job/reinforced"
 drives reinforced checkpoint="$job/reinforced/version_0/checkpoints/best_score.ckpt"
 # Here come planners ranked among its road users.
->>>>>>> 426d1ec (The traffic demo reinforces too)
 await
 
 compared="replay: [$job/realism/replay], reinforced: [$job/realism/reinforced], cat_k: [$job/realism/cat_k]"
