@@ -45,6 +45,7 @@ COMPARED_ONLY = {
     "stage2_dit.inference.load_trajectory_planner": "opens a checkpoint",
     "sim_agents.data.dataset.TrafficDataModule": "opens a store",
     "sim_agents.training.module.AgentModule": "opens a vocabulary",
+    "sim_agents.ego.actors.traffic": "opens a checkpoint",
     "sim_agents.ego.open_loop.OpenLoop": "opens a store",
     "sim_agents.ego.path.policy.load_path_planner": "opens a checkpoint",
     "sim_agents.ego.token.module.GoalModule": "opens a checkpoint",

@@ -7,8 +7,9 @@ Legend: S scenes, G drives of each, N = S G rows (a drive each, scene by scene),
              ``end_at_goal``
     decide   scores the same choices from what the actor remembers
 
-With advantage=gae the discount of a decision must be g^5: it is checked. The teacher is absent: cloning (bc_weight)
-teaches nothing here; the pull to the reference is the KL.
+The horizon ends a drive as a failure does: what comes after it is worth nothing. With advantage=gae the discount of a
+decision must be g^5: it is checked. The teacher is absent: cloning (bc_weight) teaches nothing here; the pull to the
+reference is the KL.
 """
 
 from __future__ import annotations

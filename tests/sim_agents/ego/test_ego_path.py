@@ -18,12 +18,13 @@ from navsim_ext.runtime.run import run
 from navsim_ext.scene import SceneBatch
 from navsim_ext.traffic.store import fingerprint_of, write_scenes
 from sim_agents.ego.encoder import EncoderSettings
-from sim_agents.ego.motion import LATERAL_BOUND, action_towards, bounded, headings_along, play
+from sim_agents.ego.motion import LATERAL_BOUND, action_towards, bounded, headings_along, local_point, play
 from sim_agents.ego.observation import Sight
 from sim_agents.ego.open_loop import OpenLoop, rear_axle, until
 from sim_agents.ego.path.module import PathModule, waypoint_loss
 from sim_agents.ego.path.network import PathNetwork, PathSettings
 from sim_agents.ego.path.policy import PathPolicy, load_path_planner
+from sim_agents.ego.policy import ego_state
 from sim_agents.ego.recorded import Disturbance, EgoDataset, assemble, begin, focused
 
 TINY = PathSettings(Sight(others=4, pieces=8), EncoderSettings(16, 2, 1), EncoderSettings(16, 2, 1))
@@ -78,6 +79,29 @@ def test_headings_of_a_path_are_its_tangents_and_standing_keeps_them():
     circle = torch.stack([10 * torch.sin(t), 10 * (1 - torch.cos(t))], dim=-1)[None]
     torch.testing.assert_close(headings_along(circle)[0, :-1, 2], t[:-1], atol=1e-4, rtol=0)
     assert headings_along(torch.zeros(1, 8, 2)).abs().max() == 0.0
+
+
+class TowardsTheRecord(PathPolicy):
+    """Drives towards where the ego was recorded half a second later: what a perfect path planner would ask for."""
+
+    def drive(self, state):
+        pose, speed, length = ego_state(state)
+        worlds, ego = state.ego_index()
+        wanted = state.scenes.log_pose[worlds, ego, state.column + 5, :2]
+        return play(pose, speed, length, action_towards(local_point(pose, wanted), speed, length))[0], None
+
+
+def test_the_recorded_path_driven_through_the_planners_motion_scores_what_its_replay_scores():
+    scene = road([Car(0, -1.75, 0.0, 6.0, 0.4), Car(60, 1.75, np.pi, 5.0)], steps=111)
+    x = scene.pose[0, :, 0]
+    scene.pose[0, :, 1] += 1.2 * np.sin(0.12 * x)  # a bend to the left, then to the right
+    scene.pose[0, :, 2] = np.arctan(1.2 * 0.12 * np.cos(0.12 * x))
+    policies = (TowardsTheRecord(PathNetwork(TINY)), Replay())
+    rows, driven = zip(*(drive_batch([scene], policy, Replay(), 8.0) for policy in policies))
+    mine, replayed = driven[0][0], driven[1][0]
+    apart = np.hypot(*(mine.pose[0, mine.now :, :2] - replayed.pose[0, replayed.now :, :2]).T)
+    assert apart.max() < 0.15
+    assert abs(rows[0][0]["score"] - rows[1][0]["score"]) < 0.02
 
 
 # -- examples

@@ -15,8 +15,11 @@ from navsim_ext.closed_loop.world import World
 from navsim_ext.errors import DataError
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.run import run
+from navsim_ext.scene import SceneBatch
+from navsim_ext.traffic.store import fingerprint_of, write_scenes
 from sim_agents.data.dataset import Window, WindowDataset
 from sim_agents.data.scene_tokens import Bounds, collate
+from sim_agents.ego.open_loop import OpenLoop
 from sim_agents.ego.path.policy import load_path_planner
 from sim_agents.ego.surroundings import BadGoal
 from sim_agents.ego.token.module import GoalModule, driven_way
@@ -184,6 +187,23 @@ def test_a_plan_is_eight_tokens_and_leaves_the_drive_as_it_was():
     first = policy.act(state).values[0, 0]
     assert torch.equal(first, other.act(state).values[0, 0])
     torch.testing.assert_close(plan[0, 0, :2], (first[-1] - state.pose[0, 0])[:2], atol=1e-4, rtol=1e-4)
+
+
+def test_in_open_loop_a_log_at_2_hz_is_planned_from_its_past_alone(tmp_path):
+    frames = tuple(f"{step:016x}" for step in range(21))
+    logs = []
+    for name, bend in (("one", 0.0), ("other", 3.0)):  # equal up to frame 8, then not
+        scene = road([Car(0, -1.75, 0.0, 6.0), Car(20, -5.25, 0.0, 4.0)], dt=0.5, steps=21, now=3, id=name)
+        scene.pose[:, 9:, 1] += bend
+        object.__setattr__(scene, "frame_tokens", frames)
+        write_scenes(tmp_path / name, iter([scene]), fingerprint_of({"log": name}))
+        policy = planner(goal="none")
+        policy.fingerprint = fingerprint_of({"planner": 1})
+        batch = SceneBatch([frames[8]], ["log"], torch.zeros(1, 4, 3), torch.zeros(1, 8))
+        logs.append(OpenLoop(policy, tmp_path / name).plan(batch))
+    assert logs[0].shape == (1, 8, 3)
+    assert torch.isfinite(logs[0]).all()
+    assert torch.equal(*logs)
 
 
 def test_weights_that_are_not_finite_make_drives_invalid():
