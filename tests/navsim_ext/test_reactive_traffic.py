@@ -16,7 +16,7 @@ from navsim_ext.pdm.ego import NUM_STEPS
 from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.pdm.reactive.agents import path_of, traffic_agents
 from navsim_ext.pdm.reactive.corridor import buffer_outline
-from navsim_ext.pdm.reactive.footprints import Areas, area_distance, update_bounds
+from navsim_ext.pdm.reactive.footprints import area_distance, empty_areas, update_bounds
 from navsim_ext.pdm.reactive.idm import DONE, simulate_vehicles
 from navsim_ext.pdm.reactive.nearest import tree_nearest
 from navsim_ext.pdm.reactive.rails import IS_ACTIVE, TrafficAgents, make_rails
@@ -161,7 +161,7 @@ def test_ties_fall_as_in_geos_search_tree(seed):
 
 def test_distance_of_areas_is_shapelys():
     rng = np.random.default_rng(3)
-    areas = Areas(np.empty((2, 4, 2)), np.empty((2, 500, 2)), np.zeros(2, dtype=np.int64), np.empty((2, 4)))
+    areas = empty_areas(2, 500)
     touching = 0
     for _ in range(150):
         shapes = []

@@ -3,7 +3,8 @@
 The area of a vehicle is the union of its box and the outline of the path piece it covers; the ego's is a box. Neither
 union is built: the distance to a union is the least of those to its parts.
 
-Legend: a piece is an outline [N,2] (not closed); bounds [4] are min x, min y, max x, max y.
+Legend: a piece is an outline [N,2] (not closed); bounds [4] are min x, min y, max x, max y; a hull [6] is the
+rectangle along the vehicle around its area: centre x, y, direction x, y, half length, half width.
 """
 
 from __future__ import annotations
@@ -25,20 +26,39 @@ class Areas(NamedTuple):
     rings: NDArray[np.float64]  # [K,M,2] outline of the path piece
     counts: NDArray[np.int64]  # [K] its vertices, 0: the box alone
     bounds: NDArray[np.float64]  # [K,4]
+    hulls: NDArray[np.float64]  # [K,6]
+
+
+def empty_areas(count: int, capacity: int) -> Areas:
+    """``count`` areas without content, with room for outlines of ``capacity`` vertices."""
+    return Areas(
+        np.zeros((count, 4, 2)),
+        np.zeros((count, capacity, 2)),
+        np.zeros(count, dtype=np.int64),
+        np.zeros((count, 4)),
+        np.zeros((count, 6)),
+    )
 
 
 @kernel
 def update_bounds(areas, k: int) -> None:
-    """Recomputes the bounds of area k."""
-    box, ring = areas.boxes[k], areas.rings[k]
-    low_x, low_y, high_x, high_y = box[0, 0], box[0, 1], box[0, 0], box[0, 1]
-    for i in range(1, 4):
-        low_x, low_y = min(low_x, box[i, 0]), min(low_y, box[i, 1])
-        high_x, high_y = max(high_x, box[i, 0]), max(high_y, box[i, 1])
-    for i in range(areas.counts[k]):
-        low_x, low_y = min(low_x, ring[i, 0]), min(low_y, ring[i, 1])
-        high_x, high_y = max(high_x, ring[i, 0]), max(high_y, ring[i, 1])
-    areas.bounds[k, 0], areas.bounds[k, 1], areas.bounds[k, 2], areas.bounds[k, 3] = low_x, low_y, high_x, high_y
+    """Recomputes the bounds and the hull of area k."""
+    boxes, rings, bounds, hulls = areas.boxes, areas.rings, areas.bounds, areas.hulls
+    ux, uy = boxes[k, 0, 0] - boxes[k, 1, 0], boxes[k, 0, 1] - boxes[k, 1, 1]
+    length = math.sqrt(ux * ux + uy * uy)
+    ux, uy = (ux / length, uy / length) if length > 0.0 else (1.0, 0.0)
+    x0, y0 = boxes[k, 0, 0], boxes[k, 0, 1]
+    low_x, low_y, high_x, high_y = x0, y0, x0, y0
+    back = front = right = left = 0.0  # along and across, seen from the first corner
+    for i in range(4 + areas.counts[k]):
+        x, y = (boxes[k, i, 0], boxes[k, i, 1]) if i < 4 else (rings[k, i - 4, 0], rings[k, i - 4, 1])
+        low_x, low_y, high_x, high_y = min(low_x, x), min(low_y, y), max(high_x, x), max(high_y, y)
+        along, across = (x - x0) * ux + (y - y0) * uy, (y - y0) * ux - (x - x0) * uy
+        back, front, right, left = min(back, along), max(front, along), min(right, across), max(left, across)
+    bounds[k, 0], bounds[k, 1], bounds[k, 2], bounds[k, 3] = low_x, low_y, high_x, high_y
+    along, across = 0.5 * (back + front), 0.5 * (right + left)
+    hulls[k, 0], hulls[k, 1] = x0 + along * ux - across * uy, y0 + along * uy + across * ux
+    hulls[k, 2], hulls[k, 3], hulls[k, 4], hulls[k, 5] = ux, uy, 0.5 * (front - back), 0.5 * (left - right)
 
 
 @kernel
@@ -53,16 +73,17 @@ def bounds_gap(a, b) -> float:
 @kernel
 def area_distance(areas, i: int, j: int, limit: float) -> float:
     """Distance [m] between the areas i and j, 0 when they touch; anything above ``limit`` when it exceeds that."""
+    apart = bounds_gap(areas.bounds[i], areas.bounds[j]) > 0.0
     best = limit * limit
-    for part_i in range(2):
+    for part_i in (1, 0):  # the outlines first: they reach forward, so mostly they are the nearest
         if part_i and not areas.counts[i]:
             continue
         a, na = (areas.rings[i], areas.counts[i]) if part_i else (areas.boxes[i], 4)
-        for part_j in range(2):
+        for part_j in (1, 0):
             if part_j and not areas.counts[j]:
                 continue
             b, nb = (areas.rings[j], areas.counts[j]) if part_j else (areas.boxes[j], 4)
-            if outlines_meet(a, na, b, nb, areas.bounds[j]):
+            if not apart and outlines_meet(a, na, b, nb, areas.bounds[j]):
                 return 0.0
             best = _least_square(a, na, b, nb, areas.bounds[j], best)
             best = _least_square(b, nb, a, na, areas.bounds[i], best)

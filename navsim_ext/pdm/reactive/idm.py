@@ -22,29 +22,9 @@ import math
 import numpy as np
 
 from navsim_ext.pdm.compiled import kernel
-from navsim_ext.pdm.ego import (
-    HALF_LENGTH,
-    HALF_WIDTH,
-    HEADING,
-    NUM_STEPS,
-    STEP_S,
-    VX,
-    VY,
-    X,
-    Y,
-    box_corners,
-    principal,
-)
+from navsim_ext.pdm.ego import HALF_LENGTH, HALF_WIDTH, HEADING, NUM_STEPS, STEP_S, VX, VY, X, Y, box_corners, principal
 from navsim_ext.pdm.geometry import boxes_intersect
-from navsim_ext.pdm.reactive.corridor import buffer_outline
-from navsim_ext.pdm.reactive.footprints import (
-    Areas,
-    area_distance,
-    bounds_gap,
-    outlines_meet,
-    update_bounds,
-    winding,
-)
+from navsim_ext.pdm.reactive.footprints import Areas, area_distance, bounds_gap, update_bounds, winding
 from navsim_ext.pdm.reactive.nearest import tree_nearest
 from navsim_ext.pdm.reactive.rails import (
     CHUNK,
@@ -58,202 +38,22 @@ from navsim_ext.pdm.reactive.rails import (
     STAYS,
     TARGET,
 )
+from navsim_ext.pdm.reactive.way import (
+    HEADWAY,
+    SURE_OUTSIDE,
+    claim,
+    clamped,
+    in_outlined_corridor,
+    path_pose,
+    touches_way,
+    way_begins,
+)
 
-GAP, HEADWAY = 1.0, 1.5  # m, s
+GAP = 1.0  # m
 ACCELERATION, DECELERATION = 1.0, 2.0  # m/s^2
 RADIUS = 100.0  # m around the ego; a vehicle beyond is taken out for good
-SURE_INSIDE, SURE_OUTSIDE = 0.98, 1.02  # of the half width: between them the outline itself is asked
 
 DONE, LEFT_ITS_CORRIDOR, TOO_CURLY = 0, 1, 2  # what ``simulate_vehicles`` returns
-
-
-@kernel
-def _first_beyond(vertices, first: int, last: int, p: float) -> int:
-    """First vertex of a path [first, last) with progress > p, or ``last``."""
-    low, high = first, last
-    while low < high:
-        middle = (low + high) // 2
-        if vertices[middle, 3] > p:
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-@kernel
-def _pose(vertices, first: int, last: int, p: float):
-    """x, y, heading at progress p within the path; interpolated in scipy's order of operations."""
-    low, high = first, last  # first vertex with progress >= p
-    while low < high:
-        middle = (low + high) // 2
-        if vertices[middle, 3] < p:
-            low = middle + 1
-        else:
-            high = middle
-    i = min(max(low, first + 1), last - 1)
-    a, b = vertices[i - 1], vertices[i]
-    span, s = b[3] - a[3], p - a[3]
-    return (
-        (b[0] - a[0]) / span * s + a[0],
-        (b[1] - a[1]) / span * s + a[1],
-        principal((b[2] - a[2]) / span * s + a[2]),
-    )
-
-
-@kernel
-def _clamped(vertices, first: int, last: int, p: float) -> float:
-    return max(vertices[first, 3], min(p, vertices[last - 1, 3]))
-
-
-@kernel
-def _claim(rails, i: int, p: float, v: float, points, areas, k: int) -> bool:
-    """Writes box and path piece of vehicle i at progress p into area k; False when the outline does not fit."""
-    first, last = rails.path_offsets[rails.path[i]], rails.path_offsets[rails.path[i] + 1]
-    vertices = rails.vertices
-    half_length, half_width = rails.half_sizes[i, 0], rails.half_sizes[i, 1]
-    x, y, heading = _pose(vertices, first, last, _clamped(vertices, first, last, p))
-    box_corners(x, y, heading, half_length, half_width, areas.boxes[k])
-    begin = _clamped(vertices, first, last, p - half_length)
-    end = _clamped(vertices, first, last, p + half_length + v * HEADWAY)
-    count = 0
-    if begin == vertices[last - 1, 3]:
-        count = _copy(vertices, last - 2, last, points, 0)
-    elif end == vertices[first, 3]:
-        count = _copy(vertices, first, first + 2, points, 0)
-    else:
-        points[0, 0], points[0, 1], _ = _pose(vertices, first, last, begin)
-        low = _first_beyond(vertices, first, last, begin)
-        high = low
-        while high < last and vertices[high, 3] < end:
-            high += 1
-        count = _copy(vertices, low, high, points, 1)
-        points[count, 0], points[count, 1], _ = _pose(vertices, first, last, end)
-        count += 1
-    size = buffer_outline(points, count, half_width, areas.rings[k])
-    areas.counts[k] = max(size, 0)
-    update_bounds(areas, k)
-    return size >= 0
-
-
-@kernel
-def _copy(vertices, low: int, high: int, points, count: int) -> int:
-    for i in range(low, high):
-        points[count, 0], points[count, 1] = vertices[i, 0], vertices[i, 1]
-        count += 1
-    return count
-
-
-@kernel
-def _way_to_go(rails, i: int, p: float, points) -> int:
-    """Writes the path of vehicle i from progress p (within the path) on into ``points``; returns its length."""
-    first, last = rails.path_offsets[rails.path[i]], rails.path_offsets[rails.path[i] + 1]
-    ahead = _first_beyond(rails.vertices, first, last, p)
-    if ahead == last:
-        return _copy(rails.vertices, last - 2, last, points, 0)
-    points[0, 0], points[0, 1], _ = _pose(rails.vertices, first, last, p)
-    return _copy(rails.vertices, ahead, last, points, 1)
-
-
-@kernel
-def _in_corridor(rails, i: int, p: float, areas, k: int, points, ring) -> int:
-    """1 when area k touches the corridor of vehicle i (way to go, its own width), 0 when not, -1: ``ring`` too small.
-
-    Almost always the distance to the way itself tells; close to the border, and at the ends, the outline is asked.
-    """
-    r = rails.half_sizes[i, 1]
-    reach = SURE_OUTSIDE * r
-    low_x, low_y = areas.bounds[k, 0] - reach, areas.bounds[k, 1] - reach
-    high_x, high_y = areas.bounds[k, 2] + reach, areas.bounds[k, 3] + reach
-    number = rails.path[i]
-    first, last = rails.path_offsets[number], rails.path_offsets[number + 1]
-    vertices = rails.vertices
-    ahead = _first_beyond(vertices, first, last, p)
-    if ahead == last:
-        ahead = last - 1
-        px, py = vertices[last - 2, 0], vertices[last - 2, 1]
-    else:
-        px, py, _ = _pose(vertices, first, last, p)
-    start_x, start_y = px, py
-    chunks, chunk_0 = rails.chunks, rails.chunk_offsets[number]
-    box, outline, size = areas.boxes[k], areas.rings[k], areas.counts[k]
-    unsure = False
-    q = ahead
-    while q < last:
-        if (q - 1 - first) % CHUNK == 0 and q > ahead:  # a chunk begins at vertex q - 1: step over it when it is far
-            c = chunk_0 + (q - 1 - first) // CHUNK
-            if chunks[c, 0] > high_x or chunks[c, 2] < low_x or chunks[c, 1] > high_y or chunks[c, 3] < low_y:
-                q = min(q + CHUNK, last)
-                px, py = vertices[q - 1, 0], vertices[q - 1, 1]
-                continue
-        qx, qy = vertices[q, 0], vertices[q, 1]
-        if min(px, qx) <= high_x and max(px, qx) >= low_x and min(py, qy) <= high_y and max(py, qy) >= low_y:
-            found = _outline_near_segment(box, 4, px, py, qx, qy, r)
-            if found < 2 and size:
-                found = max(found, _outline_near_segment(outline, size, px, py, qx, qy, r))
-            if found == 2:
-                return 1
-            unsure |= found == 1
-        px, py = qx, qy
-        q += 1
-    if not unsure:  # the way is clear of all edges: it lies inside of the area or outside as a whole
-        if low_x + reach > start_x or start_x > high_x - reach or low_y + reach > start_y or start_y > high_y - reach:
-            return 0
-        if winding(box, 4, start_x, start_y) != 0:
-            return 1
-        return 1 if size and winding(outline, size, start_x, start_y) != 0 else 0
-    count = buffer_outline(points, _way_to_go(rails, i, p, points), r, ring)
-    if count <= 0:
-        return count
-    if outlines_meet(ring, count, box, 4, areas.bounds[k]):
-        return 1
-    return 1 if size and outlines_meet(ring, count, outline, size, areas.bounds[k]) else 0
-
-
-@kernel
-def _outline_near_segment(outline, count: int, px: float, py: float, qx: float, qy: float, r: float) -> int:
-    """2: an edge comes surely closer than r beside the segment p-q; 1: it may come closer than r; 0: it does not."""
-    dx, dy = qx - px, qy - py
-    length = math.sqrt(dx * dx + dy * dy)
-    if length == 0.0:
-        return 0
-    dx, dy = dx / length, dy / length
-    inside, outside = SURE_INSIDE * r, SURE_OUTSIDE * r
-    found = 0
-    ex, ey = outline[count - 1, 0] - px, outline[count - 1, 1] - py
-    along_0, across_0 = ex * dx + ey * dy, ey * dx - ex * dy
-    for j in range(count):
-        ex, ey = outline[j, 0] - px, outline[j, 1] - py
-        along_1, across_1 = ex * dx + ey * dy, ey * dx - ex * dy
-        if (
-            min(across_0, across_1) < outside
-            and max(across_0, across_1) > -outside
-            and max(along_0, along_1) > -outside
-            and min(along_0, along_1) < length + outside
-        ):
-            if _least_across(along_0, across_0, along_1, across_1, 0.0, length) < inside:
-                return 2
-            if found == 0 and _least_across(along_0, across_0, along_1, across_1, -outside, length + outside) < outside:
-                found = 1
-        along_0, across_0 = along_1, across_1
-    return found
-
-
-@kernel
-def _least_across(along_0: float, across_0: float, along_1: float, across_1: float, low: float, high: float) -> float:
-    """Least |across| of an edge where ``along`` is between low and high; infinite where it never is."""
-    if along_0 > along_1:
-        along_0, across_0, along_1, across_1 = along_1, across_1, along_0, across_0
-    if along_1 < low or along_0 > high:
-        return math.inf
-    if along_1 > along_0:
-        slope = (across_1 - across_0) / (along_1 - along_0)
-        if along_1 > high:
-            across_1 = across_0 + slope * (high - along_0)
-        if along_0 < low:
-            across_0 = across_0 + slope * (low - along_0)
-    if across_0 * across_1 <= 0.0:
-        return 0.0
-    return min(abs(across_0), abs(across_1))
 
 
 @kernel
@@ -299,7 +99,10 @@ def simulate_vehicles(rails, ego_states, poses, present) -> int:
         np.empty((agents + 1, capacity, 2)),
         np.zeros(agents + 1, dtype=np.int64),
         np.empty((agents + 1, 4)),
+        np.empty((agents + 1, 6)),
     )
+    boxes, rings, counts, bounds, hulls = areas.boxes, areas.rings, areas.counts, areas.bounds, areas.hulls
+    vertices, chunks, tails = rails.vertices, rails.chunks, rails.tails
     ring, points = np.empty((capacity, 2)), np.empty((longest + 3, 2))
     p, v, target = np.empty(agents), np.empty(agents), np.empty(agents)
     heading, position = np.empty(agents), np.empty((agents, 2))
@@ -312,8 +115,8 @@ def simulate_vehicles(rails, ego_states, poses, present) -> int:
         box_corners(start[SNAPPED_X], start[SNAPPED_Y], start[SNAPPED_HEADING], half_length, half_width, areas.boxes[k])
         update_bounds(areas, k)
         first, last = rails.path_offsets[rails.path[i]], rails.path_offsets[rails.path[i] + 1]
-        progress = _clamped(rails.vertices, first, last, p[k])
-        position[k, 0], position[k, 1], heading[k] = _pose(rails.vertices, first, last, progress)
+        progress = clamped(vertices, first, last, p[k])
+        position[k, 0], position[k, 1], heading[k] = path_pose(vertices, first, last, progress)
     hits, distances = np.empty(agents + 1, dtype=np.int64), np.empty(agents + 1)
     shown, raw = np.empty((n, 4, 2)), np.empty((4, 2))
     shown_radius, shown_center = np.empty(n), np.empty((n, 2))
@@ -330,18 +133,32 @@ def simulate_vehicles(rails, ego_states, poses, present) -> int:
                 continue
             i = active[k]
             first, last = rails.path_offsets[rails.path[i]], rails.path_offsets[rails.path[i] + 1]
-            progress = _clamped(rails.vertices, first, last, p[k])
+            half_length, half_width = rails.half_sizes[i, 0], rails.half_sizes[i, 1]
+            ahead, start_x, start_y = way_begins(vertices, first, last, clamped(vertices, first, last, p[k]))
+            chunk_0 = rails.chunk_offsets[rails.path[i]]
+            rest, reach = chunk_0 + (ahead - 1 - first) // CHUNK, SURE_OUTSIDE * half_width
+            low_x, low_y = tails[rest, 0] - reach, tails[rest, 1] - reach
+            high_x, high_y = tails[rest, 2] + reach, tails[rest, 3] + reach
             count = 0
             for other in range(agents + 1):
-                if other < agents and not alive[other]:
-                    continue
-                if (
-                    other == k
-                    and p[k] < rails.vertices[last - 1, 3]
-                    and winding(areas.boxes[k], 4, position[k, 0], position[k, 1])
+                if other != k and (
+                    (other < agents and not alive[other])
+                    or bounds[other, 0] > high_x
+                    or bounds[other, 1] > high_y
+                    or bounds[other, 2] < low_x
+                    or bounds[other, 3] < low_y
                 ):
+                    continue
+                if other == k and p[k] < vertices[last - 1, 3] and winding(boxes[k], 4, start_x, start_y):
                     continue  # its corridor begins inside its own box
-                met = _in_corridor(rails, i, progress, areas, other, points, ring)
+                met = touches_way(
+                    vertices, first, last, ahead, start_x, start_y, half_width,
+                    chunks, chunk_0, boxes, rings, counts[other], bounds, hulls, other,
+                )  # fmt: skip
+                if met < 0:
+                    met = in_outlined_corridor(
+                        vertices, first, last, ahead, start_x, start_y, half_width, areas, other, points, ring
+                    )
                 if met < 0:
                     return TOO_CURLY
                 if other == k:
@@ -359,7 +176,7 @@ def simulate_vehicles(rails, ego_states, poses, present) -> int:
                     speed, relative = v[leader], heading[leader] - heading[k]
                 v_lead = speed * math.cos(principal(relative))
             else:
-                x_lead, v_lead, length = rails.vertices[last - 1, 3] - p[k], 0.0, rails.half_sizes[i, 0]
+                x_lead, v_lead, length = vertices[last - 1, 3] - p[k], 0.0, half_length
             if rails.start[i, LIMIT] > 0.0:
                 target[k] = rails.start[i, LIMIT]
             desired = GAP + HEADWAY * v[k] + v[k] * (v[k] - v_lead) / (2.0 * math.sqrt(ACCELERATION * DECELERATION))
@@ -367,10 +184,10 @@ def simulate_vehicles(rails, ego_states, poses, present) -> int:
             change = ACCELERATION * (1.0 - (v[k] / target[k]) ** 4.0 - (desired / gap) ** 2.0)
             p[k] += STEP_S * v[k]
             v[k] = max(v[k] + STEP_S * min(max(change, -DECELERATION), ACCELERATION), 0.0)
-            if not _claim(rails, i, p[k], v[k], points, areas, k):
+            if not claim(vertices, first, last, half_length, half_width, p[k], v[k], points, areas, k):
                 return TOO_CURLY
-            progress = _clamped(rails.vertices, first, last, p[k])
-            position[k, 0], position[k, 1], heading[k] = _pose(rails.vertices, first, last, progress)
+            progress = clamped(vertices, first, last, p[k])
+            position[k, 0], position[k, 1], heading[k] = path_pose(vertices, first, last, progress)
         put_out = 0
         for i in range(n):
             present[step, i] = False

@@ -42,11 +42,12 @@ class Rails(NamedTuple):
     vertices: NDArray[np.float64]  # [v,4] x, y, unwrapped heading, progress
     chunk_offsets: NDArray[np.int64]  # [p+1]
     chunks: NDArray[np.float64]  # [c,4] bounds of CHUNK path segments each
+    tails: NDArray[np.float64]  # [c,4] bounds of that chunk and all later ones of its path
 
 
 @kernel
 def chunk_bounds(path_offsets, vertices):
-    """(chunk_offsets [p+1], chunks [c,4]) of all paths."""
+    """(chunk_offsets [p+1], chunks [c,4], tails [c,4]) of all paths."""
     paths = len(path_offsets) - 1
     offsets = np.zeros(paths + 1, dtype=np.int64)
     for k in range(paths):
@@ -60,13 +61,18 @@ def chunk_bounds(path_offsets, vertices):
             for i in range(first, last + 1):
                 chunks[c, 0], chunks[c, 1] = min(chunks[c, 0], vertices[i, 0]), min(chunks[c, 1], vertices[i, 1])
                 chunks[c, 2], chunks[c, 3] = max(chunks[c, 2], vertices[i, 0]), max(chunks[c, 3], vertices[i, 1])
-    return offsets, chunks
+    tails = chunks.copy()
+    for k in range(paths):
+        for c in range(offsets[k + 1] - 2, offsets[k] - 1, -1):
+            tails[c, 0], tails[c, 1] = min(tails[c, 0], tails[c + 1, 0]), min(tails[c, 1], tails[c + 1, 1])
+            tails[c, 2], tails[c, 3] = max(tails[c, 2], tails[c + 1, 2]), max(tails[c, 3], tails[c + 1, 3])
+    return offsets, chunks, tails
 
 
 def make_rails(agents: TrafficAgents, poses: NDArray[np.float64], sizes: NDArray[np.float64]) -> Rails:
     """``poses`` [n,3] and ``sizes`` [n,>=2] of the vehicles now."""
     offsets, vertices = np.array(agents.path_offsets), np.array(agents.path_vertices)
-    chunk_offsets, chunks = chunk_bounds(offsets, vertices)
+    chunk_offsets, chunks, tails = chunk_bounds(offsets, vertices)
     return Rails(
         np.array(agents.kinds),
         np.array(agents.path),
@@ -77,4 +83,5 @@ def make_rails(agents: TrafficAgents, poses: NDArray[np.float64], sizes: NDArray
         vertices,
         chunk_offsets,
         chunks,
+        tails,
     )
