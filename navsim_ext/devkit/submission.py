@@ -19,11 +19,7 @@ second stage, and with a metric cache the dry run is the two-stage protocol.
 from __future__ import annotations
 
 import os
-import pickle
-import sys
-import types
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +34,7 @@ from navsim_ext import pickles
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.files import reading, write_atomic
 from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S
+from navsim_ext.pickles.writing import dumps_as
 from navsim_ext.readers import read_split
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.parquet import read_table
@@ -73,31 +70,6 @@ STAND_INS = {
     ("navsim.common.dataclasses", "Trajectory"): Trajectory,
     ("nuplan.planning.simulation.trajectory.trajectory_sampling", "TrajectorySampling"): TrajectorySampling,
 }
-
-
-@contextmanager
-def _original_names() -> Iterator[None]:
-    """While open, the stand-ins are importable, and so picklable, under the names of the originals."""
-    saved_modules = dict(sys.modules)
-    saved_names = {stand_in: (stand_in.__module__, stand_in.__qualname__) for stand_in in STAND_INS.values()}
-    try:
-        for (module_name, class_name), stand_in in STAND_INS.items():
-            parts = module_name.split(".")
-            for depth in range(1, len(parts) + 1):
-                sys.modules[".".join(parts[:depth])] = types.ModuleType(".".join(parts[:depth]))
-            setattr(sys.modules[module_name], class_name, stand_in)
-            stand_in.__module__, stand_in.__qualname__ = module_name, class_name
-        yield
-    finally:
-        for (module_name, _), stand_in in STAND_INS.items():
-            stand_in.__module__, stand_in.__qualname__ = saved_names[stand_in]
-            parts = module_name.split(".")
-            for depth in range(1, len(parts) + 1):
-                name = ".".join(parts[:depth])
-                if name in saved_modules:
-                    sys.modules[name] = saved_modules[name]
-                else:
-                    sys.modules.pop(name, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +115,7 @@ def write_submission(
     ]
     submission: dict[str, Any] = {field: team.get(key) for field, key in TEAM_FIELDS.items()}
     submission |= {key: [stage] for key, stage in zip(PREDICTIONS[version], stages)}
-    with _original_names():
-        content = pickle.dumps(submission, protocol=4)
+    content = dumps_as(submission, STAND_INS)
     target = Path(path)
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

@@ -55,11 +55,6 @@ class Run:
     faults: Counter
 
 
-def record(plan: Plan, *key: int | str) -> Drive:
-    """The drive of a key at 2 Hz; raises NoDrive as :func:`run` does."""
-    return _recorded(run(plan, *key))
-
-
 def run(plan: Plan, *key: int | str) -> Run:
     """The drive of a key; raises NoDrive naming town, kind and the faults met when ATTEMPTS draws all fail."""
     first = int(round(plan.warm_up_s / STEP_S))
@@ -117,7 +112,8 @@ def _start_pose(cast: Cast, i: int) -> NDArray[np.float64]:
     return np.append(path.xy[index] + row["axle"] * np.array([np.cos(heading), np.sin(heading)]), heading)
 
 
-def _recorded(run: Run) -> Drive:
+def recorded(run: Run) -> Drive:
+    """A run at 2 Hz, from its step ``first`` on."""
     plan, cast, motion = run.plan, run.cast, run.motion
     at = np.arange(run.first, len(motion.pose), FRAME_STEPS)
     centre, heading = motion.pose[at, 0, :2], motion.pose[at, 0, 2]

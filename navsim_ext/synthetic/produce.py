@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from navsim_ext.files import write_atomic
@@ -34,13 +35,12 @@ def produce(recipe: Recipe, folder: Path, index: int) -> LogRecord:
     size, pictures = len(content), 0
     windows = recipe.scenes_of(index)
     if recipe.cameras:
-        vector_map = _vector_map(folder / "maps", drive.plan.town.location)
         for frame in recipe.frames_with_pictures(windows):
             for view in recipe.cameras:
-                jpeg = _picture(recipe, drive, frames, vector_map, frame, view)
+                shot = _picture(recipe, drive, frames, folder / "maps", frame, view)
                 picture = sensors / frames[frame]["cams"][view]["data_path"]
-                write_atomic(picture, jpeg, workshop=folder / WORK_FOLDER, durable=False)
-                size, pictures = size + len(jpeg), pictures + 1
+                write_atomic(picture, shot, workshop=folder / WORK_FOLDER, durable=False)
+                size, pictures = size + len(shot), pictures + 1
     log = folder / "navsim_logs" / FOLDER_OF_PART[part] / f"{name}.pkl"
     write_atomic(log, content, workshop=folder / WORK_FOLDER, durable=False)
     return LogRecord(
@@ -67,14 +67,26 @@ def _rig(size: tuple[int, int]):
     return camera_rig(size)
 
 
-def _picture(recipe: Recipe, drive: Drive, frames: list, vector_map: VectorMap, frame: int, view: str) -> bytes:
+def _picture(recipe: Recipe, drive: Drive, frames: list, maps: Path, frame: int, view: str) -> bytes:
+    return jpeg(picture_of(recipe, maps, drive, frames, frame, view), recipe.jpeg_quality)
+
+
+def jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
+    """A picture [H,W,3] as the bytes of its file."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
+
+
+def picture_of(recipe: Recipe, maps: Path, drive: Drive, frames: list, frame: int, view: str) -> NDArray[np.uint8]:
+    """What a camera sees in a frame of a drive; ``frames`` are those of :func:`frames_of`."""
     tracks = frames[frame]["anns"]["track_tokens"]
     window: list[Annotations] = [
         annotations(drive, k, tracks) for k in range(max(frame - HISTORY_FRAMES + 1, 0), frame + 1)
     ]
     pose = drive.ego[frame] + np.append(drive.plan.town.origin, 0.0)
-    image = render(
-        vector_map,
+    return render(
+        _vector_map(maps, drive.plan.town.location),
         window[-1],
         pose,
         [(str(connector), red) for connector, red in frames[frame]["traffic_lights"]],
@@ -82,6 +94,3 @@ def _picture(recipe: Recipe, drive: Drive, frames: list, vector_map: VectorMap, 
         recipe.image_size,
         braking=braking_tracks(window, len(window) - 1, POSE_INTERVAL_S),
     )
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "JPEG", quality=recipe.jpeg_quality)
-    return stream.getvalue()

@@ -14,7 +14,7 @@ from navsim_ext.errors import DataError
 from navsim_ext.frames import POSE_INTERVAL_S
 from navsim_ext.prompts import load_template
 from navsim_ext.scene import CAMERAS, MAP_LOCATIONS
-from navsim_ext.synthetic.drive import Drive, NoDrive, record
+from navsim_ext.synthetic.drive import Drive, NoDrive, Run, recorded, run
 from navsim_ext.synthetic.log_writer import log_name
 from navsim_ext.synthetic.scenarios import SITUATIONS, Plan
 from navsim_ext.synthetic.town import make_town, stream
@@ -109,6 +109,10 @@ class Recipe:
         return range(HISTORY_FRAMES + FUTURE_FRAMES + windows - 1)
 
     def drive(self, index: int) -> Drive:
+        """Log ``index`` at 2 Hz; raises as :meth:`run`."""
+        return recorded(self.run(index))
+
+    def run(self, index: int) -> Run:
         """Simulates log ``index``; raises NoDrive when its town offers none of the situations of the mix."""
         windows = self.scenes_of(index)
         frames = HISTORY_FRAMES + FUTURE_FRAMES + windows - 1
@@ -118,7 +122,7 @@ class Recipe:
         for kind in self.kinds_of(index):
             plan = Plan(town, kind, WARM_UP_S, POSE_INTERVAL_S * (frames - 1), focus_s)
             try:
-                return record(plan, self.seed, index, kind)
+                return run(plan, self.seed, index, kind)
             except NoDrive as problem:
                 problems.append(str(problem))
         raise NoDrive("; ".join(problems))

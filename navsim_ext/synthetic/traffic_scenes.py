@@ -166,7 +166,6 @@ def scene_of(source: SyntheticTraffic, index: int, drive: Run) -> TrafficScene:
     dynamics = np.column_stack([speed[:, 0], nothing, acceleration[:, 0], speed[:, 0] ** 2 * curvature])
     size = np.array([row["size"] for row in cast.rows], np.float32)
     kind = np.array([KIND_OF_NAME.get(name, AgentKind.OTHER) for name in cast.names], np.uint8)
-    users = cast.pack()
     return TrafficScene.make(
         id=f"synthetic-{source.seed}-{index:06d}-{source.recipe().part_of(index)}-{plan.kind}",
         source="synthetic",
@@ -195,7 +194,7 @@ def scene_of(source: SyntheticTraffic, index: int, drive: Run) -> TrafficScene:
         rear_axle=EGO_AXLE_TO_CENTRE,
         map_location=town.location,
         cameras=camera_rig(tuple(source.image_size)),
-        law=_law(drive, users, connector_piece, now),
+        law=law_tables(drive, now, connector_piece),
         recipe={"town": town.location, "seed": source.seed, "index": index, "kind": plan.kind,
                 "part": source.recipe().part_of(index), "attempts": drive.attempts},
     )  # fmt: skip
@@ -232,9 +231,11 @@ def _lights(signalled: list, drive: Run, steps: int) -> NDArray[np.uint8]:
     return states
 
 
-def _law(drive: Run, users: Any, connector_piece: NDArray[np.int64], now: int) -> dict[str, NDArray]:
+def law_tables(drive: Run, now: int, connector_piece: NDArray[np.int64]) -> dict[str, NDArray]:
+    """What the law reads, and its state at the first step of a run and ``now`` steps later."""
     town: Town = drive.plan.town
     cast, motion = drive.cast, drive.motion
+    users = cast.pack()
     poses, speeds, start = pack(cast.paths)
     crossings, connectors = pack_crossings(cast.paths)
     at = [drive.first, drive.first + now]
