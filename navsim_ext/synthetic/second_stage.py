@@ -186,6 +186,8 @@ def _measured(make: Any, todo: list[tuple[LogRecord, int]], folder: Path, worker
     began = time.perf_counter()
     size = make(todo[0])
     yield size
+    if len(todo) == 1:
+        return
     preflight(
         output_dir=folder, items=len(todo) - 1, bytes_per_item=size, memory_bytes=WORKER_BYTES * max(workers, 1),
         seconds_per_item=time.perf_counter() - began, workers=workers,
