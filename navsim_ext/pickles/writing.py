@@ -13,17 +13,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["dumps_as"]
+__all__ = ["dumps_as", "original_names"]
 
 
 def dumps_as(content: Any, stand_ins: Mapping[tuple[str, str], type], protocol: int = 4) -> bytes:
     """Pickle of ``content``; objects of the stand-ins go under the (module, name) that they stand for."""
-    with _original_names(stand_ins):
+    with original_names(stand_ins):
         return pickle.dumps(content, protocol=protocol)
 
 
 @contextmanager
-def _original_names(stand_ins: Mapping[tuple[str, str], type]) -> Iterator[None]:
+def original_names(stand_ins: Mapping[tuple[str, str], type]) -> Iterator[None]:
     """While open, the stand-ins are importable, and so picklable, under the names of the originals."""
     saved_modules = dict(sys.modules)
     saved_names = {stand_in: (stand_in.__module__, stand_in.__qualname__) for stand_in in stand_ins.values()}

@@ -46,6 +46,7 @@ from navsim_ext.maps.nuplan_gpkg import read_gpkg
 from navsim_ext.pdm import observation
 from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.pickles import Holder
+from navsim_ext.pickles.writing import original_names
 from navsim_ext.readers.navsim_logs import NavsimLogs
 from navsim_ext.readers.scenarionet import ScenarioNetScenes
 from navsim_ext.readers.scene_filter import SceneFilter
@@ -138,7 +139,7 @@ def submissions(folder: Path) -> Reader:
     }
 
     def write(path: Path, content: Any) -> Path:
-        with submission._original_names():
+        with original_names(submission.STAND_INS):
             return pickled(path, _with_trajectories(content))
 
     return Reader(content, write, check_submission, arrays=True)

@@ -24,6 +24,7 @@ from navsim_ext.evaluation.two_stage_file import read_planners
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm.columns import SCORE_COLUMNS
 from navsim_ext.pickles import RefusedObject
+from navsim_ext.pickles.writing import dumps_as
 
 TEAM = {"name": "t", "authors": "a", "email": "e@x.org", "institution": "i", "country": "c"}
 POSES = {f"{i:016x}": np.arange(24, dtype=np.float64).reshape(8, 3) + i for i in range(3)}
@@ -118,15 +119,15 @@ def test_every_token_of_every_stage_is_looked_at(tmp_path):
     """Lists instead of trajectories, short samplings, NaN: named and counted, and the good tokens stay."""
     path = tmp_path / "s.pkl"
     bad_second = dict(SECOND)
-    with submission._original_names():
-        stages = [{t: submission.Trajectory(np.float32(p)) for t, p in part.items()} for part in (POSES, bad_second)]
-        tokens = [*stages[0], *stages[1]]
-        stages[0][tokens[0]] = np.zeros((8, 3)).tolist()
-        stages[0][tokens[1]] = submission.Trajectory(np.zeros((8, 3), np.float32), 0.1)
-        stages[1][tokens[3]] = submission.Trajectory(np.full((8, 3), np.nan, np.float32))
-        fields = dict.fromkeys(submission.TEAM_FIELDS, "x")
-        keys = submission.PREDICTIONS["v2.2"]
-        path.write_bytes(pickle.dumps(fields | {key: [stage] for key, stage in zip(keys, stages)}, protocol=4))
+    stages = [{t: submission.Trajectory(np.float32(p)) for t, p in part.items()} for part in (POSES, bad_second)]
+    tokens = [*stages[0], *stages[1]]
+    stages[0][tokens[0]] = np.zeros((8, 3)).tolist()
+    stages[0][tokens[1]] = submission.Trajectory(np.zeros((8, 3), np.float32), 0.1)
+    stages[1][tokens[3]] = submission.Trajectory(np.full((8, 3), np.nan, np.float32))
+    fields = dict.fromkeys(submission.TEAM_FIELDS, "x")
+    keys = submission.PREDICTIONS["v2.2"]
+    content = fields | {key: [stage] for key, stage in zip(keys, stages)}
+    path.write_bytes(dumps_as(content, submission.STAND_INS))
     found = read_submission(path)
     assert set(found.malformed) == {tokens[0], tokens[1], tokens[3]}
     assert "a Trajectory was expected" in found.malformed[tokens[0]]
