@@ -82,11 +82,30 @@ class ConstantDeceleration:
         return straight(v * t - 0.5 * self.deceleration * t**2)
 
 
+class StraightOn:
+    """Straight ahead whatever the route says, gaining speed: v(t) = min(v + a t, ``target_speed``), never below v."""
+
+    name = "straight_on"
+
+    def __init__(self, target_speed: float = 10.0, acceleration: float = 1.0) -> None:
+        if not (0.0 < target_speed < float("inf") and 0.0 < acceleration < float("inf")):
+            raise DataError(
+                f"straight_on: target_speed is {target_speed} m/s, acceleration {acceleration} m/s^2; positive expected"
+            )
+        self.target_speed, self.acceleration = float(target_speed), float(acceleration)
+
+    def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
+        v, a, t = speed(batch)[:, None], self.acceleration, pose_times(batch)[None]
+        gaining = torch.minimum(t, torch.clamp((self.target_speed - v) / a, min=0.0))  # s until the speed is reached
+        return straight(v * t + a * gaining * (t - 0.5 * gaining))
+
+
 BASELINES: dict[str, Callable[..., Planner]] = {
     "human": Human,
     "constant_velocity": ConstantVelocityAgent,
     "standing_still": StandingStill,
     "constant_deceleration": ConstantDeceleration,
+    "straight_on": StraightOn,
 }
 
 

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from reference_data import reference_path
+from rich.console import Console
 from test_synthetic_build import recipe
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.evaluation.two_stage import Trajectories, evaluate
-from navsim_ext.fingerprint import FingerprintMismatch
+from navsim_ext.evaluation.two_stage_file import read_planners
+from navsim_ext.evaluation.two_stage_planner import score_two_stages, summary_rows
+from navsim_ext.fingerprint import Fingerprint, FingerprintMismatch
 from navsim_ext.frames import to_global
 from navsim_ext.metric_cache import build as cache_build
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.metric_cache.settings import BuildSettings
 from navsim_ext.pickles import Holder
-from navsim_ext.readers import NavsimLogs, SecondStageScenes, read_split
+from navsim_ext.readers import NavsimLogs, SceneFilter, SecondStageScenes, read_split
 from navsim_ext.readers.second_stage import _load
+from navsim_ext.runtime.config import compose
+from navsim_ext.scene_index import build_index
 from navsim_ext.synthetic import second_stage
 from navsim_ext.synthetic.build import build
 from navsim_ext.synthetic.drive import FRAME_STEPS
@@ -180,6 +186,41 @@ def test_everything_can_be_scored(world, tmp_path):
         assert 0.0 <= result.combined <= 1.0
         assert result.rows["valid"].all()
         assert result.rows["score"].notna().all()
+
+
+def index_of(world: Path, folder: Path, *, second: bool) -> Path:
+    split = read_split(world / "train_test_split" / f"{NAME}.yaml")
+    logs = NavsimLogs(world, "test", scene_filter=split.scene_filter)
+    source = SecondStageScenes(world / NAME, NavsimLogs(world, "test"), scene_filter=SceneFilter(num_future=0))
+    build_index(source if second else logs, folder, cameras=("CAM_F0",))
+    return folder
+
+
+def test_a_planner_drives_both_stages_by_the_command_beside_blind_probes(world, tmp_path):
+    split_config = world / "train_test_split" / f"{NAME}.yaml"
+    cache_build.build(BuildSettings.two_stage(str(world), str(split_config), str(tmp_path / "cache")))
+    indices = [index_of(world, tmp_path / name, second=name == "second") for name in ("first", "second")]
+    options = [
+        "protocol=two_stage", "planner=constant_velocity", f"data.split_config={split_config}", "probes=true",
+        f"data.index={indices[0]}", f"data.second_stage={indices[1]}", f"metric_cache={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    output = tmp_path / "scores"
+    cfg = compose("score", [*options, f"output_dir={output}"])
+    results = score_two_stages(cfg, Console(file=io.StringIO()))
+    assert results["constant_velocity"].complete
+    assert results["probe_constant_velocity"].combined == results["constant_velocity"].combined
+    again = read_planners(output / "trajectories.parquet")
+    split, cache = read_split(split_config), MetricCache(tmp_path / "cache")
+    assert evaluate(again["constant_velocity"], split, cache).combined == results["constant_velocity"].combined
+    summary = json.loads((output / "two_stage.json").read_text())
+    assert len(summary["planners"]) == 6
+    assert "constant_velocity" in summary["verdicts"][0]
+    assert all(len(row["cells"]) == 4 for row in summary_rows(summary))
+    assert "two_stage" in Fingerprint.load(output).kind
+    with pytest.raises(MissingError, match="second_stage"):
+        score_two_stages(compose("score", [*options, "data.second_stage=null", "output_dir=x"]), Console())
+    with pytest.raises(DataError, match="holds none of the"):
+        score_two_stages(compose("score", [*options, f"data.second_stage={indices[0]}", "output_dir=x"]), Console())
 
 
 def digests(folder: Path) -> dict[str, str]:

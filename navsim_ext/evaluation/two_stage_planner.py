@@ -1,0 +1,194 @@
+"""``score protocol=two_stage``: a planner drives both stages of NAVSIM 2's pseudo-simulation.
+
+    python -m navsim_ext.evaluation.score protocol=two_stage planner=... data.split_config=YAML \\
+        data.index=FIRST data.second_stage=SECOND metric_cache=CACHE output_dir=DIR
+
+FIRST and SECOND are scene indices (``navsim_ext.dataset`` with the split's scene filter, SECOND with
+``data.second_stage=FOLDER`` besides). DIR gets ``trajectories.parquet`` of both stages (a submission can be written
+from it), ``two_stage.parquet``, ``two_stage.aggregates.parquet``, ``csv/`` in NAVSIM's layout, ``two_stage.json`` and
+``fingerprint.json``. What an index lacks makes its group invalid and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from navsim_ext.bootstrap import Estimate
+from navsim_ext.dataset import SceneDataset
+from navsim_ext.errors import DataError, MissingError
+from navsim_ext.evaluation import probes
+from navsim_ext.evaluation.planning import plan_scenes
+from navsim_ext.evaluation.scoring import NothingScored
+from navsim_ext.evaluation.table import TRAJECTORIES_FILE
+from navsim_ext.evaluation.two_stage import Trajectories, TwoStageResult, combined_estimate
+from navsim_ext.evaluation.two_stage_file import (
+    Options,
+    Snapshot,
+    evaluate_planners,
+    fingerprint_of,
+    open_split,
+    print_results,
+    take_snapshot,
+    write_results,
+)
+from navsim_ext.files import write_json_atomic
+from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S
+from navsim_ext.hidden_cache.source import HiddenStateSource
+from navsim_ext.metric_cache.schema import MetricCache
+from navsim_ext.pdm import arithmetic
+from navsim_ext.pdm.version import require_traffic
+from navsim_ext.planners import Planner
+from navsim_ext.readers import SplitConfig
+from navsim_ext.runtime.parquet import write_table
+from navsim_ext.runtime.preflight import preflight
+
+log = logging.getLogger(__name__)
+
+SUMMARY_FILE, ROWS_FILE, CSV_FOLDER = "two_stage.json", "two_stage.parquet", "csv"
+STAGES = ("one", "two")
+BYTES_PER_ROW = 1500  # of all files together
+
+
+def score_two_stages(cfg: DictConfig, console: Console) -> dict[str, TwoStageResult]:
+    """Plans both stages, scores and combines them. Raises NothingScored when no group is valid (``require_valid``)."""
+    arithmetic.verdict()
+    options = Options(cfg.traffic or "reactive", cfg.human_filter, cfg.strict)
+    require_traffic(options.traffic)
+    if cfg.data.second_stage is None:
+        raise MissingError("protocol=two_stage needs data.second_stage=FOLDER, the scene index of the second stage")
+    cache = MetricCache(cfg.metric_cache)
+    split = open_split({"split_config": cfg.data.split_config}, cache)
+    split.require_groups()
+    datasets = _datasets(cfg, split)
+    rows = sum(len(dataset) for dataset in datasets)
+    output = Path(cfg.output_dir)
+    preflight(output_dir=output, items=rows, bytes_per_item=BYTES_PER_ROW, title="two stages", console=console)
+    hidden = _hidden(cfg)
+    planner: Planner = instantiate(cfg.planner)
+    if hasattr(planner, "require_hidden"):
+        for states in filter(None, hidden):
+            planner.require_hidden(states.fingerprint)
+    planners = [planner]
+    if cfg.probes:
+        planners += probes.probes_of(planner, sees=hidden[0] is not None, cache=cache, version="v2")
+    tables, made = [], {}
+    for one in planners:
+        for stage, dataset, states in zip(STAGES, datasets, hidden):
+            folder = output / f"stage_{stage}" if one is planner else output / "probes" / one.name / f"stage_{stage}"
+            planned, fingerprint = plan_scenes(
+                one, dataset, states, folder,
+                batch_size=cfg.batch_size, num_workers=cfg.num_loaders, device=cfg.device,
+            )  # fmt: skip
+            if one is planner:
+                made[f"planned_stage_{stage}"] = fingerprint
+                planned["name"] = cfg.name or planned["name"]
+            tables.append(planned.assign(interval=POSE_INTERVAL_S))
+    table = pd.concat(tables, ignore_index=True)
+    write_table(output / TRAJECTORIES_FILE, table[["token", "name", "poses", "interval"]])
+    trajectories = {str(name): _trajectories(part) for name, part in table.groupby("name", sort=False)}
+    snapshot = take_snapshot(split, cache, options)
+    results = evaluate_planners(trajectories, split, cache, options)
+    scored = fingerprint_of(output / TRAJECTORIES_FILE, split, cache, options)
+    scored = Fingerprint(scored.kind, scored.fields, {**scored.parents, **made}, scored.info)
+    write_results(output / ROWS_FILE, results, scored, snapshot, output / CSV_FOLDER)
+    scored.save(output)
+    write_json_atomic(output / SUMMARY_FILE, summary_of(results, snapshot, options))
+    print_results(results, snapshot, options, console)
+    for line in verdict_lines(results):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if cfg.require_valid and not any(result.groups["valid"].any() for result in results.values()):
+        reasons = "; ".join(sorted({str(reason) for r in results.values() for reason in r.groups["reason"]})[:3])
+        raise NothingScored(f"not one group could be scored: {reasons}")
+    return results
+
+
+def _datasets(cfg: DictConfig, split: SplitConfig) -> tuple[SceneDataset, SceneDataset]:
+    """Both stages; tokens that an index lacks are left to the evaluation, which counts them by group."""
+    datasets = []
+    stages = ((cfg.data.index, split.first_stage_tokens), (cfg.data.second_stage, split.second_stage_tokens))
+    for stage, (folder, tokens) in zip(STAGES, stages):
+        options = {"sensor_root": cfg.data.sensor_root if stage == "one" else None, "cameras": list(cfg.data.cameras)}
+        whole = SceneDataset(folder, horizon=None, **options)
+        known = set(whole.tokens)
+        wanted = [token for token in tokens if token in known]
+        if not wanted:
+            raise DataError(
+                f"{folder} holds none of the {len(tokens)} tokens of stage {stage} of {split.name}: build the index "
+                "with data.scene_filter=.../scene_filter/NAME.yaml"
+                + (" and data.second_stage=FOLDER" if stage == "two" else "")
+            )
+        if len(wanted) < len(tokens):
+            log.warning("%s lacks %d of %d tokens of stage %s", folder, len(tokens) - len(wanted), len(tokens), stage)
+        horizon = NUM_FUTURE_POSES if whole.index.arrays["target"].shape[1] >= NUM_FUTURE_POSES else None
+        datasets.append(SceneDataset(folder, horizon=horizon, tokens=wanted, **options))
+    return datasets[0], datasets[1]
+
+
+def _hidden(cfg: DictConfig) -> tuple[HiddenStateSource | None, HiddenStateSource | None]:
+    """Hidden states of both stages: one cache may hold both, ``data.second_stage_hidden`` names another."""
+    if not cfg.hidden:
+        return None, None
+    second = OmegaConf.create(OmegaConf.to_container(cfg.hidden, resolve=True))
+    if "index" in second:  # the VLM runs on the pictures of this index
+        second.index = cfg.data.second_stage
+    if cfg.data.second_stage_hidden is not None:
+        if "folder" not in second:
+            raise DataError("data.second_stage_hidden belongs to hidden=cached; this hidden source has no folder")
+        second.folder = cfg.data.second_stage_hidden
+    first: HiddenStateSource = instantiate(cfg.hidden)
+    return first, instantiate(second)
+
+
+def _trajectories(table: pd.DataFrame) -> Trajectories:
+    poses = [np.asarray(row, dtype=np.float64).reshape(-1, 3) for row in table["poses"]]
+    bad = {i: "trajectory is not finite" for i, one in enumerate(poses) if not np.isfinite(one).all()}
+    return Trajectories(table["token"].tolist(), poses, [POSE_INTERVAL_S] * len(poses), bad)
+
+
+def summary_of(results: Mapping[str, TwoStageResult], snapshot: Snapshot, options: Options) -> dict[str, Any]:
+    """What the report shows of an evaluation."""
+    planners = {}
+    for name, result in results.items():
+        bad = result.groups[~result.groups["valid"]]
+        stages = [None if np.isnan(value) else float(value) for value in result.stages["score"]]
+        planners[name] = {
+            "stage_one": stages[0], "stage_two": stages[1], "combined": combined_estimate(result).to_json(),
+            "groups": len(result.groups) - len(bad), "groups_expected": len(result.groups),
+            "reasons": bad["reason"].value_counts().head(10).to_dict(),
+        }  # fmt: skip
+    return {
+        "snapshot": snapshot.line(), "traffic": options.traffic, "human_filter": options.human_filter,
+        "planners": planners, "verdicts": verdict_lines(results),
+    }  # fmt: skip
+
+
+def summary_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """{"name", "cells"} of each planner of a :func:`summary_of`: both stages, combined with interval, groups."""
+    rows = []
+    for name, entry in summary["planners"].items():
+        combined = Estimate(**{key: np.nan if value is None else value for key, value in entry["combined"].items()})
+        cells = ["-" if entry[key] is None else f"{100.0 * entry[key]:.1f}" for key in ("stage_one", "stage_two")]
+        whole = entry["groups"] == entry["groups_expected"]
+        groups = f"{entry['groups']}/{entry['groups_expected']}" + ("" if whole else " INCOMPLETE")
+        rows.append({"name": name, "cells": [*cells, combined.format(), groups]})
+    return rows
+
+
+def verdict_lines(results: Mapping[str, TwoStageResult]) -> list[str]:
+    """Each planner against the best probe, by groups; nothing without probes."""
+    columns: Iterable[tuple[str, pd.Series]] = (
+        (name, result.groups[result.groups["valid"]].set_index("now")["combined"].astype(float))
+        for name, result in results.items()
+    )
+    values = pd.DataFrame(dict(columns))
+    return [one.line("two-stage EPDMS") for one in probes.verdicts(values, values.index.tolist(), "combined")]
