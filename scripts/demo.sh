@@ -28,6 +28,8 @@ for split in trainval test; do
   beside "metric_$split" "metric cache of $split" navsim_ext.metric_cache.build \
     data.root="$world" data.split="$split" workers=sequential output_dir="$job/metric_cache/$split"
 done
+beside second_stage "a second stage: other drivers in the ego's seat" navsim_ext.synthetic.second_stage \
+  data.root="$world" groups=8 pairs=3
 launcher=torchrun NPROC_PER_NODE="$processes" step stage1 "fine-tunes a tiny InternVL on driving questions" \
   stage1_vlm.train experiment="$experiment" data.mixture="$world/qa/train.json" output_dir="$job/stage1"
 await
@@ -37,7 +39,13 @@ index train trainval "$world/train_test_split/scene_filter/train.yaml"
 index val trainval "$world/train_test_split/scene_filter/val.yaml"
 index test test
 
-for split in trainval test; do
+two_stage="$world/train_test_split/synthetic_two_stage.yaml"
+beside metric_two_stage "metric cache of both stages" navsim_ext.metric_cache.build \
+  data.root="$world" data.split_config="$two_stage" workers=sequential output_dir="$job/metric_cache/two_stage"
+step index_second "scene index of the second stage" navsim_ext.dataset data.root="$world" data.split=test \
+  data.second_stage="$world/synthetic_two_stage" output_dir="$job/index/second"
+
+for split in trainval test second; do
   beside "export_$split" "hidden states of $split" stage1_vlm.export experiment="$experiment" \
     model_path="$job/stage1" data.index="$job/index/$split" device="$device" output_dir="$job/hidden/$split"
 done
@@ -73,10 +81,23 @@ rate vlm_text planner=vlm_text planner.model_path="$job/stage1" planner.template
 rate diffusion_il planner=diffusion planner.checkpoint="$il" "${cached[@]}"
 rate diffusion_rl planner=diffusion planner.checkpoint="$rl" "${cached[@]}"
 
-scores="$(IFS=,; echo "${scored[*]}")"
+staged=()
+rate_two_stages() { # planner's name in the table, overrides ...
+  local name="$1"; shift
+  step "two_stage_$name" "drives both stages of NAVSIM 2's protocol" navsim_ext.evaluation.score \
+    experiment="$experiment" protocol=two_stage name="$name" data.split_config="$two_stage" \
+    data.index="$job/index/test" data.second_stage="$job/index/second" metric_cache="$job/metric_cache/two_stage" \
+    device="$device" output_dir="$job/scores/two_stage_$name" "$@"
+  staged+=("$job/scores/two_stage_$name")
+}
+cached+=(data.second_stage_hidden="$job/hidden/second")
+rate_two_stages diffusion_il planner=diffusion planner.checkpoint="$il" "${cached[@]}"
+rate_two_stages diffusion_rl planner=diffusion planner.checkpoint="$rl" probes=true "${cached[@]}"
+
+scores="$(IFS=,; echo "${scored[*]}")" stages="$(IFS=,; echo "${staged[*]}")"
 step report "one HTML file of everything" navsim_ext.evaluation.report \
-  experiment="$experiment" scores="[$scores]" data.root="$world" data.split=test \
+  experiment="$experiment" scores="[$scores]" two_stage="[$stages]" data.root="$world" data.split=test \
   "training=[{title: Stage 1,folder: $job/stage1,columns: null},{title: Stage 2,folder: $job/stage2/diffusion_il,columns: null},{title: Stage 3,folder: $job/stage3/seed_0,columns: null}]" \
   recorder.folder="$job/stage3/seed_0" "comparisons=[[diffusion_il,diffusion_rl]]" output_dir="$job/report"
-bash scripts/run.sh navsim_ext.evaluation.show scores="[$scores]"
+bash scripts/run.sh navsim_ext.evaluation.show scores="[$scores]" two_stage="[$stages]"
 [[ "${DRY_RUN:-0}" == "1" ]] || printf 'Report: %s/report/report.html   (%d s)\n' "$job" $(( SECONDS - began ))

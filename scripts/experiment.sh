@@ -46,3 +46,26 @@ step stage3 "reinforcement, three seeds" stage3_grpo.experiment \
   init="$job/stage2/diffusion_il/version_0/checkpoints/last.ckpt" "${hidden[@]}" \
   data.metric_cache="$job/metric_cache/trainval" data.metric_cache_test="$job/metric_cache/test" \
   device="$device" output_dir="$job/stage3"
+
+# NAVSIM 2's two-stage protocol on the unseen town, with blind probes beside the planners.
+step second_stage "a second stage: other drivers in the ego's seat" navsim_ext.synthetic.second_stage \
+  data.root="$world" groups=100 pairs=5 workers=2
+two_stage="$world/train_test_split/synthetic_two_stage.yaml"
+step metric_two_stage "metric cache of both stages" navsim_ext.metric_cache.build \
+  data.root="$world" data.split_config="$two_stage" num_workers=2 output_dir="$job/metric_cache/two_stage"
+step index_second "scene index of the second stage" navsim_ext.dataset data.root="$world" data.split=test \
+  data.second_stage="$world/synthetic_two_stage" output_dir="$job/index/second"
+launcher=torchrun step export_second "hidden states of the second stage" stage1_vlm.export experiment=demo \
+  model_path="$job/stage1" data.index="$job/index/second" device="$device" output_dir="$job/hidden/second"
+staged=()
+for planner in diffusion_il diffusion_rl; do
+  checkpoint="$job/stage2/diffusion_il/version_0/checkpoints/last.ckpt"
+  [[ "$planner" == diffusion_il ]] || checkpoint="$job/stage3/seed_0/version_0/checkpoints/best_pdm_score.ckpt"
+  step "two_stage_$planner" "drives both stages of NAVSIM 2's protocol" navsim_ext.evaluation.score \
+    protocol=two_stage name="$planner" planner=diffusion planner.checkpoint="$checkpoint" probes=true \
+    data.split_config="$two_stage" data.index="$job/index/test" data.second_stage="$job/index/second" \
+    metric_cache="$job/metric_cache/two_stage" hidden=cached hidden.folder="$job/hidden/test" \
+    data.second_stage_hidden="$job/hidden/second" device="$device" output_dir="$job/scores/two_stage_$planner"
+  staged+=("$job/scores/two_stage_$planner")
+done
+bash scripts/run.sh navsim_ext.evaluation.show scores=[] two_stage="[$(IFS=,; echo "${staged[*]}")]"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from navsim_ext.bootstrap import Estimate, bootstrap_mean
 from navsim_ext.evaluation.planning import planner_fingerprint
+from navsim_ext.evaluation.table import PROBE_PREFIX
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache.schema import HiddenBatch
 from navsim_ext.pdm.closed.planner import PdmClosed
@@ -27,15 +28,14 @@ from navsim_ext.pdm.resident import SceneRecords
 from navsim_ext.planners import ConstantDeceleration, ConstantVelocityAgent, Planner, StandingStill, StraightOn
 from navsim_ext.scene import SceneBatch
 
-PREFIX = "probe_"
-ZEROED = f"{PREFIX}zeroed_hidden"
+ZEROED = f"{PROBE_PREFIX}zeroed_hidden_of_"
 
 
 class Probe:
     """A planner under a name that tells it from those that are rated."""
 
     def __init__(self, planner: Planner) -> None:
-        self.name, self._planner = PREFIX + planner.name, planner
+        self.name, self._planner = PROBE_PREFIX + planner.name, planner
         self.fingerprint = Fingerprint("planner", {"name": self.name}, {"planner": planner_fingerprint(planner)})
 
     def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
@@ -45,10 +45,8 @@ class Probe:
 class ZeroedHidden:
     """A planner that gets zeros where its hidden states would be, as many and as long."""
 
-    name = ZEROED
-
-    def __init__(self, planner: Planner) -> None:
-        self._planner = planner
+    def __init__(self, planner: Planner, name: str | None = None) -> None:
+        self.name, self._planner = ZEROED + (name or planner.name), planner
         self.fingerprint = Fingerprint("planner", {"name": self.name}, {"planner": planner_fingerprint(planner)})
 
     def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
@@ -56,11 +54,12 @@ class ZeroedHidden:
         return self._planner.plan(batch, blind)
 
 
-def probes_of(planner: Planner, *, sees: bool, cache: SceneRecords, version: str) -> list[Planner]:
-    """The probes of a planner; ``sees``: it uses hidden states. ``version`` of PDM-Closed's choice: "v1" or "v2"."""
+def probes_of(planner: Planner, name: str | None, *, sees: bool, cache: SceneRecords, version: str) -> list[Planner]:
+    """The probes of a planner that tables call ``name``; ``sees``: it uses hidden states. ``version`` of PDM-Closed's
+    choice: "v1" or "v2"."""
     blind: list[Planner] = [StandingStill(), ConstantDeceleration(), ConstantVelocityAgent(), StraightOn()]
     probes: list[Planner] = [Probe(one) for one in (*blind, PdmClosed(cache, version))]
-    return [*probes, ZeroedHidden(planner)] if sees else probes
+    return [*probes, ZeroedHidden(planner, name)] if sees else probes
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,11 @@ def verdicts(values: pd.DataFrame, groups: Sequence[str], score: str) -> list[Ve
     """One verdict per planner that is no probe. ``values``: a column per planner, a row per scene (or group of scenes),
     NaN where there is none; ``groups`` [n]: what the intervals are drawn over (logs)."""
     means: Mapping[str, float] = values.mean().to_dict()
-    probes = [name for name in values if name.startswith(PREFIX) and not np.isnan(means[name])]
+    probes = [name for name in values if name.startswith(PROBE_PREFIX) and not np.isnan(means[name])]
     if not probes:
         return []
     best = max(probes, key=lambda name: means[name])
-    rated = [name for name in values if not name.startswith(PREFIX) and not np.isnan(means[name])]
+    rated = [name for name in values if not name.startswith(PROBE_PREFIX) and not np.isnan(means[name])]
     return [
         Verdict(name, best, score, bootstrap_mean((values[name] - values[best]).to_numpy(float), list(groups)))
         for name in rated

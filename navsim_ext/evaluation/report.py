@@ -35,9 +35,11 @@ from navsim_ext.evaluation.table import (
     V2_COLUMNS,
     identity,
     identity_line,
+    join_scores,
     read_scores,
     summarise,
 )
+from navsim_ext.evaluation.two_stage_planner import SUMMARY_TITLES, read_summaries, summary_rows
 from navsim_ext.files import reading, write_atomic
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.readers import SceneSource, open_configured
@@ -54,15 +56,13 @@ def load_folders(folders: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, di
     """
     if not folders:
         raise DataError("scores=[] names no score folder: nothing to report")
-    tables, paths, made = [], [], {}
+    tables: dict[str, pd.DataFrame] = {}
+    paths: dict[str, pd.DataFrame] = {}
+    made: dict[str, Fingerprint] = {}
     for folder in folders:
         scores, fingerprint = read_scores(folder)
         for name in scores["name"].unique():
-            if name in made:
-                raise DataError(
-                    f"planner {name!r} is in {folder} and in an earlier folder: give one of them another name"
-                )
-            made[str(name)] = fingerprint
+            made.setdefault(str(name), fingerprint)
         first = next(iter(made.values()))
         first.parents["scorer"].require_equal(
             fingerprint.parents["scorer"],
@@ -70,11 +70,11 @@ def load_folders(folders: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, di
             theirs=f"scores in {folder}",
             remedy="A table may hold one scorer only: score again.",
         )
-        tables.append(scores)
+        tables[str(folder)] = scores
         if Path(folder).is_file():
             raise DataError(f"{folder} holds no trajectories to draw: score with output=FOLDER and give the folder")
-        paths.append(read_frame(Path(folder) / TRAJECTORIES_FILE, REMEDY))
-    return pd.concat(tables, ignore_index=True), pd.concat(paths, ignore_index=True), made
+        paths[str(folder)] = read_frame(Path(folder) / TRAJECTORIES_FILE, REMEDY)
+    return join_scores(tables), join_scores(paths), made
 
 
 def training_section(title: str, folder: str, columns: Sequence[str] | None) -> dict[str, str]:
@@ -223,6 +223,20 @@ def headers(columns: Sequence[str]) -> list[dict[str, str]]:
     return [{"title": TITLES[column], "meaning": meaning(column)} for column in columns]
 
 
+def two_stage_section(folders: Sequence[str]) -> dict[str, Any] | None:
+    """The table of NAVSIM 2's two-stage protocol; nothing for no folder."""
+    if not folders:
+        return None
+    summary = read_summaries(folders)
+    human = "with" if summary["human_filter"] else "without"
+    return {
+        "columns": SUMMARY_TITLES,
+        "rows": summary_rows(summary),
+        "snapshot": f"{summary['snapshot']}; traffic {summary['traffic']}, {human} human filter",
+        "verdicts": summary["verdicts"],
+    }
+
+
 def build_report(cfg: DictConfig) -> Path:
     """Writes ``<output_dir>/report.html`` atomically and returns its path."""
     scores, trajectories, made = load_folders(cfg.scores)
@@ -265,6 +279,7 @@ def build_report(cfg: DictConfig) -> Path:
             }
             for version, columns in (("NAVSIM v1.1", V1_COLUMNS[1:]), ("NAVSIM v2.2", V2_COLUMNS[2:]))
         ],
+        "two_stage": two_stage_section(cfg.two_stage),
         "comparisons": comparison_sections(scores, cfg.comparisons),
         "training": [training_section(run.title, run.folder, run.columns) for run in cfg.training],
         "recorder": recorder_section(cfg.recorder.folder, cfg.recorder.columns) if cfg.recorder.folder else None,

@@ -85,7 +85,7 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
     if cfg.probes:
         known = traffic == "log_replay" and _has_v1(cache, dataset.tokens)
         version = "v1" if known else "v2"
-        blind = probes.probes_of(planner, sees=hidden is not None, cache=cache, version=version)
+        blind = probes.probes_of(planner, cfg.name, sees=hidden is not None, cache=cache, version=version)
         options = {"batch_size": cfg.batch_size, "num_workers": cfg.num_loaders, "device": cfg.device}
         others = [plan_scenes(one, dataset, hidden, output / "probes" / one.name, **options)[0] for one in blind]
         planned = pd.concat([planned, *others], ignore_index=True)

@@ -2,6 +2,7 @@
 
 Folders of one data set stand in one table. Where they are of several (another split or token list), each gets its
 table, and a cross-data-set table follows: planners by data sets, each cell the mean with its interval.
+``two_stage=[C]`` adds the table of the two-stage protocol.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from rich.table import Table
 
 from navsim_ext.bootstrap import Estimate
 from navsim_ext.errors import DataError
-from navsim_ext.evaluation.table import HEADLINE, TITLES, identity, identity_line, print_table, read_scores, summarise
+from navsim_ext.evaluation.table import (
+    HEADLINE,
+    TITLES,
+    identity,
+    identity_line,
+    join_scores,
+    print_table,
+    read_scores,
+    summarise,
+)
+from navsim_ext.evaluation.two_stage_planner import read_summaries, summary_table
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.config import job
 
@@ -29,7 +40,7 @@ def grouped(folders: Sequence[str]) -> list[Group]:
     two scorers, DataError for no folder."""
     if not folders:
         raise DataError("scores=[] names no score folder")
-    tables: dict[tuple[str, str], list[pd.DataFrame]] = {}
+    tables: dict[tuple[str, str], dict[str, pd.DataFrame]] = {}
     scorer: Fingerprint | None = None
     for folder in folders:
         scores, made = read_scores(folder)
@@ -38,10 +49,10 @@ def grouped(folders: Sequence[str]) -> list[Group]:
         scorer.require_equal(
             mine, mine=f"scores in {folders[0]}", theirs=f"scores in {folder}", remedy="Score with one scorer again."
         )
-        tables.setdefault((made.fields["split"], made.fields["tokens"]), []).append(scores)
+        tables.setdefault((made.fields["split"], made.fields["tokens"]), {})[str(folder)] = scores
     groups = []
     for (split, _), parts in tables.items():
-        joined = pd.concat(parts, ignore_index=True)
+        joined = join_scores(parts)
         groups.append((identity(joined, split=split), summarise(joined), scorer))
     return groups
 
@@ -67,7 +78,7 @@ def _cell(estimates: Mapping[str, Estimate], score: str) -> str:
 @job("show")
 def main(cfg: DictConfig) -> None:
     console = Console()
-    groups = grouped(cfg.scores)
+    groups = grouped(cfg.scores) if cfg.scores or not cfg.two_stage else []
     for what, summary, scorer in groups:
         for table in print_table(summary, what, sub_scores=cfg.sub_scores):
             console.print(table)
@@ -75,6 +86,11 @@ def main(cfg: DictConfig) -> None:
     if len(groups) > 1:
         for score in HEADLINE[:2]:
             console.print(cross_table(groups, score))
+    if cfg.two_stage:
+        summary = read_summaries(cfg.two_stage)
+        console.print(summary_table(summary))
+        for line in (summary["snapshot"], *summary["verdicts"]):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ TITLES = {
 }  # fmt: skip
 SHORT_TITLES = {"epdms_v2_nofilter": "EPDMS no filter"}  # where 80 columns are all there is
 
+PROBE_PREFIX = "probe_"  # of the names of planners that see nothing (navsim_ext.evaluation.probes)
 SCORES_FILE = "scores.parquet"
 TRAJECTORIES_FILE = "trajectories.parquet"
 FINGERPRINT_KEY = b"trivium_fingerprint"  # in the metadata of a score file
@@ -121,6 +122,23 @@ def _narrow_table(title: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("planner", overflow="fold", max_width=24)
     return table
+
+
+def join_scores(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The tables of several folders as one; a blind probe that stands in several counts once.
+
+    Raises DataError when another planner's name comes twice.
+    """
+    where: dict[str, str] = {}
+    kept = []
+    for folder, scores in parts.items():
+        repeated = [name for name in scores["name"].unique() if name in where]
+        for name in repeated:
+            if not name.startswith(PROBE_PREFIX):
+                raise DataError(f"planner {name!r} is in {where[name]} and in {folder}: give one of them another name")
+        where |= dict.fromkeys(scores["name"].unique(), folder)
+        kept.append(scores[~scores["name"].isin(repeated)])
+    return pd.concat(kept, ignore_index=True)
 
 
 def read_scores(place: str | os.PathLike[str]) -> tuple[pd.DataFrame, Fingerprint]:

@@ -20,7 +20,9 @@ import numpy as np
 import pandas as pd
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from navsim_ext.bootstrap import Estimate
 from navsim_ext.dataset import SceneDataset
@@ -28,7 +30,7 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.evaluation import probes
 from navsim_ext.evaluation.planning import plan_scenes
 from navsim_ext.evaluation.scoring import NothingScored
-from navsim_ext.evaluation.table import TRAJECTORIES_FILE
+from navsim_ext.evaluation.table import PROBE_PREFIX, TRAJECTORIES_FILE
 from navsim_ext.evaluation.two_stage import Trajectories, TwoStageResult, combined_estimate
 from navsim_ext.evaluation.two_stage_file import (
     Options,
@@ -40,7 +42,7 @@ from navsim_ext.evaluation.two_stage_file import (
     take_snapshot,
     write_results,
 )
-from navsim_ext.files import write_json_atomic
+from navsim_ext.files import read_json, write_json_atomic
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S
 from navsim_ext.hidden_cache.source import HiddenStateSource
@@ -56,6 +58,7 @@ log = logging.getLogger(__name__)
 
 SUMMARY_FILE, ROWS_FILE, CSV_FOLDER = "two_stage.json", "two_stage.parquet", "csv"
 STAGES = ("one", "two")
+SUMMARY_TITLES = ("stage 1", "stage 2", "combined", "groups")
 BYTES_PER_ROW = 1500  # of all files together
 
 
@@ -80,7 +83,7 @@ def score_two_stages(cfg: DictConfig, console: Console) -> dict[str, TwoStageRes
             planner.require_hidden(states.fingerprint)
     planners = [planner]
     if cfg.probes:
-        planners += probes.probes_of(planner, sees=hidden[0] is not None, cache=cache, version="v2")
+        planners += probes.probes_of(planner, cfg.name, sees=hidden[0] is not None, cache=cache, version="v2")
     tables, made = [], {}
     for one in planners:
         for stage, dataset, states in zip(STAGES, datasets, hidden):
@@ -192,3 +195,48 @@ def verdict_lines(results: Mapping[str, TwoStageResult]) -> list[str]:
     )
     values = pd.DataFrame(dict(columns))
     return [one.line("two-stage EPDMS") for one in probes.verdicts(values, values.index.tolist(), "combined")]
+
+
+def read_summaries(folders: Iterable[str]) -> dict[str, Any]:
+    """Several folders of :func:`score_two_stages` as one summary.
+
+    A probe that stands in several counts once. Raises MissingError for a folder that is none, FingerprintMismatch when
+    scorer, groups or second stage differ, DataError when a planner comes twice.
+    """
+    joined: dict[str, Any] = {}
+    first: tuple[str, Fingerprint] | None = None
+    for folder in folders:
+        if not (Path(folder) / SUMMARY_FILE).is_file():
+            raise MissingError(
+                f"{folder} holds no {SUMMARY_FILE}: score it with python -m navsim_ext.evaluation.score "
+                "protocol=two_stage"
+            )
+        made = Fingerprint.load(folder)
+        fields = {name: made.fields[name] for name in ("split", "groups", "second_stage_tokens", "human_filter")}
+        comparable = Fingerprint(made.kind, fields, {"scorer": made.parents["scorer"]})
+        summary = read_json(Path(folder) / SUMMARY_FILE, "score it again")
+        if first is None:
+            first, joined = (str(folder), comparable), summary
+            continue
+        first[1].require_equal(
+            comparable, mine=f"two-stage scores in {first[0]}", theirs=f"those in {folder}",
+            remedy="A table may hold one scorer and one second stage only: score again.",
+        )  # fmt: skip
+        for name, entry in summary["planners"].items():
+            if name not in joined["planners"]:
+                joined["planners"][name] = entry
+            elif not name.startswith(PROBE_PREFIX):
+                raise DataError(f"planner {name!r} is in {folder} and in an earlier folder: give one another name")
+        joined["verdicts"] += summary["verdicts"]
+    return joined
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """A summary as a table of at most 80 columns."""
+    table = Table(title="Two-stage EPDMS x 100 [95 % over groups]", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("planner", overflow="fold", max_width=24)
+    for title in SUMMARY_TITLES:
+        table.add_column(title, justify="right")
+    for row in summary_rows(summary):
+        table.add_row(row["name"], *row["cells"])
+    return table

@@ -41,10 +41,10 @@ def test_probes_see_no_hidden_states():
     assert Sees().plan(batch, hidden).sum() > 0
     assert ZeroedHidden(Sees()).plan(batch, hidden).abs().sum() == 0
     assert Probe(StandingStill()).plan(batch, hidden).abs().sum() == 0
-    names = [probe.name for probe in probes_of(Sees(), sees=True, cache={}, version="v2")]
+    names = [probe.name for probe in probes_of(Sees(), "mine", sees=True, cache={}, version="v2")]
     assert len(set(names)) == len(names) == 6
-    assert names[-1] == ZEROED
-    assert ZEROED not in [probe.name for probe in probes_of(StandingStill(), sees=False, cache={}, version="v1")]
+    assert names[-1] == f"{ZEROED}mine"
+    assert len(probes_of(StandingStill(), None, sees=False, cache={}, version="v1")) == 5
 
 
 def test_a_planner_is_better_when_the_paired_interval_is():
