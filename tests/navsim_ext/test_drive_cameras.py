@@ -17,7 +17,7 @@ from navsim_ext.rendering.camera import camera_rig
 from navsim_ext.rendering.drive_cameras import DriveCameras, lights_shown, objects_seen
 from navsim_ext.rendering.objects import braking_tracks
 from navsim_ext.rendering.renderer import render
-from navsim_ext.synthetic.drive import _recorded
+from navsim_ext.synthetic.drive import recorded
 from navsim_ext.synthetic.fids import Fids
 from navsim_ext.synthetic.log_writer import annotations
 from navsim_ext.synthetic.traffic_scenes import SyntheticTraffic, scene_of
@@ -42,7 +42,7 @@ def test_a_drive_looks_like_the_log_of_it(source, step):
     for unit in source.units():
         run = source.run(int(unit))
         scene = scene_of(source, int(unit), run)
-        drive = _recorded(run)
+        drive = recorded(run)
         state, policy = World().reset([scene]), Replay()
         policy.start(state, [scene])
         while state.step < step:
