@@ -55,6 +55,11 @@ class Run:
     faults: Counter
 
 
+def record(plan: Plan, *key: int | str) -> Drive:
+    """The drive of a key at 2 Hz; raises NoDrive as :func:`run` does."""
+    return recorded(run(plan, *key))
+
+
 def run(plan: Plan, *key: int | str) -> Run:
     """The drive of a key; raises NoDrive naming town, kind and the faults met when ATTEMPTS draws all fail."""
     first = int(round(plan.warm_up_s / STEP_S))
