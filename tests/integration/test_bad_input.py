@@ -65,6 +65,7 @@ COMMANDS: dict[str, list[str]] = {
     "navsim_ext.rendering.render": ["data.root={world}", "data.split=trainval"],
     "navsim_ext.rendering.birds_eye": ["data.root={world}", "data.split=trainval"],
     "navsim_ext.synthetic.report": ["data.root={world}", "data.split=trainval", "metric_cache={metric_cache}"],
+    "stage1_vlm.answers_page": ["before={scores}", "after={scores}", "mixture={mixture}"],  # neither is an evaluation
     "stage1_vlm.convert": ["source={vlm}"],
     "stage1_vlm.data.drivelm": ["source={mixture}"],
     "stage1_vlm.data.importer": ["source={mixture}"],
