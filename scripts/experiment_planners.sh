@@ -18,6 +18,9 @@ scenes="${SCENES:-2000}" test="${TEST:-300}" epochs="${EPOCHS:-20}" seeds="${SEE
 # shellcheck source=scripts/steps.sh
 source scripts/steps.sh
 began=$SECONDS
+[[ "${DRY_RUN:-0}" == "1" ]] ||
+  printf '%s scenes, %s driven, seeds %s: some %d hours of two CPU cores\n' "$scenes" "$test" "$seeds" \
+    $(( 1 + (scenes * epochs / 40000 + test / 60) * $(wc -w <<< "$seeds") ))
 
 for part in train val test; do
   count="$scenes"
@@ -55,7 +58,7 @@ for seed in $seeds; do
   step "token_$seed" "a goal for the token planner" sim_agents.ego.train experiment=token "${data[@]}" seed="$seed" \
     module.base="$(last "$job/base")" trainer.max_epochs="$epochs" output_dir="$job/token/$seed"
   token="$(last "$job/token/$seed")" path="$(last "$job/path/$seed")" tree="$(last "$job/tree/$seed")"
-  everywhere "base_$seed" planner=token planner.checkpoint="$token" planner.goal=none
+  everywhere "base_$seed" planner=token planner.checkpoint="$token" planner.goal=none planner.way=false
   everywhere "token_$seed" planner=token planner.checkpoint="$token"
   drives "token_first_$seed" replay planner=token planner.checkpoint="$token" planner.execute=first
   for algorithm in ppo grpo dapo constant; do

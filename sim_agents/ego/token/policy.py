@@ -42,20 +42,22 @@ MARGIN = 1.25  # a goal that needs this many times the fastest token's speed is 
 
 
 class TokenPlanner(TokenPolicy):
-    """``goal`` as in ``EgoPolicy``; without ``sampling`` the most probable token is taken. Everybody's moves are
-    returned (the others' by the base model); mix it in as ``ego=``."""
+    """``goal`` as in ``EgoPolicy``, and the ``way`` unless False: told neither, it is the base model. Without
+    ``sampling`` the most probable token is taken. Everybody's moves are returned (the others' by the base model); mix
+    it in as ``ego=``."""
 
     fingerprint: Fingerprint
 
     def __init__(
-        self, network: GoalNetwork, vocabulary: MotionVocabulary, *, goal: str = "log", execute: str = "token",
-        sampling: Sampling | None = None, seed: int = 0, bounds: Bounds | None = None, name: str = KIND,
+        self, network: GoalNetwork, vocabulary: MotionVocabulary, *, goal: str = "log", way: bool = True,
+        execute: str = "token", sampling: Sampling | None = None, seed: int = 0, bounds: Bounds | None = None,
+        name: str = KIND,
     ) -> None:  # fmt: skip
         if goal not in GOALS or execute not in EXECUTE:
             raise DataError(f"goal={goal} ({', '.join(GOALS)}), execute={execute} ({', '.join(EXECUTE)})")
         sampling = sampling or Sampling(temperature=0.0)
         super().__init__(network, vocabulary, sampling=sampling, seed=seed, bounds=bounds, name=name)
-        self.goal, self.execute = goal, execute
+        self.goal, self.way, self.execute = goal, way, execute
         self.failures: dict[int, str] = {}
 
     @torch.no_grad()
@@ -94,7 +96,8 @@ class TokenPlanner(TokenPolicy):
     def _tell(self, state: WorldState) -> None:
         goal = self.around.goal[state.scene]
         goal = torch.where(goal_reached(state, goal)[:, None], torch.nan, goal)
-        self._side = told(self._side, goal, self.around.way[state.scene], self.around.way_count[state.scene])
+        way, count = self.around.way[state.scene], self.around.way_count[state.scene]
+        self._side = told(self._side, goal, way, count if self.way else torch.zeros_like(count))
 
     def _require_reach(self, state: WorldState) -> None:
         worlds, ego = state.ego_index()
@@ -162,8 +165,9 @@ class TokenPlanner(TokenPolicy):
 
 
 def load_token_planner(
-    checkpoint: str | os.PathLike[str], *, name: str = KIND, goal: str = "log", execute: str = "token",
-    temperature: float = 0.0, top_k: int = 0, seed: int = 0, ema: bool | None = None, device: str = "cpu",
+    checkpoint: str | os.PathLike[str], *, name: str = KIND, goal: str = "log", way: bool = True,
+    execute: str = "token", temperature: float = 0.0, top_k: int = 0, seed: int = 0, ema: bool | None = None,
+    device: str = "cpu",
 ) -> TokenPlanner:  # fmt: skip
     """The planner of a checkpoint of ``sim_agents.ego.train experiment=token``; temperature 0 takes the most probable
     token."""
@@ -173,7 +177,7 @@ def load_token_planner(
     fill(network, weights, checkpoint)
     vocabulary, sampling = vocabulary_of(record["tables"]).to(device), Sampling(top_k=top_k, temperature=temperature)
     planner = TokenPlanner(
-        network.to(device), vocabulary, goal=goal, execute=execute, seed=seed, name=name, sampling=sampling,
+        network.to(device), vocabulary, goal=goal, way=way, execute=execute, seed=seed, name=name, sampling=sampling,
         bounds=Bounds(**record["bounds"]),
     )  # fmt: skip
     planner.fingerprint = fingerprint

@@ -147,12 +147,10 @@ def test_told_nothing_it_drives_as_the_base_model():
     moves = []
     for policy in (
         TokenPolicy(base, VOCABULARY, sampling=Sampling(), seed=3, bounds=BOUNDS),
-        TokenPlanner(network, VOCABULARY, sampling=Sampling(), seed=3, goal="none", bounds=BOUNDS),
+        TokenPlanner(network, VOCABULARY, sampling=Sampling(), seed=3, goal="none", way=False, bounds=BOUNDS),
     ):
         state = World(horizon_s=2.0).reset(scenes)
         policy.start(state, scenes)
-        if isinstance(policy, TokenPlanner):
-            policy.around.way_count[:] = 0
         moves.append(policy.act(state))
     assert torch.equal(moves[0].values, moves[1].values)
     assert torch.equal(moves[0].log_probability, moves[1].log_probability)
