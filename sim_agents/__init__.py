@@ -3,7 +3,7 @@
 import navsim_ext  # noqa: F401 - answers --help before a command loads anything
 from sim_agents.data.scene_tokens import Bounds, SceneTokens, collate, scene_tokens
 from sim_agents.model.network import Agents, NextTokenNetwork, Past, Roadside, agents_of
-from sim_agents.model.rolling import Choice, ClosestOfTop, Rolled, Sampled, roll
+from sim_agents.model.rolling import Choice, ClosestOfSampled, ClosestOfTop, Rolled, Sampled, roll
 from sim_agents.model.sampling import Sampling, keyed_uniform, text_key
 from sim_agents.model.settings import NetworkSettings
 from sim_agents.policy import TokenPolicy
@@ -25,6 +25,7 @@ __all__ = [
     "Agents",
     "Bounds",
     "Choice",
+    "ClosestOfSampled",
     "ClosestOfTop",
     "EgoActor",
     "EgoReward",

@@ -126,7 +126,8 @@ def print_comparison(found: Compared, console: Console) -> None:
     table = Table(title=f"Realism, rules of {found.year}, {found.scenarios} scenarios: mean [95 % over scenarios]",
                   title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
     for column in ("model", "realism", "", "kin.", "inter.", "map", "minADE", "hits"):
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=column != "model")
+        named = column == "model"
+        table.add_column(column, justify="left" if named else "right", no_wrap=not named, overflow="fold")
     for name, of in found.estimates.items():
         best = of["metametric"]
         interval = "-" if np.isnan(best.low) else f"[{best.low:.3f}, {best.high:.3f}]"
@@ -153,7 +154,7 @@ def print_comparison(found: Compared, console: Console) -> None:
 
 @job("realism_compare")
 def main(cfg: DictConfig) -> None:
-    found = compare({str(name): [str(one) for one in folders] for name, folders in cfg.scores.items()})
+    found = compare({str(name): [str(one) for one in folders] for name, folders in (cfg.scores or {}).items()})
     write_json_atomic(Path(cfg.output_dir) / RESULT_FILE, found.to_json())
     print_comparison(found, Console())
 

@@ -21,11 +21,8 @@ from navsim_ext.realism.red_light import LaneSegments, RedLights
 from navsim_ext.realism.road_edge import EdgeSegments, road_edge_distances
 from navsim_ext.realism.rules import HISTORY_STEPS, PRESENT, STEP_SECONDS, STEPS
 from navsim_ext.traffic.codes import LANES, LaneType, LightState, PieceKind, Role
+from navsim_ext.traffic.road_edges import CLOSED_GAP_M
 from navsim_ext.traffic.scene import TrafficScene
-
-CLOSED_GAP_M = 1.0
-"""A closed road edge whose ends are farther apart than this lacks its last segment, which is added."""
-
 
 FARTHEST_M = 65_536.0
 """A world frame whose origin is farther from the scene than this is a map projection; WOMD's reach some 20 km."""

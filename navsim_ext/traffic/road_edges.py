@@ -20,6 +20,9 @@ from scipy.spatial import cKDTree
 
 from navsim_ext.pdm.compiled import kernel
 
+CLOSED_GAP_M = 1.0
+"""WOMD's tools take a line whose ends are nearer than this for closed; a closed one whose ends are farther apart lacks
+its last segment."""
 REACH_M = 8.0  # m; within it distances are exact, beyond it they are those to a segment that is very nearly the nearest
 SAMPLE_M = 0.5  # m between samples of the edges that stand for their segments in the search
 STAMP_M = 4.0  # m; longer segments are compared with their nodes piece by piece

@@ -21,6 +21,7 @@ from navsim_ext.errors import DataError
 from navsim_ext.runtime.config import job
 from navsim_ext.traffic.codes import LINES, AgentKind, EdgeKind, LightState, PieceKind, Role
 from navsim_ext.traffic.messages import fill
+from navsim_ext.traffic.road_edges import CLOSED_GAP_M
 from navsim_ext.traffic.scene import TrafficScene
 from navsim_ext.traffic.store import TrafficStore
 from navsim_ext.traffic.tfrecord import write_records
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 TYPE_OF_KIND = {AgentKind.VEHICLE: 1, AgentKind.PEDESTRIAN: 2, AgentKind.CYCLIST: 3, AgentKind.OTHER: 4}
 LINE_OF_KIND = {PieceKind.LINE_BROKEN: 1, PieceKind.LINE_SOLID: 2, PieceKind.LINE_DOUBLE: 3, PieceKind.UNKNOWN: 0}
 FIELD_OF_AREA = {PieceKind.CROSSWALK: "crosswalk", PieceKind.SPEED_BUMP: "speed_bump", PieceKind.DRIVEWAY: "driveway"}
-CLOSED_GAP_M = 1.0  # WOMD's own tools take a line whose ends are nearer than this for closed
 
 
 def write_womd(path: str | os.PathLike[str], scenes: Iterable[TrafficScene]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,11 @@ from navsim_ext.runtime.sampler import PositionSampler, ResumableLoader
 from navsim_ext.traffic.scene import TrafficScene
 from navsim_ext.traffic.store import TrafficStore
 from sim_agents.data.scene_tokens import Bounds, SceneTokens, collate, scene_tokens
+
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 500
+"""Scenes whose road users are counted before a training."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,19 @@ class WindowDataset(Dataset[SceneTokens]):
 
     def __len__(self) -> int:
         return len(self.store)
+
+    def tell_crowded(self) -> tuple[int, int]:
+        """(scenes, road users): of the first ``LOOKED_AT`` scenes those with more road users than the bound, and how
+        many are left out; said in the log. The road users nearest to the scored ones are kept."""
+        ids = self.store.ids[:LOOKED_AT]
+        over = [count - self.bounds.agents for count in (self.store.load(one).num_agents for one in ids)]
+        crowded = [count for count in over if count > 0]
+        if crowded:
+            logger.info(
+                "%d of %d scenes have more than %d road users; %d of the farthest are left out (raise bounds.agents)",
+                len(crowded), len(ids), self.bounds.agents, sum(crowded),
+            )  # fmt: skip
+        return len(crowded), sum(crowded)
 
     def __getitem__(self, item: int) -> SceneTokens:
         scene = self.store.load(self.store.ids[item])
@@ -144,6 +163,8 @@ class TrafficDataModule(pl.LightningDataModule):
             self._datasets[name] = WindowDataset(
                 self.folders[name], self.window, self.bounds, random=name == "train", mirror=self.mirror
             )
+            if name == "train":
+                self._datasets[name].tell_crowded()
         return self._datasets[name]
 
     def train_dataloader(self) -> ResumableLoader:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from navsim_ext.errors import DataError
 from sim_agents.data.scene_tokens import SceneTokens
 from sim_agents.model.network import NextTokenNetwork, agents_of, last_motion
 from sim_agents.model.sampling import Sampling
@@ -24,8 +25,13 @@ from sim_agents.vocabulary.motion import corner_distance, matching_box
 
 
 class Choice(Protocol):
-    """Which token is taken of logits [D, V] of D decisions. ``ends`` [D, V, 3] is where each token leads; ``target``
+    """``demonstrates``: the tokens taken are themselves what is learned; otherwise the tokens that lead nearest to the
+    recording from where they led are.
+
+    Which token is taken of logits [D, V] of D decisions. ``ends`` [D, V, 3] is where each token leads; ``target``
     [D, 3] the recorded pose there, ``known`` [D] whether it was recorded; ``uniform`` [D] in [0, 1)."""
+
+    demonstrates: bool
 
     def __call__(
         self, logits: Tensor, ends: Tensor, target: Tensor, known: Tensor, classes: Tensor, uniform: Tensor
@@ -34,9 +40,10 @@ class Choice(Protocol):
 
 @dataclass(frozen=True)
 class Sampled:
-    """Tokens as the network would choose them: own rollouts (RoaD)."""
+    """Tokens as the network would choose them: own rollouts, corrected towards the recording."""
 
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
+    demonstrates = False
 
     def __call__(self, logits, ends, target, known, classes, uniform):
         return self.sampling.sample(logits, uniform)[0]
@@ -49,6 +56,7 @@ class ClosestOfTop:
 
     top: int = 32
     sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
+    demonstrates = False
 
     def __call__(self, logits, ends, target, known, classes, uniform):
         likely = logits.topk(min(self.top, logits.shape[-1]), dim=-1)
@@ -57,6 +65,31 @@ class ClosestOfTop:
         distance = distance.masked_fill(likely.values == -torch.inf, torch.inf)  # tokens that the class does not have
         nearest = likely.indices.gather(1, distance.argmin(dim=1, keepdim=True))[:, 0]
         return torch.where(known, nearest, self.sampling.sample(logits, uniform)[0])
+
+
+@dataclass(frozen=True)
+class ClosestOfSampled:
+    """Of ``samples`` tokens drawn from the network the one that leads nearest to the recording; rollouts made so are
+    themselves the demonstrations that are learned. Source: RoaD (arXiv 2512.01993), whose rollouts are guided in the
+    same way; from a description, without its code."""
+
+    samples: int = 16
+    sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
+    demonstrates = True
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise DataError(f"samples={self.samples}: at least 1 is needed")
+
+    def __call__(self, logits, ends, target, known, classes, uniform):
+        # Evenly spread over the distribution, shifted at random: as fair as independent draws, and less alike.
+        shifts = torch.arange(self.samples, device=logits.device) / self.samples
+        several = torch.remainder(uniform[:, None] + shifts, 1.0)  # [D, samples]
+        drawn = self.sampling.sample(logits[:, None].expand(-1, self.samples, -1), several)[0]
+        places = ends.gather(1, drawn[..., None].expand(-1, -1, 3))
+        distance = corner_distance(places, target[:, None], matching_box(classes)[:, None])
+        nearest = drawn.gather(1, distance.argmin(dim=1, keepdim=True))[:, 0]
+        return torch.where(known, nearest, drawn[:, 0])
 
 
 @dataclass(frozen=True)

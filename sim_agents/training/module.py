@@ -6,7 +6,8 @@ Legend: S scenes, N road users, K tokens, D decisions, V tokens of the vocabular
     closed loop the scene is rolled by ``choice`` first; in the rolled state the target is the token that leads
     nearest to
                 the recorded pose. With the nearest of the K most probable tokens this is CAT-K (arXiv 2412.05334), with
-                sampled tokens it is fine-tuning on own rollouts (RoaD).
+                sampled tokens it is fine-tuning on own rollouts; with the nearest of some sampled tokens, which are
+                then the targets themselves, it is RoaD's.
 
 A decision counts where the road user was recorded before, at and after it (cloning), or drives and is recorded
 after it.
@@ -135,7 +136,11 @@ class AgentModule(pl.LightningModule):
         displacement[:, :, 1:] = torch.where(both[..., None], moved, displacement[:, :, 1:])
         classes = class_of(scenes.kind)[..., None].expand(S, N, steps - 1).flatten()
         state = MotionState(rolled.pose[:, :, :-1].flatten(0, 2), displacement[:, :, :-1].flatten(0, 2))
-        targets = closest_tokens(vocabulary, state, classes, scenes.pose[:, :, 1:].flatten(0, 2)).view(S, N, steps - 1)
+        if self.choice.demonstrates:
+            targets = rolled.tokens
+        else:
+            recorded = scenes.pose[:, :, 1:].flatten(0, 2)
+            targets = closest_tokens(vocabulary, state, classes, recorded).view(S, N, steps - 1)
         counts = (rolled.tokens >= 0) & scenes.valid[..., 1:]
         return Decisions(rolled.pose, rolled.valid, targets, counts)
 

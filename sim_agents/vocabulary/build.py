@@ -1,6 +1,7 @@
 """Builds a motion vocabulary: ``python -m sim_agents.vocabulary.build scenes=DIR method=k_disks output_dir=DIR``.
 
-``scenes`` is a store of ``navsim_ext.traffic.build`` (10 Hz); ``held_out`` another one, on which the error of
+``scenes`` is a store of ``navsim_ext.traffic.build`` (10 Hz; verlet and published need it only to measure themselves);
+``held_out`` another one, on which the error of
 reconstruction is measured. The folder holds the vocabulary with the fingerprint of its data, and ``report.json``.
 """
 
@@ -23,6 +24,7 @@ from rich.table import Table
 from navsim_ext.closed_loop.kinematics import TOKEN_STEPS
 from navsim_ext.errors import DataError
 from navsim_ext.files import write_json_atomic
+from navsim_ext.fingerprint import digest_file
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.progress import track
 from navsim_ext.traffic.scene import TrafficScene
@@ -38,12 +40,13 @@ from sim_agents.vocabulary.motion import (
     VerletVocabulary,
     class_of,
 )
+from sim_agents.vocabulary.published import published_tokens
 from sim_agents.vocabulary.segments import segments_of
 from sim_agents.vocabulary.store import save_vocabulary, vocabulary_fingerprint
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("k_disks", "grid", "verlet")
+METHODS = ("k_disks", "grid", "verlet", "published")
 REPORT_FILE = "report.json"
 COVERED_M = 0.1
 """A half second whose end is reconstructed to within this is covered."""
@@ -51,17 +54,38 @@ COVERED_M = 0.1
 
 @dataclass(frozen=True)
 class VocabularySettings:
-    """``tokens`` a class of k-disks; ``cells`` a class of a grid; ``mirror`` adds left-right twins of all motions."""
+    """``tokens`` a class of k-disks; ``cells`` a class of a grid; ``mirror`` adds left-right twins of all motions;
+    ``file`` of a published vocabulary."""
 
     method: str = "k_disks"
     tokens: int = 512
     cells: dict[str, GridCells] | None = None
     mirror: bool = True
     seed: int = 0
+    file: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise DataError(f"method={self.method}: one of {', '.join(METHODS)} was expected")
+        if (self.file is None) == (self.method == "published"):
+            raise DataError(f"method={self.method}, file={self.file}: method=published needs a file, others take none")
+
+    @property
+    def needs_scenes(self) -> bool:
+        return self.method in ("k_disks", "grid")
+
+    def fields(self) -> dict[str, Any]:
+        """What the vocabulary follows from beside the scenes, as JSON: part of its fingerprint."""
+        told: dict[str, Any] = {"method": self.method}
+        if self.needs_scenes:
+            told |= {"mirror": self.mirror, "seed": self.seed}
+        if self.method == "k_disks":
+            told["tokens"] = self.tokens
+        elif self.method == "grid":
+            told["cells"] = {name: vars(one) for name, one in (self.cells or {}).items()}
+        elif self.method == "published":
+            told["file"] = digest_file(self.file)
+        return told
 
 
 def make_vocabulary(
@@ -72,6 +96,9 @@ def make_vocabulary(
     if settings.method == "verlet":
         vocabulary = VerletVocabulary()
         return vocabulary, {name: {"tokens": vocabulary.size} for name in CLASS_NAMES}
+    if settings.method == "published":
+        found = published_tokens(settings.file)
+        return _stacked(list(found.values())), {name: {"tokens": len(table)} for name, table in found.items()}
     segments = segments_of(scenes, mirror=settings.mirror, seed=settings.seed)
     tables, told = [], {}
     for name, box in zip(CLASS_NAMES, MATCHING_BOX_M, strict=True):
@@ -148,17 +175,12 @@ def main(cfg: DictConfig) -> None:
         name: GridCells(_span(one.along), _span(one.across), one.reach, one.neighbours)
         for name, one in cfg.cells.items()
     }
-    settings = VocabularySettings(cfg.method, cfg.tokens, cells, cfg.mirror, cfg.seed)
+    settings = VocabularySettings(cfg.method, cfg.tokens, cells, cfg.mirror, cfg.seed, cfg.file)
     store = TrafficStore(cfg.scenes)
     held_out = store if cfg.held_out is None else TrafficStore(cfg.held_out)
-    vocabulary, classes = make_vocabulary(settings, track(store, "segments, scenes", total=len(store)))
-    fields = {"method": settings.method}
-    if settings.method != "verlet":
-        fields |= {"mirror": settings.mirror, "seed": settings.seed}
-        fields["tokens" if settings.method == "k_disks" else "cells"] = (
-            settings.tokens if settings.method == "k_disks" else {name: vars(one) for name, one in cells.items()}
-        )
-    fingerprint = vocabulary_fingerprint(fields, None if settings.method == "verlet" else store.fingerprint)
+    told = track(store, "segments, scenes", total=len(store)) if settings.needs_scenes else ()
+    vocabulary, classes = make_vocabulary(settings, told)
+    fingerprint = vocabulary_fingerprint(settings.fields(), store.fingerprint if settings.needs_scenes else None)
     save_vocabulary(cfg.output_dir, vocabulary, fingerprint)
     report = {
         "classes": classes,

@@ -17,11 +17,13 @@ from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.run import run
 from navsim_ext.traffic.store import TrafficStore, fingerprint_of, write_scenes
 from sim_agents.data.dataset import Window, WindowDataset, mirrored
-from sim_agents.data.scene_tokens import Bounds
+from sim_agents.data.scene_tokens import Bounds, collate
+from sim_agents.model.rolling import ClosestOfSampled, Sampled
 from sim_agents.rollout import RULES, RolloutSettings, roll_out
 from sim_agents.training.checkpoint import RECORD, load_agents
 from sim_agents.training.closed_loop import ClosedLoop, figures
-from sim_agents.vocabulary import save_vocabulary
+from sim_agents.training.module import AgentModule
+from sim_agents.vocabulary import MotionState, class_of, save_vocabulary
 from sim_agents.vocabulary.build import VocabularySettings, make_vocabulary
 from sim_agents.vocabulary.store import vocabulary_fingerprint
 
@@ -74,8 +76,6 @@ def test_a_killed_run_ends_as_an_undisturbed_one(cloned, world, tmp_path):
     class Killed(Exception):
         pass
 
-    from sim_agents.training.module import AgentModule
-
     step = AgentModule.training_step
 
     def dies(self, batch, batch_idx):
@@ -108,6 +108,39 @@ def test_closest_token_fine_tuning_starts_from_the_clone_and_trains_only_attenti
     assert changed
     assert all(name.startswith(("network.blocks.", "network.head.")) for name in changed)
     assert np.isfinite(tuned["metrics"]["val/nll"])
+
+
+def test_own_rollouts_as_demonstrations_learn_what_was_driven(cloned, world, tmp_path):
+    result, _ = cloned
+    module = AgentModule(str(world / "vocabulary"), {"width": 16, "heads": 2, "blocks": 1},
+                         init_from=str(result["last"]), choice=ClosestOfSampled(4))  # fmt: skip
+    dataset = WindowDataset(world / "scenes", Window(), Bounds(pieces=48), random=False)
+    batch, now = collate([dataset[0], dataset[1]]), Window().now
+    own = module.driven(batch, now, 5)
+    module.choice = Sampled()
+    corrected = module.driven(batch, now, 5)
+    assert own.counts.any()
+    rolled = own.targets[own.counts]
+    assert (rolled >= 0).all()
+    state = MotionState(own.pose[:, :, now].flatten(0, 1), batch.displacement[:, :, now].flatten(0, 1))
+    tokens = own.targets[:, :, now].flatten().clamp_min(0)
+    _, after = module.vocabulary.play(state, class_of(batch.kind).flatten(), tokens)
+    drives = batch.valid[:, :, now].flatten()
+    torch.testing.assert_close(
+        after.pose[drives, :2], own.pose[:, :, now + 1].flatten(0, 1)[drives, :2], atol=1e-4, rtol=0
+    )
+    assert not torch.equal(own.targets, corrected.targets)
+
+
+def test_crowded_scenes_are_counted_and_said(world, caplog):
+    dataset = WindowDataset(world / "scenes", Window(), Bounds(agents=3), random=False)
+    with caplog.at_level("INFO"):
+        assert dataset.tell_crowded() == (8, 16)
+    assert "8 of 8 scenes have more than 3 road users; 16 of the farthest are left out" in caplog.text
+    kept = dataset[0]
+    assert kept.valid.shape[0] == 3
+    assert kept.ego.any()
+    assert WindowDataset(world / "scenes", Window(), Bounds(), random=False).tell_crowded() == (0, 0)
 
 
 def test_another_network_or_vocabulary_is_refused(cloned, world, tmp_path):

@@ -14,7 +14,7 @@ from navsim_ext.traffic.codes import PieceKind
 from sim_agents.data.pieces import PIECE_POINTS, map_pieces
 from sim_agents.data.scene_tokens import Bounds, collate, scene_tokens
 from sim_agents.model.network import NextTokenNetwork, agents_of
-from sim_agents.model.rolling import ClosestOfTop, Sampled, roll
+from sim_agents.model.rolling import ClosestOfSampled, ClosestOfTop, Sampled, roll
 from sim_agents.model.sampling import Sampling, keyed_uniform, text_key
 from sim_agents.model.settings import NetworkSettings
 from sim_agents.policy import TokenPolicy
@@ -297,6 +297,26 @@ def test_rolling_without_the_world_drives_as_the_policy_does():
     state = drive(scenes, rollouts=1, sampling=Sampling(temperature=0))
     driven = state.poses[:, :5, 10::5]
     torch.testing.assert_close(rolled.pose[:, :, now : now + driven.shape[2], :2], driven[..., :2], atol=1e-3, rtol=0)
+
+
+def test_the_closest_of_sampled_tokens_is_one_of_them_and_leads_nearer_the_more_there_are():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, 40, generator=generator)
+    logits[:, 7] = -torch.inf
+    ends = torch.randn(400, 40, 3, generator=generator) * torch.tensor([3.0, 1.0, 0.1])
+    target, classes = torch.zeros(400, 3), torch.zeros(400, dtype=torch.int64)
+    known, uniform = torch.arange(400) % 4 > 0, torch.rand(400, generator=generator)
+    apart = []
+    for samples in (1, 4, 32):
+        chosen = ClosestOfSampled(samples)(logits, ends, target, known, classes, uniform)
+        assert (chosen != 7).all()
+        plain = Sampled()(logits, ends, target, known, classes, uniform)
+        assert torch.equal(chosen[~known], plain[~known])  # without a recording it is a sampled one
+        assert samples > 1 or torch.equal(chosen, plain)
+        apart.append(float(ends[torch.arange(400), chosen][known, :2].norm(dim=-1).mean()))
+    assert apart[0] > apart[1] > apart[2]
+    with pytest.raises(DataError, match="samples=0"):
+        ClosestOfSampled(0)
 
 
 def test_the_closest_of_all_tokens_keeps_to_the_recording():
