@@ -139,11 +139,12 @@ def print_comparison(found: Compared, console: Console) -> None:
     steps = Table(title="Neighbours: difference of realism, paired by scenario", title_justify="left",
                   box=box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
     for column in ("better", "worse", "difference", "interval", "shown"):
-        steps.add_column(column, justify="left" if column in ("better", "worse", "shown") else "right")
+        steps.add_column(column, overflow="fold",
+                         justify="left" if column in ("better", "worse", "shown") else "right")  # fmt: skip
     for better, worse, one in found.steps:
-        interval = "-" if np.isnan(one.low) else f"[{one.low:+.4f}, {one.high:+.4f}]"
-        verdict = "yes" if shown(one) else "the other way" if one.high < 0 else "no, the interval crosses 0"
-        steps.add_row(better, worse, f"{one.mean:+.4f}", interval, verdict)
+        interval = "-" if np.isnan(one.low) else f"[{one.low:+.3f}, {one.high:+.3f}]"
+        verdict = "yes" if shown(one) else "reversed" if one.high < 0 else "no: 0 is in it"
+        steps.add_row(better, worse, f"{one.mean:+.3f}", interval, verdict)
     console.print(steps)
     several = {name: values for name, values in found.seeds.items() if len(values) > 1}
     for name, values in several.items():

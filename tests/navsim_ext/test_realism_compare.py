@@ -58,7 +58,7 @@ def test_neighbours_are_paired_and_what_is_not_shown_is_said(scored, tmp_path):
     console = Console(width=80, record=True)
     print_comparison(found, console)
     text = console.export_text()
-    assert "the interval crosses 0" in " ".join(text.split())
+    assert "no: 0 is in it" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
     told = found.to_json()
     assert [one["shown"] for one in told["neighbours"]] == [True, False]
