@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from navsim_ext.bootstrap import Estimate, bootstrap_mean
-from navsim_ext.closed_loop import score
+from navsim_ext.closed_loop import score, tracker
 from navsim_ext.closed_loop.check import chunks, open_scenes
 from navsim_ext.closed_loop.drives import drive_scene
 from navsim_ext.closed_loop.ego import EgoSeat
@@ -43,7 +43,7 @@ from navsim_ext.traffic.scene import TrafficScene
 from navsim_ext.traffic.store import fingerprint_of
 
 SCORES_FILE, AGGREGATE_FILE, DRIVES_FOLDER, ROWS_FOLDER = "scores.parquet", "aggregate.json", "drives", "rows"
-NUMBERS = (*score.COLUMNS, "unknown", "contacts", "progress_m", "recorded_m", "mean_speed", "first_fault_s")
+NUMBERS = (*score.COLUMNS, "unknown", "contacts", "progress_m", "recorded_m", "mean_speed", "first_fault_s", "clean")
 BYTES_PER_SCENE = 120_000
 REMEDY = "delete it and run the command again: its scenes are driven again"
 
@@ -108,7 +108,11 @@ def drive(cfg: DictConfig, console: Console) -> pd.DataFrame:
     total, scenes = open_scenes(cfg.scenes)
     planner, agents = instantiate(cfg.planner), instantiate(cfg.agents)
     name = cfg.name or planner.name
-    own = getattr(planner, "fingerprint", None)
+    made_from = {
+        "planner": getattr(planner, "fingerprint", None),
+        "agents": getattr(agents, "fingerprint", None),
+        "tracker": None if hasattr(planner, "act") else tracker.fingerprint(),
+    }
     made = Fingerprint(
         "closed-loop-drives",
         {
@@ -121,7 +125,7 @@ def drive(cfg: DictConfig, console: Console) -> pd.DataFrame:
             "ask_every_s": float(cfg.ask_every_s),
             "scenes": total,
         },
-        {"score": score.fingerprint(), **({"planner": own} if isinstance(own, Fingerprint) else {})},
+        {"score": score.fingerprint(), **{k: v for k, v in made_from.items() if isinstance(v, Fingerprint)}},
     )
     with FolderLock(output):
         if (output / FILE_NAME).is_file():

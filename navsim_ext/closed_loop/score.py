@@ -8,15 +8,24 @@ Over the whole drive, every 0.1 s:
        while it is astray (straddles lanes or is off the road).
   DAC  1 unless a corner of the ego's box was off the road.
   DDC  metres driven against all lanes below within any 1.1 s: below 2 m 1, below 6 m 0.5, else 0.
-  TLC  1 unless the front bumper crossed a red stop point.
+  TLC  1 unless the front bumper crossed a stop point that had been red for RED_GRACE_STEPS (1 s).
   EP   progress along the recorded way / that of the recording in the same time, at most 1; 1 where that is below 5 m.
   TTC  share of the time in which the ego, going on straight at its speed for 0.3, 0.6 or 0.9 s, would not touch where
        somebody ahead of it (within 30 degrees) is by then, nor somebody not behind it while it is astray.
   C    share of the time in which accelerations, jerks and yaw rates, smoothed as NAVSIM 2.2 does, are within NAVSIM's
        bounds.
 
-The gates are NAVSIM's, all or nothing. TTC and C are all or nothing in NAVSIM's 4 seconds; over a whole drive that
-would say of nearly everybody that there was a bad moment, so here they are shares of time.
+What was decided, and why:
+  gates        NAVSIM's, all or nothing, also over 15 s: one fault ends a drive in the real world as well.
+  TTC, C       all or nothing in NAVSIM's 4 seconds; over a whole drive that would say of nearly everybody that there
+               was a bad moment (of the recordings too), so here they are shares of time.
+  red for 1 s  most sources tell no yellow, and nobody can stop for a light that turned red a moment ago. A law with a
+               yellow of 3 s would be stricter.
+  tracker      a planner is judged through ``tracker.py``, which holds the driven distance where NAVSIM's does not:
+               without it the recorded plan itself drifts by metres within 15 s, which is no planner's fault. What the
+               whole loop costs is measured before anything else (``closed_loop.check``), and must stay below 0.5.
+  EP           against the recorded ego, who may stand where another could have gone: progress beyond it earns nothing.
+
 A term that the scene cannot tell (no lights, road edges or lanes) is NaN and takes no part; ``unknown`` counts them.
 It is not PDMS or EPDMS: those score 4 seconds from one question with everybody else on rails, relative to PDM-Closed,
 with polygons of lanes and intersections (which a scene of centre lines has not: straddling is a centre more than
@@ -36,7 +45,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from navsim_ext.closed_loop.contact import boxes_touch
-from navsim_ext.closed_loop.events import find_events
+from navsim_ext.closed_loop.events import RED_GRACE_STEPS, find_events
 from navsim_ext.closed_loop.kinematics import STEP_S
 from navsim_ext.closed_loop.paths import Paths, build_paths, project
 from navsim_ext.closed_loop.state import WorldState
@@ -56,7 +65,7 @@ from navsim_ext.pdm.comfort import (
 from navsim_ext.pdm.ego import LENGTH, REAR_AXLE_TO_CENTER
 from navsim_ext.traffic.codes import AgentKind
 
-VERSION = 1
+VERSION = 2
 MULTIPLIERS = ("nc", "dac", "ddc", "tlc")
 WEIGHTS = {"ep": 5.0, "ttc": 5.0, "c": 2.0}
 COLUMNS = ("score", *MULTIPLIERS, *WEIGHTS)
@@ -75,7 +84,7 @@ def fingerprint() -> Fingerprint:
     fields = {
         "version": VERSION, "multipliers": list(MULTIPLIERS), "weights": WEIGHTS, "straddle_m": STRADDLE_M,
         "look_ahead_steps": list(LOOK_AHEAD), "wrong_way_m": list(WRONG_WAY_M), "object_penalty": OBJECT_PENALTY,
-        "minimum_progress_m": MINIMUM_PROGRESS_M,
+        "minimum_progress_m": MINIMUM_PROGRESS_M, "red_grace_steps": RED_GRACE_STEPS, "stopped_speed": STOPPED_SPEED,
     }  # fmt: skip
     return Fingerprint("closed-loop-score", fields)
 
@@ -90,7 +99,9 @@ def rear_axle_offset(state: WorldState) -> Tensor:
 
 def score_drives(state: WorldState, paths: Paths | None = None) -> dict[str, NDArray[np.float64]]:
     """Columns [B] of every driven world: :data:`COLUMNS`, ``unknown``, ``contacts``, ``progress_m``, ``recorded_m``,
-    ``mean_speed`` and ``first_fault_s`` (NaN: none). Raises DataError before the first step."""
+    ``mean_speed``, ``first_fault_s`` (of an at-fault contact; NaN: none) and ``clean`` (share of the drive before the
+    first moment at which a gate falls below 1: grades drives that all end with a fault). Raises DataError before the
+    first step."""
     if state.step < 1:
         raise DataError("nothing was driven: there is no drive to score")
     paths = paths or build_paths(state.scenes, "log")
@@ -103,7 +114,9 @@ def score_drives(state: WorldState, paths: Paths | None = None) -> dict[str, NDA
     for name, event in (("dac", events.off_road), ("tlc", events.red_light)):
         value, valid = pick(event)
         columns[name] = torch.where(valid.any(-1), 1.0 - (value & valid).any(-1).float(), torch.nan)
-    columns["ddc"] = drive.driving_direction(*pick(events.wrong_way))
+    columns["ddc"], wrong = drive.driving_direction(*pick(events.wrong_way))
+    faults = [wrong, *(value & valid for value, valid in (pick(events.off_road), pick(events.red_light)))]
+    columns["clean"] = _clean_share(faults, first, state.step)
     columns["ttc"] = drive.time_to_collision(ignored)
     columns["c"] = drive.comfort()
     progress, recorded = progress_of(state, paths)
@@ -116,8 +129,17 @@ def score_drives(state: WorldState, paths: Paths | None = None) -> dict[str, NDA
     result["contacts"] = contacts.double().cpu().numpy()
     result["progress_m"], result["recorded_m"] = progress.double().cpu().numpy(), recorded.double().cpu().numpy()
     result["mean_speed"] = drive.speed.mean(-1).double().cpu().numpy()
+    result["clean"] = columns["clean"].double().cpu().numpy()
     result["first_fault_s"] = np.where(first.cpu().numpy() < 0, np.nan, first.cpu().numpy() * STEP_S)
     return result
+
+
+def _clean_share(faults: list[Tensor], contact: Tensor, steps: int) -> Tensor:
+    """[B] share of ``steps`` before the first of the ``faults`` [B,E] and the step of ``contact`` [B] (-1: none)."""
+    fault = torch.stack([one.cpu() for one in faults]).any(dim=0)
+    first = torch.where(fault.any(-1), fault.float().argmax(-1), steps)
+    contact = torch.where(contact < 0, float(steps), contact.cpu() - 1.0)
+    return torch.minimum(first.float(), contact) / steps
 
 
 def combine(columns: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -223,14 +245,14 @@ class _Drive:
         box, size = self.others[world, other, t].cpu(), self.size[world, other].cpu()
         return bool(boxes_touch(edge, edge_size, box, size)) or bool(self.astray[world, t - 1])
 
-    def driving_direction(self, against: Tensor, valid: Tensor) -> Tensor:
-        """DDC [B]; NaN where no lane was ever below."""
+    def driving_direction(self, against: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """(DDC [B], NaN where no lane was ever below; where it is below 1 [B,E])."""
         metres = torch.where(against & valid, self.step_m, 0.0)
         window = torch.nn.functional.pad(metres, (WRONG_WAY_STEPS - 1, 0)).unfold(-1, WRONG_WAY_STEPS, 1).sum(-1)
         worst = window.amax(-1)
         low, high = WRONG_WAY_M
         value = torch.where(worst < low, 1.0, torch.where(worst < high, 0.5, 0.0))
-        return torch.where(valid.any(-1), value, torch.nan)
+        return torch.where(valid.any(-1), value, torch.nan), window >= low
 
     def time_to_collision(self, ignored: dict[tuple[int, int], int]) -> Tensor:
         """TTC [B]."""

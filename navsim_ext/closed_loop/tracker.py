@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError
+from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.frames import to_global
 from navsim_ext.pdm.compiled import kernel
 from navsim_ext.pdm.ego import HEADING, NUM_POSES, NUM_STEPS, STATE_SIZE, X, Y
@@ -36,6 +37,13 @@ TURN_LEAD = 2  # steps by which curvature is seen earlier: measured best, the st
 REACH_M = 2.0
 RESET_M = 3.0
 POSE_INTERVAL_US = 500_000
+
+
+def fingerprint() -> Fingerprint:
+    """What turns a plan into motion; part of what made a planner's drives."""
+    fields = {"gain": GAIN, "lead": LEAD, "shortfall": SHORTFALL, "turn_lead": TURN_LEAD, "reach_m": REACH_M,
+              "reset_m": RESET_M}  # fmt: skip
+    return Fingerprint("closed-loop-tracker", fields)
 
 
 @kernel

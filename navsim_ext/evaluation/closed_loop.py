@@ -3,7 +3,8 @@
 Reads folders of ``navsim_ext.closed_loop.drive`` (any planners, any traffic) and score folders of the same planners
 (``navsim_ext.evaluation.score``). For each kind of traffic, over the scenes that are valid for all its planners: scores
 with intervals, paired differences of the ``pairs`` asked for, and whether closed loop puts the planners in the order of
-open loop: rank correlations, and the pairs that change places. Writes ``closed_loop.json``.
+open loop: rank correlations, and the pairs that change places, by the score and by the share of the drive before the
+first fault (``clean``), which still grades planners when every drive ends with one. Writes ``closed_loop.json``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from navsim_ext.runtime.config import job
 
 RESULT_FILE = "closed_loop.json"
 OPEN = "pdms_v1"
+MEASURES = ("score", "clean")
 
 
 def read_all(folders: Sequence[str]) -> tuple[dict[str, dict[str, pd.DataFrame]], Fingerprint]:
@@ -73,10 +75,11 @@ def judge(
 ) -> dict[str, Any]:
     """Everything that is said of one kind of traffic; see the module."""
     names = list(traffic)
-    scores, tokens = matrix(list(traffic.values()))
+    found = {measure: matrix(list(traffic.values()), measure) for measure in MEASURES}
+    tokens = found["score"][1]
     rows = {name: table.set_index("token").loc[tokens] for name, table in traffic.items()}
     means = {
-        name: {column: bootstrap_mean(rows[name][column].to_numpy(float), tokens) for column in COLUMNS}
+        name: {column: bootstrap_mean(rows[name][column].to_numpy(float), tokens) for column in (*COLUMNS, "clean")}
         for name in names
     }
     differences = {}
@@ -84,8 +87,10 @@ def judge(
         missing = {before, after} - set(names)
         if missing:
             raise DataError(f"pairs names {sorted(missing)}, who did not drive; there are {names}")
-        change = scores[names.index(after)] - scores[names.index(before)]
-        differences[f"{after} - {before}"] = bootstrap_mean(change, tokens)
+        differences[f"{after} - {before}"] = {
+            measure: bootstrap_mean(values[names.index(after)] - values[names.index(before)], tokens)
+            for measure, (values, _) in found.items()
+        }
     shared = [name for name in names if name in opened]
     result: dict[str, Any] = {
         "scenes": len(tokens), "left_out": {n: int(len(t) - len(tokens)) for n, t in traffic.items()},
@@ -93,7 +98,8 @@ def judge(
         "means": means, "differences": differences, "order": None,
     }  # fmt: skip
     if len(shared) >= FEWEST_PLANNERS:
-        result["order"] = _order(shared, scores[[names.index(name) for name in shared]], opened)
+        rows_of = [names.index(name) for name in shared]
+        result["order"] = {m: _order(shared, values[rows_of], opened) for m, (values, _) in found.items()}
     return result
 
 
@@ -111,10 +117,13 @@ def _order(names: Sequence[str], scores: np.ndarray, opened: Mapping[str, Estima
     }
 
 
-def verdict(order: Mapping[str, Any] | None) -> str:
+def verdict(orders: Mapping[str, Any] | None, measure: str = "score") -> str:
     """One sentence in plain words."""
+    order = None if orders is None else orders[measure]
     if order is None:
         return f"Fewer than {FEWEST_PLANNERS} planners have both scores: nothing is said of their order."
+    if np.isnan(order["spearman"]):
+        return "All planners have the same: nothing is said of their order."
     if not order["swapped"]:
         return "The order of open loop holds in closed loop."
     certain = [f"{one['better_closed']} over {one['better_open']}" for one in order["swapped"] if one["certain"]]
@@ -136,19 +145,20 @@ def print_closed_loop(console: Console, traffic: str, found: Mapping[str, Any], 
     table.add_column("planner", overflow="fold", max_width=17)
     table.add_column("PDMS", justify="right", no_wrap=True)
     table.add_column("closed loop", justify="right", no_wrap=True)
-    for column in COLUMNS[1:]:
+    for column in (*COLUMNS[1:], "clean"):
         table.add_column(TITLES[column], justify="right", no_wrap=True)
     for name, estimates in sorted(found["means"].items(), key=lambda item: -item[1]["score"].mean):
         cells = [f"{100 * opened[name].mean:.1f}" if name in opened else "-", estimates["score"].format()]
-        cells += [f"{100 * estimates[c].mean:.0f}" if estimates[c].count else "-" for c in COLUMNS[1:]]
+        cells += [f"{100 * estimates[c].mean:.0f}" if estimates[c].count else "-" for c in (*COLUMNS[1:], "clean")]
         table.add_row(name, *cells)
     console.print(table)
     for name, change in found["differences"].items():
-        console.print(f"{name}: {change.format()}", highlight=False)
-    order = found["order"]
-    if order:
-        console.print(f"Spearman {order['spearman']:.2f}, Kendall {order['kendall']:.2f}", highlight=False)
-    console.print(verdict(order), highlight=False, soft_wrap=True)
+        told = ", ".join(f"{measure} {estimate.format()}" for measure, estimate in change.items())
+        console.print(f"{name}: {told}", highlight=False)
+    for measure in MEASURES if found["order"] else ():
+        order = found["order"][measure]
+        console.print(f"By {measure}: Spearman {order['spearman']:.2f}, Kendall {order['kendall']:.2f}. "
+                      f"{verdict(found['order'], measure)}", highlight=False, soft_wrap=True)  # fmt: skip
 
 
 def _plain(content: Any) -> Any:
@@ -175,7 +185,7 @@ def main(cfg: DictConfig) -> None:
         content = {"score": score.digest, "open": opened, "open_score": OPEN, "traffic": result}
         output = Path(cfg.output_dir)
         output.mkdir(parents=True, exist_ok=True)
-        verdicts = {traffic: verdict(found["order"]) for traffic, found in result.items()}
+        verdicts = {traffic: {m: verdict(found["order"], m) for m in MEASURES} for traffic, found in result.items()}
         write_json_atomic(output / RESULT_FILE, _plain({**content, "verdicts": verdicts}))
 
 

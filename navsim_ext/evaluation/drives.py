@@ -20,7 +20,7 @@ KIND = "closed-loop-drives"
 SCORES_FILE = "scores.parquet"
 REMEDY = "drive again with python -m navsim_ext.closed_loop.drive"
 HEADLINE = ("score",)
-TITLES = {"score": "closed-loop score", **{column: column.upper() for column in COLUMNS if column != "score"}}
+TITLES = {"score": "closed-loop score", "clean": "clean", **{term: term.upper() for term in (*MULTIPLIERS, *WEIGHTS)}}
 
 
 class DriveFormula(ScoreFormula):
@@ -48,7 +48,7 @@ def read_drives(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, Fingerpri
     if not are_drives(folder) or not path.is_file():
         raise MissingError(f"{folder} holds no finished drives: {REMEDY}")
     table = read_table(path, REMEDY)
-    require_columns(path, table.column_names, ("id", "planner", "agents", "valid", "reason", *COLUMNS), REMEDY)
+    require_columns(path, table.column_names, ("id", "planner", "agents", "valid", "reason", "clean", *COLUMNS), REMEDY)
     rows = table.to_pandas().rename(columns={"id": "token", "planner": "name"}).sort_values("token", ignore_index=True)
     rows["log_name"] = rows["token"]
     made = Fingerprint.load(folder)

@@ -2,7 +2,7 @@
 
 Reads score folders (``navsim_ext.evaluation.score``), training folders of the stages and the scenes themselves;
 writes ``report.html`` with everything inside (no script, no network): table, intervals, waterfalls, training curves,
-flight recorder, gallery of best, worst and most improved scenes, fingerprints.
+flight recorder, gallery of best, worst and most improved scenes, drives in closed loop with films, fingerprints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from navsim_ext.bootstrap import REPLICATES, Estimate
@@ -25,6 +25,7 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.evaluation.compare import FORMULAS, compare
 from navsim_ext.evaluation.drawing import scene_figure
 from navsim_ext.evaluation.glossary import TERMS, meaning
+from navsim_ext.evaluation.report_drives import drive_sections
 from navsim_ext.evaluation.report_figures import curves_plot, jpeg_uri, score_plot, svg_uri, waterfall_plot
 from navsim_ext.evaluation.table import (
     HEADLINE,
@@ -281,6 +282,7 @@ def build_report(cfg: DictConfig) -> Path:
         ],
         "two_stage": two_stage_section(cfg.two_stage),
         "comparisons": comparison_sections(scores, cfg.comparisons),
+        "closed_loop": drive_sections(cfg.drives, OmegaConf.to_container(cfg.films, resolve=True)),
         "training": [training_section(run.title, run.folder, run.columns) for run in cfg.training],
         "recorder": recorder_section(cfg.recorder.folder, cfg.recorder.columns) if cfg.recorder.folder else None,
         "gallery": gallery,

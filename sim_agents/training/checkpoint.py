@@ -41,7 +41,9 @@ class LoadedAgents:
     def policy(self, **options: Any) -> TokenPolicy:
         """The model as a policy of the moving world; ``options`` are :class:`TokenPolicy`'s. It drives everybody,
         however many road users it was trained with; of the map it sees as many pieces and lights as in training."""
-        return TokenPolicy(self.network, self.vocabulary, bounds=self.bounds, **options)
+        policy = TokenPolicy(self.network, self.vocabulary, bounds=self.bounds, **options)
+        policy.fingerprint = self.fingerprint
+        return policy
 
 
 def agent_record(

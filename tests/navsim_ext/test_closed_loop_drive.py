@@ -80,6 +80,12 @@ def test_gates_of_road_direction_and_light_and_progress_and_comfort():
     assert scored(road([Car(0, -5.25, heading=-0.1, speed=8, **EGO)], **SMALL), Replay())["dac"] == 0.0
     wrong = scored(road([Car(0, 1.75, speed=8, **EGO)], **SMALL), Replay())
     assert wrong["ddc"] == 0.0
+    assert wrong["clean"] == pytest.approx(0.3 / 8.0, abs=0.03)  # 2 m at 8 m/s
+    late = scored(road([Car(0, -1.75, speed=8, **EGO)], red=True, **SMALL), Replay())
+    assert late["clean"] == pytest.approx((40 - 2.588) / 8 / 8, abs=0.02)  # the front passes the stop point at x = 40
+    assert scored(road([Car(0, -1.75, speed=8, **EGO)], **SMALL), Replay())["clean"] == 1.0
+    into = road([Car(0, -1.75, speed=8, **EGO), Car(30, -1.75, **EGO)], **SMALL)
+    assert scored(into, Replay())["clean"] == pytest.approx((30 - 5.176) / 8 / 8, abs=0.02)
     slow = scored(road([Car(0, 1.75, speed=3, **EGO)], **SMALL), Replay())
     assert slow["ddc"] == 0.5  # 3.3 m within 1.1 s
     assert scored(road([Car(0, -1.75, speed=8, **EGO)], red=True, **SMALL), Replay())["tlc"] == 0.0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import io
+import sys
 
 import numpy as np
 import pandas as pd
@@ -13,10 +16,12 @@ from scipy import stats
 from navsim_ext.bootstrap import Estimate
 from navsim_ext.closed_loop import score
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.evaluation import closed_loop, compare, drives
+from navsim_ext.evaluation import closed_loop, compare, drives, report_drives
 from navsim_ext.evaluation.ranking import agreement, discordant, kendall, spearman
 from navsim_ext.fingerprint import Fingerprint, FingerprintMismatch
 from navsim_ext.runtime.parquet import write_table
+from navsim_ext.traffic.store import fingerprint_of, write_scenes
+from tests.navsim_ext.closed_loop_worlds import Car, road
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -65,7 +70,7 @@ def write(folder, name, scores, *, agents="replay", horizon=15.0, invalid=()):
     for column in score.COLUMNS:
         rows[column] = 1.0
     rows["tlc"] = np.nan  # scenes without lights
-    rows["ep"] = np.asarray(scores)
+    rows["ep"], rows["clean"] = np.asarray(scores), 1.0
     rows["score"] = score.combine({column: rows[column].to_numpy(float) for column in score.COLUMNS})
     write_table(folder / drives.SCORES_FILE, rows)
     fields = {"planner": name, "agents": {"_target_": agents}, "horizon_s": horizon}
@@ -105,10 +110,11 @@ def test_open_and_closed_loop_side_by_side(tmp_path):
     opened = {"a": estimate(0.2), "b": estimate(0.4), "c": estimate(0.9)}
     holds = closed_loop.judge(found["law"], opened, [["a", "b"]])
     assert closed_loop.verdict(holds["order"]) == "The order of open loop holds in closed loop."
-    assert holds["differences"]["b - a"].mean == pytest.approx(0.1 * 5 / 12)
+    assert holds["differences"]["b - a"]["score"].mean == pytest.approx(0.1 * 5 / 12)
     opened["b"] = estimate(0.95)
     swapped = closed_loop.judge(found["law"], opened, [])
-    assert [one["better_closed"] for one in swapped["order"]["swapped"]] == ["c"]
+    assert [one["better_closed"] for one in swapped["order"]["score"]["swapped"]] == ["c"]
+    assert "All planners have the same" in closed_loop.verdict(swapped["order"], "clean")
     assert "does not hold: closed loop puts c over b, beyond its interval" in closed_loop.verdict(swapped["order"])
     with pytest.raises(DataError, match="who did not drive"):
         closed_loop.judge(found["law"], opened, [["a", "nobody"]])
@@ -119,3 +125,28 @@ def test_open_and_closed_loop_side_by_side(tmp_path):
         closed_loop.read_all([str(tmp_path / "law" / "a"), str(longer)])
     with pytest.raises(DataError, match="twice"):
         closed_loop.read_all([str(tmp_path / "law" / "a"), str(tmp_path / "law" / "a")])
+
+
+def test_drives_in_the_report_are_tables_and_films_with_a_slider(tmp_path, monkeypatch):
+    slow = road([Car(0, -1.75, speed=5)], id="s0", half_length=80.0, steps=31)
+    folders = []
+    for name, values in (("a", [0.2, 0.9]), ("b", [0.8, 0.9])):
+        folder = write(tmp_path / name, name, values)
+        scenes = [dataclasses.replace(slow, id=f"s{k}") for k in range(2)]
+        write_scenes(folder / "drives", iter(scenes), fingerprint_of({"driven": name}))
+        folders.append(str(folder))
+    options = {"count": 1, "every": 5, "height": 64, "cameras": None}
+    found = report_drives.drive_sections(folders, options)
+    assert [section["title"] for section in found["films"]] == ["s0"]  # where the two differ most
+    films = found["films"][0]["drives"]
+    assert [film["caption"].split(":")[0] for film in films] == ["a among replay", "b among replay"]
+    content = base64.b64decode(films[0]["uri"].split(",")[1])
+    assert films[0]["video"]
+    assert content[4:8] == b"ftyp"
+    assert [row["name"] for row in found["tables"][0]["rows"]] == ["a", "b"]
+    assert report_drives.drive_sections([], options) is None
+    assert report_drives.chosen_scenes([drives.read_drives(folders[0])[0]], 2) == ["s0", "s1"]
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    gif = report_drives.film_uri(iter([np.zeros((64, 64, 3), np.uint8)] * 2), 2.0)
+    assert gif["uri"].startswith("data:image/gif")
+    assert not gif["video"]
