@@ -1,8 +1,11 @@
-"""Figures of the finished experiment of stage 2 or of stage 3 on the synthetic world.
+"""Figures of the finished experiments of stage 2, of stage 3, and of the demo's planners in closed loop.
 
     bash scripts/experiment.sh
     python benchmarks/bench_experiments.py 2 --output benchmarks/results/experiment_stage2.json
     python benchmarks/bench_experiments.py 3 --output benchmarks/results/experiment_stage3.json
+    bash scripts/demo.sh && bash scripts/experiment_closed_loop.sh
+    python benchmarks/bench_experiments.py closed_loop --folder demo/closed_loop \
+        --output benchmarks/results/experiment_closed_loop.json
 
 Nothing is measured here; the results of the run are read.
 """
@@ -24,17 +27,22 @@ POINTS = 100.0  # scores in [0, 1] are printed x 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", type=int, choices=(2, 3))
+    parser.add_argument("experiment", choices=("2", "3", "closed_loop"))
     parser.add_argument("--folder", type=Path, default=Path("experiment"), help="EXPERIMENT_DIR of the script")
     parser.add_argument("--output", type=Path, default=None)
     arguments = parser.parse_args()
-    result = json.loads((arguments.folder / f"stage{arguments.stage}" / "result.json").read_text())
+    if arguments.experiment == "closed_loop":
+        result = json.loads((arguments.folder / "table" / "closed_loop.json").read_text())
+        baseline = "the human's recording, IDM and constant velocity; paired by scene, bootstrap by scene"
+        report("planners in closed loop", closed_loop_rows(result), baseline=baseline, output=arguments.output)
+        return
+    result = json.loads((arguments.folder / f"stage{arguments.experiment}" / "result.json").read_text())
     rows, baseline = {
-        2: (imitation_rows, "planners that need no training, and the same planner without sight"),
-        3: (reinforcement_rows, "the imitation planner that reinforcement started from"),
-    }[arguments.stage]
+        "2": (imitation_rows, "planners that need no training, and the same planner without sight"),
+        "3": (reinforcement_rows, "the imitation planner that reinforcement started from"),
+    }[arguments.experiment]
     baseline += "; paired by scene, bootstrap by log"
-    report(f"experiment of stage {arguments.stage}", rows(result), baseline=baseline, output=arguments.output)
+    report(f"experiment of stage {arguments.experiment}", rows(result), baseline=baseline, output=arguments.output)
 
 
 def interval(estimate: dict[str, Any]) -> str:
@@ -81,6 +89,29 @@ def reinforcement_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         for name, changes in result["by_seed"].items()
         for metric in ("pdms_v1", "epdms_v2")
     ]
+    return rows
+
+
+def closed_loop_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Open-loop scores, then for each kind of traffic scores, shares before the first fault, differences and orders."""
+    rows = [
+        row(f"open loop: PDMS v1.1 x 100 of {name}", POINTS * one["mean"], interval(one))
+        for name, one in result["open"].items()
+    ]
+    for traffic, found in result["traffic"].items():
+        among = f"closed loop among {traffic}"
+        rows.append(row(f"{among}: scenes of 15 s", found["scenes"], "", ">= 200"))
+        for measure, what in (("score", "score"), ("clean", "share of the drive before the first fault")):
+            for name, means in sorted(found["means"].items(), key=lambda item: -item[1][measure]["mean"]):
+                one = means[measure]
+                rows.append(row(f"{among}: {what} x 100 of {name}", POINTS * one["mean"], interval(one)))
+            for name, changes in found["differences"].items():
+                one = changes[measure]
+                rows.append(row(f"{among}: {what} x 100, {name}", POINTS * one["mean"], interval(one)))
+            order = (found["order"] or {}).get(measure)
+            if order is not None and order["spearman"] is not None:
+                said = result["verdicts"][traffic][measure]
+                rows.append(row(f"{among}: Spearman of PDMS and {what}. {said}", order["spearman"], ""))
     return rows
 
 

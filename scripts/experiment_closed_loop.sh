@@ -2,7 +2,7 @@
 # The demo's planners in a world that moves: 200 scenes of 15 s of the unseen town, driven among replayed traffic and
 # among the synthetic world's own drivers, who react; cameras are drawn at every question. Ends with the table of
 # closed-loop scores beside the open-loop scores, and whether both rank the planners alike.
-#   bash scripts/demo.sh && bash scripts/experiment_closed_loop.sh      some forty minutes on two CPU cores
+#   bash scripts/demo.sh && bash scripts/experiment_closed_loop.sh      some forty minutes more on two CPU cores
 # DEMO_DIR (demo) is the finished demo; CLOSED_LOOP_DIR (DEMO_DIR/closed_loop) is where everything goes; SCENES (200).
 # Run it again after an interruption and it goes on, scene by scene.
 set -euo pipefail
@@ -54,10 +54,10 @@ else
   mkdir -p "$job/logs"
   (with_eyes replay) > "$job/logs/drive_replay.log" 2>&1 &
   background+=($!)
+  driven+=("$job/drives/replay/diffusion_il" "$job/drives/replay/diffusion_rl") # a subshell's own list is lost
 fi
 with_eyes law
 await
-driven+=("$job/drives/replay/diffusion_il" "$job/drives/replay/diffusion_rl")
 
 opened=()
 for name in human constant_velocity diffusion_il diffusion_rl; do opened+=("$demo/scores/$name"); done

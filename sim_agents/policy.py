@@ -16,6 +16,7 @@ from navsim_ext.closed_loop.kinematics import TOKEN_STEPS
 from navsim_ext.closed_loop.moves import Moves
 from navsim_ext.closed_loop.state import WorldState
 from navsim_ext.errors import DataError
+from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.traffic.scene import TrafficScene
 from sim_agents.data.scene_tokens import Bounds, SceneTokens, collate, scene_tokens
 from sim_agents.model.network import Agents, NextTokenNetwork, Past, Roadside, last_motion
@@ -30,7 +31,10 @@ class TokenPolicy:
     ``seed`` with scene, rollout, road user and step decides the choices: they depend on nothing else.
     ``first_rollout`` is the number of the first rollout where rollouts are driven in chunks. ``bounds`` say how many
     pieces of the map and lights of a scene it sees (those of a checkpoint: ``load_agents(...).policy()``).
+    ``fingerprint`` says what a policy from a checkpoint was made from.
     """
+
+    fingerprint: Fingerprint | None = None
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ from navsim_ext.runtime.workers import spread
 
 RESULT_FILE, SCORES_FILE = "rank.json", "scores.parquet"
 CHECKPOINT_SUFFIX = ".ckpt"
-LEARNED = "sim_agents.CheckpointPolicy"  # drives by a checkpoint
+LEARNED = "sim_agents.ego.actors.traffic"  # drives by a checkpoint
 
 
 def kinds_of_traffic(cfg: DictConfig) -> dict[str, dict[str, Any]]:

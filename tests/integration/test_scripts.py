@@ -112,7 +112,10 @@ def test_slurm_job_sends_each_node_its_rank(tmp_path):
 
 @pytest.mark.parametrize(
     "script",
-    ["demo.sh", "demo_language.sh", "demo_traffic.sh", "experiment.sh", "experiment_traffic.sh", "real_data.sh"],
+    [
+        "demo.sh", "demo_language.sh", "demo_traffic.sh", "experiment.sh", "experiment_closed_loop.sh",
+        "experiment_traffic.sh", "real_data.sh",
+    ],
 )
 def test_every_step_of_a_whole_job_composes(script):
     result = subprocess.run(
