@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from navsim_ext import pickles
 from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.files import inside
 from navsim_ext.frames import wrap_angle
 from navsim_ext.pickles import Holder, holders
 from navsim_ext.readers.log_files import LogFiles
+from navsim_ext.readers.navsim_frames import is_list, short
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.readers.source import SkipReport
 from navsim_ext.scene import (
@@ -236,11 +238,14 @@ def read_scene(path: str | os.PathLike[str]) -> Scene:
     if not isinstance(frames, list) or len(frames) < NUM_HISTORY or not all(isinstance(f, dict) for f in frames):
         count = len(frames) if isinstance(frames, list) else kind_of(frames)
         raise DataError(f"{path}: frames is {count}; a list of at least {NUM_HISTORY} frame dictionaries was expected")
-    if metadata.get("num_history_frames") not in (None, NUM_HISTORY):
-        raise DataError(f"{path}: {metadata['num_history_frames']} history frames; {NUM_HISTORY} were expected")
+    history = metadata.get("num_history_frames")
+    if history is not None and not (isinstance(history, int | np.integer) and history == NUM_HISTORY):
+        raise DataError(f"{path}: {short(history)} history frames; {NUM_HISTORY} were expected")
     location = metadata["map_name"]
-    if location not in MAP_LOCATIONS:
-        raise DataError(f"{path}: scene_metadata.map_name is {location!r}; one of {', '.join(MAP_LOCATIONS)} expected")
+    if not isinstance(location, str) or location not in MAP_LOCATIONS:
+        raise DataError(
+            f"{path}: scene_metadata.map_name is {short(location)}; one of {', '.join(MAP_LOCATIONS)} expected"
+        )
     parsed = [_Frame(frame, f"{path}, frame {index}") for index, frame in enumerate(frames)]
     now = parsed[NUM_HISTORY - 1]
     if now.token != metadata["initial_token"]:
@@ -312,11 +317,19 @@ class _Frame:
     def _vector(self, key: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
         try:
             array = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, MemoryError):
             raise self._fail(key, kind_of(value), f"numbers of shape {shape}") from None
         if array.shape != shape or not np.isfinite(array).all():
             raise self._fail(key, f"of shape {array.shape}: {array.tolist()}", f"finite numbers of shape {shape}")
         return array
+
+    def _texts(self, key: str, value: Any) -> list[str]:
+        if not is_list(value):
+            raise self._fail(key, kind_of(value), "a list of texts")
+        bad = [entry for entry in value if isinstance(entry, bool) or not isinstance(entry, str | int | np.integer)]
+        if bad:
+            raise self._fail(key, f"a list with {short(bad[0])}", "a list of texts")
+        return [str(entry) for entry in value]
 
     def _traffic_lights(self) -> tuple[tuple[str, bool], ...]:
         lights = self._get("traffic_lights", list | tuple)
@@ -330,14 +343,16 @@ class _Frame:
         if isinstance(content, Holder):
             content = content.fields
         columns = {"boxes": 7, "velocity_3d": 3}
-        names = [str(name) for name in content.get("names", ())]
-        tracks = [str(token) for token in content.get("track_tokens", ())]
+        names, tracks = (self._texts(f"annotations.{key}", content.get(key, ())) for key in ("names", "track_tokens"))
         arrays = {}
         for key, width in columns.items():
             value = content.get(key)
             if value is None:
                 raise self._fail(f"annotations.{key}", "absent", f"numbers (n, {width})")
-            array = np.asarray(value)
+            try:
+                array = np.asarray(value)
+            except (TypeError, ValueError, OverflowError, MemoryError):
+                raise self._fail(f"annotations.{key}", kind_of(value), f"numbers (n, {width})") from None
             if len(names) == 0 and array.size == 0:
                 array = np.zeros((0, width))
             arrays[key] = self._vector(f"annotations.{key}", array, (len(names), width)).astype(
@@ -360,13 +375,13 @@ class _Frame:
         cameras = {}
         for name in CAMERAS:
             entry = stored[name.lower()]
-            if not entry:
+            if entry is None or (isinstance(entry, dict) and not entry):
                 continue
             if not isinstance(entry, dict) or not isinstance(entry.get("data_path"), str):
                 raise self._fail(f"camera_dict.{name.lower()}", kind_of(entry), "a dict with data_path")
             key = f"camera_dict.{name.lower()}."
             cameras[name] = Camera(
-                path=entry["data_path"],
+                path=inside(entry["data_path"], f"{self._where}: {key}data_path"),
                 intrinsics=self._vector(key + "cam_intrinsic", entry.get("cam_intrinsic"), (3, 3)),
                 sensor2lidar_rotation=self._vector(
                     key + "sensor2lidar_rotation", entry.get("sensor2lidar_rotation"), (3, 3)

@@ -303,9 +303,9 @@ def _unmade(value: Any, make: LookAlikes) -> Any:
 
 
 def _made(value: Any, make: LookAlikes) -> Any:
-    if isinstance(value, dict) and value.get("class") in make.classes and isinstance(value.get("fields"), dict):
+    if isinstance(value, dict) and isinstance(value.get("fields"), dict) and str(value.get("class")) in make.classes:
         args, fields = value.get("args"), _made(value["fields"], make)
-        made = object.__new__(make.classes[value["class"]])
+        made = object.__new__(make.classes[str(value["class"])])
         made.__dict__.update({key: item for key, item in fields.items() if isinstance(key, str)})
         if isinstance(args, list) and args:
             made.__dict__["_args"] = tuple(_made(args, make))

@@ -85,6 +85,12 @@ def set_in(content, keys, value):
     [
         (["frames", 3, "camera_dict", "cam_b0"], KeyError, "cam_b0"),
         (["frames", 3, "camera_dict"], None, "camera_dict"),
+        (["frames", 3, "camera_dict", "cam_b0"], np.zeros(3), "a dict with data_path"),
+        (["frames", 3, "camera_dict", "cam_f0", "data_path"], "../../x.jpg", "data_path"),
+        (["frames", 3, "annotations", "names"], np.array(5.0), "a list of texts"),
+        (["frames", 3, "annotations", "track_tokens"], 7, "a list of texts"),
+        (["scene_metadata", "num_history_frames"], np.zeros(2), "history frames"),
+        (["scene_metadata", "map_name"], np.zeros(2), "map_name"),
         (["frames", 3, "token"], "short", "initial_token"),
         (["frames", 2, "ego_status", "ego_pose"], np.array([0.0, np.nan, 0.0]), "ego_pose"),
         (["frames", 2, "ego_status", "driving_command"], np.array([1, 1, 0, 0]), "one-hot"),
