@@ -29,9 +29,9 @@ def planner_record(kind: str, settings: dict[str, Any], scenes: Fingerprint | No
     )
 
 
-def read_record(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What :func:`planner_record` put into a checkpoint; raises DataError for none or another."""
-    return record_of(checkpoint, RECORD, {"planner", "settings", "scenes"}, where, "sim_agents.ego.train")
+def read_record(checkpoint: Mapping[str, Any], where: str, *more: str) -> dict[str, Any]:
+    """What :func:`planner_record` put into a checkpoint; raises DataError for none, or one without these keys."""
+    return record_of(checkpoint, RECORD, {"planner", "settings", "scenes", *more}, where, "sim_agents.ego.train")
 
 
 def read_planner(

@@ -25,7 +25,7 @@ from navsim_ext.errors import DataError, NotFiniteLoss
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
 from navsim_ext.runtime.schedules import total_steps
 from sim_agents.data.scene_tokens import SceneTokens
-from sim_agents.ego.checkpoint import RECORD, planner_record
+from sim_agents.ego.checkpoint import RECORD, planner_record, read_record
 from sim_agents.ego.token.network import GoalNetwork, GoalSettings, told
 from sim_agents.model.network import agents_of
 from sim_agents.training.checkpoint import agent_record, load_agents
@@ -158,7 +158,8 @@ class GoalModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to go on with other sizes, or another base model, than the checkpoint's."""
-        found, mine = json.loads(checkpoint[RECORD]), json.loads(self.record())
+        found = read_record(checkpoint, "the checkpoint", "vocabulary", "bounds", "base")
+        mine = json.loads(self.record())
         for key in ("settings", "vocabulary", "bounds", "base"):
             if found[key] != mine[key]:
                 raise DataError(f"the checkpoint's {key} is {found[key]}, the configured one {mine[key]}")

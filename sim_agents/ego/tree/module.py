@@ -19,7 +19,6 @@ The others do what was recorded. Rewards are ``reward.py``'s product.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from dataclasses import asdict, dataclass
@@ -35,7 +34,7 @@ from navsim_ext.closed_loop.policies import Replay
 from navsim_ext.errors import DataError, NotFiniteLoss
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
 from navsim_ext.runtime.schedules import total_steps
-from sim_agents.ego.checkpoint import RECORD, fill, planner_record, read_planner
+from sim_agents.ego.checkpoint import RECORD, fill, planner_record, read_planner, read_record
 from sim_agents.ego.motion import play
 from sim_agents.ego.observation import EgoObservation, observe
 from sim_agents.ego.policy import ego_state
@@ -275,7 +274,7 @@ class TreeModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to go on with other sizes than the checkpoint's."""
-        record = json.loads(checkpoint[RECORD])
+        record = read_record(checkpoint, "the checkpoint", "templates", "coverage")
         if tree_settings(record["settings"]) != self.settings:
             raise DataError(f"the checkpoint's sizes are {record['settings']}, the configured ones {self.settings}")
         if self.network is None:
