@@ -2,7 +2,7 @@
 
 Tolerance: max(20 x the reference's own |fp32 - fp64|, 2e-6 x its largest value). In float64, where no rounding of a
 machine's kernels can hide or make a difference, it holds for everything; so it does in float32, but for the norms of
-gradients, which one CPU with other kernels put at 2.1e-6 and which get 3e-6.
+gradients, which the kernels of other CPUs put at 2.1e-6 and 3.6e-6 (SSE 4.1) and which get 6e-6.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Case:
         golden = self.golden[key]
         noise, largest = self.meta["fp64_error"][self.sampler][key]
         rounded = self.dtype == torch.float32 and ".gradnorm." in key
-        tolerance = max(20 * noise, (3e-6 if rounded else 2e-6) * largest)
+        tolerance = max(20 * noise, (6e-6 if rounded else 2e-6) * largest)
         error = (value.detach().reshape(golden.shape).double() - golden.double()).abs().max().item()
         assert error <= tolerance, f"{key}: {error:.3e} > {tolerance:.3e}"
 
