@@ -21,6 +21,8 @@ MODULES = [
     "sim_agents.model.network", "sim_agents.model.rolling", "sim_agents.training.losses", "stage2_dit.attention",
     "stage2_dit.diffusion.ddim", "stage2_dit.diffusion.flow", "stage2_dit.diffusion.sampling", "stage2_dit.dit",
     "stage2_dit.layers", "stage2_dit.metrics", "stage2_dit.noise", "stage2_dit.normaliser", "stage2_dit.planner",
+    "stage3_grpo.core.advantages", "stage3_grpo.core.filters", "stage3_grpo.core.objective", "stage3_grpo.core.reduce",
+    "stage3_grpo.core.returns", "stage3_grpo.core.surrogates",
 ]  # fmt: skip
 
 

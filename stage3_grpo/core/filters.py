@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from navsim_ext.errors import DataError
@@ -39,7 +40,9 @@ def group_statistics(reward: Tensor, group: Tensor, valid: Tensor) -> Groups:
     return Groups(mean[member], std[member], size[member])
 
 
-def spread_mask(reward: Tensor, group: Tensor, valid: Tensor, minimum: float = 0.0) -> Tensor:
+def spread_mask(
+    reward: Float[Tensor, " N"], group: Int64[Tensor, " N"], valid: Bool[Tensor, " N"], minimum: float = 0.0
+) -> Bool[Tensor, " N"]:
     """[N] bool: valid members of groups with std_g > minimum. The others have advantage 0 and only dilute the mean."""
     groups = group_statistics(reward, group, valid)
     return valid & (groups.std > minimum)

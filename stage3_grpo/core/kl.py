@@ -6,10 +6,11 @@ Legend: d = logp_ref - logp of a sampled decision. Schulman, "Approximating KL d
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def k1(logp: Tensor, logp_ref: Tensor) -> Tensor:
+def k1(logp: Float[Tensor, "*any"], logp_ref: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """-d: unbiased as a value; its gradient is that of logp alone, so the pull vanishes in expectation.
 
     To weigh it in a loss use :func:`k3` or :func:`gaussian_kl`; to weigh it in the reward use this.
@@ -17,7 +18,7 @@ def k1(logp: Tensor, logp_ref: Tensor) -> Tensor:
     return logp - logp_ref
 
 
-def k3(logp: Tensor, logp_ref: Tensor) -> Tensor:
+def k3(logp: Float[Tensor, "*any"], logp_ref: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """e^d - d - 1 >= 0: unbiased, low variance; 0 exactly where the policies agree."""
     d = logp_ref - logp
     return torch.expm1(d) - d

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stage3_grpo.core.kl import k1, k3
@@ -41,7 +42,12 @@ class Objective:
         return self.ratio_level == "trajectory" or self.averaging == "sequence"
 
     def policy(
-        self, logp: Tensor, logp_old: Tensor, advantage: Tensor, mask: Tensor, count: Tensor | float | None = None
+        self,
+        logp: Float[Tensor, "N K"],
+        logp_old: Float[Tensor, "N K"],
+        advantage: Float[Tensor, "N K"],
+        mask: Bool[Tensor, "N K"],
+        count: Tensor | float | None = None,
     ) -> PolicyTerm:
         """The policy term for logp, logp_old and (already discounted) advantage [N,K].
 
@@ -62,9 +68,13 @@ class Objective:
 
 
 def sampled_kl(
-    form: Literal["k1", "k3"], logp: Tensor, logp_ref: Tensor, mask: Tensor, count: Tensor | float | None = None,
+    form: Literal["k1", "k3"],
+    logp: Float[Tensor, "N K"],
+    logp_ref: Float[Tensor, "N K"],
+    mask: Bool[Tensor, "N K"],
+    count: Tensor | float | None = None,
     averaging: Averaging = "token",
-) -> Tensor:  # fmt: skip
+) -> Float[Tensor, ""]:
     """Mean KL to the reference over decisions, []."""
     estimate = {"k1": k1, "k3": k3}[form](logp, logp_ref.detach())
     return (sequence_mean if averaging == "sequence" else masked_mean)(estimate, mask, count)

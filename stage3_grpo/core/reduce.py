@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from navsim_ext.errors import TriviumError
@@ -13,7 +14,9 @@ class ZeroMask(TriviumError):
     """A mean over nothing was asked for."""
 
 
-def masked_mean(value: Tensor, mask: Tensor, count: Tensor | float | None = None) -> Tensor:
+def masked_mean(
+    value: Float[Tensor, "*any"], mask: Bool[Tensor, "*any"], count: Tensor | float | None = None
+) -> Float[Tensor, ""]:
     """sum(value mask) / count, [] ; ``count`` None: sum(mask).
 
     Values under a False mask do not matter, not even NaN. With data parallelism each of W processes passes
@@ -29,7 +32,9 @@ def masked_mean(value: Tensor, mask: Tensor, count: Tensor | float | None = None
     return total / (count.clamp_min(LEAST_COUNT) if isinstance(count, Tensor) else max(count, LEAST_COUNT))
 
 
-def sequence_mean(value: Tensor, mask: Tensor, count: Tensor | float | None = None) -> Tensor:
+def sequence_mean(
+    value: Float[Tensor, "N K"], mask: Bool[Tensor, "N K"], count: Tensor | float | None = None
+) -> Float[Tensor, ""]:
     """Mean over rows of each row's mean over its decisions that count, []; ``count`` counts rows (None: here)."""
     steps = mask.sum(dim=1, keepdim=True)
     row = value.masked_fill(~mask, 0.0).sum(dim=1, keepdim=True) / steps.clamp_min(1)

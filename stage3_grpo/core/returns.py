@@ -6,12 +6,15 @@ Legend: N rows, K decisions; ``mask`` [N,K] bool: decisions that count.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 EPSILON = 1e-8
 
 
-def at_last_decision(reward: Tensor, mask: Tensor) -> Tensor:
+def at_last_decision(
+    reward: Float[Tensor, " N"] | Float[Tensor, "N K"], mask: Bool[Tensor, "N K"]
+) -> Float[Tensor, "N K"]:
     """[N,K]: the reward [N] of a whole row at its last decision that counts; a reward [N,K] where it counts."""
     if reward.dim() == 2:
         return reward.masked_fill(~mask, 0.0)
@@ -20,7 +23,9 @@ def at_last_decision(reward: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask & ~later, reward[:, None], torch.zeros_like(reward)[:, None])
 
 
-def discounted_returns(reward: Tensor, mask: Tensor, gamma: float) -> Tensor:
+def discounted_returns(
+    reward: Float[Tensor, " N"] | Float[Tensor, "N K"], mask: Bool[Tensor, "N K"], gamma: float
+) -> Float[Tensor, "N K"]:
     """G_k = r_k + gamma G_{k+1}, [N,K], over the decisions that count; 0 elsewhere. ``reward`` [N] or [N,K]."""
     each = at_last_decision(reward, mask)
     returns, following = torch.zeros_like(each), torch.zeros_like(each[:, 0])
@@ -30,7 +35,9 @@ def discounted_returns(reward: Tensor, mask: Tensor, gamma: float) -> Tensor:
     return returns.masked_fill(~mask, 0.0)
 
 
-def centred(value: Tensor, together: Tensor, mask: Tensor, *, scale: float | None) -> Tensor:
+def centred(
+    value: Float[Tensor, "N K"], together: Int64[Tensor, "N K"], mask: Bool[Tensor, "N K"], *, scale: float | None
+) -> Float[Tensor, "N K"]:
     """(x - mean) / scale, [N,K], the mean being over the decisions with an equal number in ``together`` [N,K] int64.
 
     ``scale`` None: their own standard deviation (Bessel's correction) + 1e-8. 0 where ``mask`` is False.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stage3_grpo.core.reduce import masked_mean
@@ -23,7 +24,11 @@ class PolicyTerm(NamedTuple):
 
 
 def reinforce(
-    logp: Tensor, advantage: Tensor, mask: Tensor, count: Tensor | float | None = None, mean: Mean = masked_mean
+    logp: Float[Tensor, "N K"],
+    advantage: Float[Tensor, "N K"],
+    mask: Bool[Tensor, "N K"],
+    count: Tensor | float | None = None,
+    mean: Mean = masked_mean,
 ) -> PolicyTerm:
     """loss = - mean(A logp) (Williams 1992). On-policy by assumption: one gradient step per rollout."""
     advantage = advantage.detach()
@@ -33,10 +38,10 @@ def reinforce(
 
 
 def clipped_ratio(
-    logp: Tensor,
-    logp_old: Tensor,
-    advantage: Tensor,
-    mask: Tensor,
+    logp: Float[Tensor, "N K"],
+    logp_old: Float[Tensor, "N K"],
+    advantage: Float[Tensor, "N K"],
+    mask: Bool[Tensor, "N K"],
     *,
     clip_low: float,
     clip_high: float,

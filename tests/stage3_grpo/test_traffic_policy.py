@@ -333,3 +333,27 @@ def test_a_reference_of_another_vocabulary_is_refused(world, tmp_path):
 def test_what_has_no_log_probabilities_is_no_policy(world, tmp_path):
     with pytest.raises(TriviumError):
         run(config(world, tmp_path / "run", f"init={make_planner(tmp_path)}"))
+
+
+def test_alarms_of_traffic_ring_for_standing_drift_and_collapse(world, tmp_path):
+    """Traffic that stands has no contacts: what rings compares it with the log, not with the reward."""
+    alarms = make(config(world, tmp_path).alarms)
+    assert sorted(alarms.rules) == ["collapse", "drift", "invalid", "progress", "standing"]
+    driving = {"standing": 0.3, "log_standing": 0.3, "progress": 1.0, "kl_reference": 0.01, "entropy": 3.0,
+               "invalid_rate": 0.0}  # fmt: skip
+    assert not any(rule.rings(rule.value(driving)) for rule in alarms.rules.values())
+    for name, change in (("standing", {"standing": 0.6}), ("progress", {"progress": 0.5}),
+                         ("drift", {"kl_reference": 1.0}), ("collapse", {"entropy": 0.01})):  # fmt: skip
+        ringing = [key for key, rule in alarms.rules.items() if rule.rings(rule.value(driving | change))]
+        assert ringing == [name]
+
+
+def test_cloning_of_the_log_joins_when_an_alarm_asks_for_it(world, tmp_path):
+    """The teacher is built when its weight is above 0: from the start, or once an alarm has raised it."""
+    rule = "{_target_: stage3_grpo.monitors.AlarmRule, metric: reward, below: 1.0e9}"
+    run(config(world, tmp_path, f"+alarms.rules.always={rule}", "alarms.window=1", "alarms.escalation=[raise_bc]"))
+    told = rows(tmp_path, "kl_divergence")
+    assert float(told[0]["bc_weight"]) == 0.0
+    assert float(told[0]["bc_loss"]) == 0.0
+    assert float(told[1]["bc_weight"]) > 0.0
+    assert float(told[1]["bc_loss"]) > 0.0

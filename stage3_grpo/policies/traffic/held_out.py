@@ -25,7 +25,8 @@ class TrafficHeldOut:
 
     ``realism``, which chooses the best checkpoint, is the meta-metric of the 2025 rules on these rollouts (scenes that
     the rules do not admit are left out, ``judged_scenes`` says how many were judged). Where none can be judged,
-    ``score`` is 1 - contact rate; else it is the realism. The reference drives once, in the first epoch.
+    ``score`` is 1 - contact rate; else it is the realism. The reference drives once, in the first epoch. With several
+    processes the scenes that fill up the last batch count twice.
     """
 
     def __init__(self, policy: TrafficPolicy) -> None:
