@@ -1,14 +1,16 @@
 """Traffic as a next-token model, and planners of the ego: what others build on. The rest may change its names."""
 
 import navsim_ext  # noqa: F401 - answers --help before a command loads anything
+from sim_agents.data.dataset import cut
 from sim_agents.data.scene_tokens import Bounds, SceneTokens, collate, scene_tokens
 from sim_agents.model.network import Agents, NextTokenNetwork, Past, Roadside, agents_of
 from sim_agents.model.rolling import Choice, ClosestOfSampled, ClosestOfTop, Rolled, Sampled, roll
 from sim_agents.model.sampling import Sampling, keyed_uniform, text_key
 from sim_agents.model.settings import NetworkSettings
 from sim_agents.policy import TokenPolicy
-from sim_agents.training.checkpoint import LoadedAgents, load_agents
-from sim_agents.vocabulary import MotionState, MotionVocabulary, class_of, load_vocabulary
+from sim_agents.training.checkpoint import RECORD as AGENT_RECORD
+from sim_agents.training.checkpoint import LoadedAgents, agent_record, load_agents
+from sim_agents.vocabulary import MotionState, MotionVocabulary, class_of, encode, load_vocabulary
 
 # isort: split
 # Planners of the ego stand on what is above.
@@ -21,6 +23,7 @@ from sim_agents.ego.token.policy import load_token_planner
 from sim_agents.ego.tree.policy import load_tree_planner
 
 __all__ = [
+    "AGENT_RECORD",
     "EGO_EVENTS",
     "Agents",
     "Bounds",
@@ -43,9 +46,12 @@ __all__ = [
     "SceneTokens",
     "TokenActor",
     "TokenPolicy",
+    "agent_record",
     "agents_of",
     "class_of",
     "collate",
+    "cut",
+    "encode",
     "focused",
     "keyed_uniform",
     "load_agents",

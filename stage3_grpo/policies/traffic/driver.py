@@ -16,9 +16,7 @@ from navsim_ext.closed_loop.kinematics import TOKEN_STEPS
 from navsim_ext.closed_loop.moves import Moves
 from navsim_ext.closed_loop.state import WorldState
 from navsim_ext.traffic.scene import TrafficScene
-from sim_agents.data.scene_tokens import SceneTokens
-from sim_agents.model.network import Agents
-from sim_agents.policy import TokenPolicy
+from sim_agents import Agents, SceneTokens, TokenPolicy
 
 
 class RememberingDriver(TokenPolicy):

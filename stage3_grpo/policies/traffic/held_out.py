@@ -16,7 +16,7 @@ from stage3_grpo.policies.traffic.statistics import Means, drive_figures, realis
 from stage3_grpo.rewards.realism import rolled_scenes
 
 if TYPE_CHECKING:
-    from sim_agents.model.network import NextTokenNetwork
+    from sim_agents import NextTokenNetwork
     from stage3_grpo.policies.traffic.policy import TrafficPolicy
 
 

@@ -32,10 +32,7 @@ from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.rng import derive_seed
 from navsim_ext.traffic.codes import Role
 from navsim_ext.traffic.scene import TrafficScene
-from sim_agents.model.network import NextTokenNetwork
-from sim_agents.model.sampling import Sampling
-from sim_agents.training.checkpoint import RECORD, LoadedAgents, agent_record, load_agents
-from sim_agents.vocabulary import class_of
+from sim_agents import AGENT_RECORD, LoadedAgents, NextTokenNetwork, Sampling, agent_record, class_of, load_agents
 from stage3_grpo.algorithm import Algorithm
 from stage3_grpo.policies.traffic.driver import RememberingDriver, Seen
 from stage3_grpo.policies.traffic.held_out import TrafficHeldOut
@@ -312,7 +309,7 @@ class TrafficPolicy:
             state["reference_weights"] = {
                 name: value.detach().cpu().clone() for name, value in self.reference.network.state_dict().items()
             }
-        return {RECORD: record}, state
+        return {AGENT_RECORD: record}, state
 
     def require_same(self, state: Mapping[str, Any]) -> None:
         """Continues only against the reference that the run began with; a drifted one goes on from where it was."""

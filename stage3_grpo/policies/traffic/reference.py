@@ -10,8 +10,7 @@ import torch
 
 from navsim_ext.errors import DataError
 from navsim_ext.fingerprint import Fingerprint
-from sim_agents.model.network import NextTokenNetwork
-from sim_agents.training.checkpoint import LoadedAgents, load_agents
+from sim_agents import LoadedAgents, NextTokenNetwork, load_agents
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,18 @@ import torch
 from torch import Tensor
 
 from navsim_ext.traffic.scene import TrafficScene
-from sim_agents.data.dataset import cut
-from sim_agents.data.scene_tokens import Bounds, SceneTokens, collate, scene_tokens
-from sim_agents.model.network import NextTokenNetwork, agents_of
-from sim_agents.training.checkpoint import LoadedAgents
-from sim_agents.vocabulary import class_of, encode
+from sim_agents import (
+    Bounds,
+    LoadedAgents,
+    NextTokenNetwork,
+    SceneTokens,
+    agents_of,
+    class_of,
+    collate,
+    cut,
+    encode,
+    scene_tokens,
+)
 
 
 @dataclass(frozen=True)
