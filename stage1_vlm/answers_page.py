@@ -28,6 +28,7 @@ from navsim_ext.files import read_json, write_atomic
 from navsim_ext.pictures import open_picture
 from navsim_ext.prompts import IMAGE_PLACEHOLDER
 from navsim_ext.questions.answers import read_reply
+from navsim_ext.questions.meta_actions import PATHS, SPEEDS
 from navsim_ext.runtime.config import job
 from stage1_vlm.data.mixture import read_mixture
 from stage1_vlm.data.records import SkipLine, elements, is_array, lines, parse_record, picture_paths
@@ -176,8 +177,8 @@ def _figures(before: str | Path, after: str | Path) -> list[tuple[str, str, str]
     rows = [("planning accuracy %, 95 % over logs", *map(accuracy, reports))]
     rows += [(f"{name.replace('_', ' ')} %", *(f"{100 * report[name]:.1f}" for report in reports))
              for name in ("readable", "well_formed")]  # fmt: skip
-    for action in reports[0]["f1"]:
-        scores = [report["f1"][action]["f1"] for report in reports]
+    for action in (*SPEEDS, *PATHS):
+        scores = [report["f1"].get(action, {}).get("f1") for report in reports]
         rows.append((f"F1 of {action} %", *("-" if score is None else f"{100 * score:.1f}" for score in scores)))
     return rows
 
