@@ -23,7 +23,7 @@ from torch import Tensor
 
 from navsim_ext.errors import DataError
 from navsim_ext.frames import POSE_INTERVAL_S
-from stage2_dit.diffusion.schedule import Float32Tables
+from stage2_dit.diffusion.noise_schedule import Float32Tables
 
 TargetKind = Literal["waypoint", "delta"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from navsim_ext.errors import TriviumError
-from stage2_dit.diffusion.schedule import published_tables
+from stage2_dit.diffusion.noise_schedule import published_tables
 from stage2_dit.layers import ROPE_THETA
 from stage2_dit.normaliser import PUBLISHED
 from stage2_dit.planner import DiffusionPlanner, PlannerConfig

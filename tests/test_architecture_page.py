@@ -123,7 +123,7 @@ def test_the_house_has_the_floors_that_the_import_check_knows():
         ("`LoadedScene`", "`LoadedScenes`", "no class LoadedScenes"),
         ("-m navsim_ext.traffic.build", "-m navsim_ext.traffic.builds", "no module"),
         ("| 7 | `navsim_ext/traffic/store.py", "| 8 | `navsim_ext/traffic/store.py", "not numbered"),
-        ("**31 stops", "**30 stops", "there are"),
+        ("**19 stops", "**18 stops", "there are"),
     ],
 )
 def test_a_wrong_page_is_found_out(old, new, fault):

@@ -34,8 +34,6 @@ from navsim_ext.traffic.scene import TrafficScene
 from navsim_ext.traffic.scene_v1 import read_scenes, scene_files
 from navsim_ext.traffic.store import TrafficStore
 
-TOLERANCE = 0.5  # points
-
 
 class CeilingMissed(TriviumError):
     """The recorded drive does not score in the loop what it scores when it is replayed."""

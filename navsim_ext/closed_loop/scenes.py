@@ -20,7 +20,7 @@ from navsim_ext.closed_loop.distance_grid import DistanceGrids, Grid
 from navsim_ext.closed_loop.lane_grid import LaneGrid, LaneGrids
 from navsim_ext.closed_loop.tracks import ABSENT, points_to_frame, steps_per_interval, to_frame, upsample
 from navsim_ext.errors import DataError
-from navsim_ext.traffic.codes import RED, AgentKind, PieceKind, Role
+from navsim_ext.traffic.codes import RED, AgentKind, PieceKind
 from navsim_ext.traffic.scene import TrafficScene
 
 MAP_REACH_M = 40.0  # of the grids around all that was recorded, in each direction
@@ -210,8 +210,3 @@ def _lights(
 def is_road_user(scenes: WorldScenes) -> Tensor:
     """[S,N] those that keep to lanes: vehicles and cyclists."""
     return scenes.exists & ((scenes.kind == int(AgentKind.VEHICLE)) | (scenes.kind == int(AgentKind.CYCLIST)))
-
-
-def is_static(scenes: WorldScenes) -> Tensor:
-    """[S,N] objects that cannot move, or never did."""
-    return (scenes.role & int(Role.STATIC)) != 0

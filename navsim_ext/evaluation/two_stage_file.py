@@ -50,7 +50,6 @@ logger = logging.getLogger(__name__)
 KIND = "two_stage_scores"
 SECONDS_PER_ROW = 2e-3  # one core, reactive; only for the estimate that is told beforehand
 HORIZON_S = NUM_FUTURE_POSES * POSE_INTERVAL_S
-PDM_CLOSED = "pdm_closed_v2"
 
 
 @dataclass(frozen=True, eq=False)

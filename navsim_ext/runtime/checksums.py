@@ -231,10 +231,6 @@ def stamp(path: str | os.PathLike[str]) -> None:
         os.fsync(stream.fileno())
 
 
-def is_stamped(content: bytes | mmap.mmap) -> bool:
-    return content.find(MARK) >= 0
-
-
 def check_stamp(path: str | os.PathLike[str], remedy: str, *, required: bool = True) -> None:
     """Compares the checksum that ``stamp`` left in a file. Raises MissingError, CorruptFile.
 

@@ -40,10 +40,6 @@ class Path:
     def length(self) -> float:
         return SPACING * (len(self.xy) - 1)
 
-    def crossing_after(self, s: float) -> Crossing | None:
-        """The first junction whose stop line lies ahead of ``s``."""
-        return next((crossing for crossing in self.crossings if crossing.start > s), None)
-
 
 @dataclass(frozen=True)
 class LaneChange:

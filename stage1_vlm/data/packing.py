@@ -7,7 +7,6 @@ least number of rows + 6/9, Johnson 1973). The plan depends on lengths and capac
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -67,8 +66,3 @@ def padding_share(lengths: ArrayLike, order: NDArray[np.int64], batch_size: int)
     if not batches.size:
         return 0.0
     return 1.0 - float(batches.sum() / (batches.max(axis=1) * batch_size).sum())
-
-
-def row_fill(lengths: Sequence[int], capacity: int) -> float:
-    """Mean share of a row's capacity that holds tokens."""
-    return float(np.mean(lengths) / capacity)

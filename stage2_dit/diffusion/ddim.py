@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from stage2_dit.diffusion.noise_schedule import TRAINING_STEPS, cosine_betas, spaced_times
 from stage2_dit.diffusion.process import ETA, Corrupted, Exploration, Process, StepDistribution
-from stage2_dit.diffusion.schedule import TRAINING_STEPS, cosine_betas, spaced_times
 
 SIGMA_FLOOR = 1e-10  # keeps the logarithm of the published variance finite
 

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stage2_dit.diffusion.ddim import NoisePrediction, clipped_data
+from stage2_dit.diffusion.noise_schedule import published_tables, spaced_times
 from stage2_dit.diffusion.process import Exploration, StepDistribution
-from stage2_dit.diffusion.schedule import published_tables, spaced_times
 
 VARIANCE_FLOOR = 1e-20
 

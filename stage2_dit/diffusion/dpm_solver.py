@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stage2_dit.diffusion.ddim import NoisePrediction, clipped_data
+from stage2_dit.diffusion.noise_schedule import TRAINING_STEPS, cosine_betas
 from stage2_dit.diffusion.process import Exploration, NoDensity, Predict, StepDistribution
-from stage2_dit.diffusion.schedule import TRAINING_STEPS, cosine_betas
 from stage2_dit.noise import ChainNoise
 
 

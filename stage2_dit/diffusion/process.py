@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from navsim_ext.errors import DataError, TriviumError
-from stage2_dit.diffusion.schedule import Float32Tables
+from stage2_dit.diffusion.noise_schedule import Float32Tables
 from stage2_dit.noise import ChainNoise
 
 

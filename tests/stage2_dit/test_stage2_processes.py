@@ -15,9 +15,9 @@ from scipy import stats
 
 from navsim_ext.errors import DataError
 from stage2_dit import Exploration, build_process
+from stage2_dit.diffusion.noise_schedule import cosine_betas, spaced_times
 from stage2_dit.diffusion.process import NoDensity
 from stage2_dit.diffusion.sampling import PROCESSES
-from stage2_dit.diffusion.schedule import cosine_betas, spaced_times
 from stage2_dit.layers import TimestepEncoder
 from stage2_dit.noise import ChainNoise
 
