@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +16,8 @@ from navsim_ext.runtime.config import config_root
 from navsim_ext.runtime.early_help import commands
 from navsim_ext.runtime.usage import groups_of, head
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "commands.md"
 HEAD = """# Every command
 
 Each runs as `python -m NAME key=value ...`; `python -m NAME --help` lists its keys with their meaning, and answers in a
@@ -35,7 +37,11 @@ def page() -> str:
 
 def row(module: str, job: str) -> str:
     root = config_root() / job
-    words = [line for line in head(root / "config.yaml") if not line.startswith("  ")]
+    lines = head(root / "config.yaml")
+    words = [line for line in lines if not line.startswith("  ")]
+    if not any(f"-m {module}" in line for line in lines):  # a second command of the same configuration
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        words = (ast.get_docstring(tree) or "").splitlines()
     sentence = " ".join(words).strip().removesuffix(":").partition(". ")[0].removesuffix(".").replace("|", "or")
     groups = [f"{name}: {', '.join(choices)}" for name, choices in groups_of(root, config_root() / "shared")
               if name not in ("trainer", "callbacks", "logger")]  # fmt: skip

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from navsim_ext.bootstrap import bootstrap_mean
+from navsim_ext.bootstrap import Estimate, bootstrap_mean
 from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.frames import to_global
 from navsim_ext.pdm import score
@@ -327,6 +327,12 @@ def _stage_rows(
         entry |= {"score": float(value), "groups": len(valid), "groups_expected": len(groups)}
         table.append(entry | {"low": interval.low, "high": interval.high})
     return pd.DataFrame(table)
+
+
+def combined_estimate(result: TwoStageResult) -> Estimate:
+    """The combined score with its interval over groups."""
+    valid = result.groups[result.groups["valid"]]
+    return bootstrap_mean(valid["combined"].to_numpy(float), valid["now"].tolist())
 
 
 def _row_table(rows: Mapping[str, _Row], in_groups: set[str]) -> pd.DataFrame:
