@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from navsim_ext.pdm.columns import WITHOUT_COMFORT
 from stage2_dit.normaliser import wrap
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ def displacement(trajectory: Float[Tensor, "B F 3"], target: Float[Tensor, "B F 
 
 
 def pdm_means(result: PdmResult) -> dict[str, float]:
-    """Means of ``pdms_v1`` and ``epdms_v2`` over valid scenes [0, 1], and ``scored`` and ``unscored`` counts."""
+    """Means of ``pdms_v1`` and ``epdms_v2_no_ec`` over valid scenes [0, 1], and ``scored`` and ``unscored`` counts.
+
+    Scenes are scored one by one, so EPDMS is without two-frame extended comfort, and says so by its name.
+    """
     means = {"scored": float(result.valid.sum()), "unscored": float(result.num_invalid)}
     for column in ("pdms_v1", "epdms_v2"):
         known = result[column][result.valid_for(column)]
         if len(known):
-            means[column] = float(known.mean())
+            means[WITHOUT_COMFORT.get(column, column)] = float(known.mean())
     return means

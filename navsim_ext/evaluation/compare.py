@@ -22,13 +22,14 @@ from navsim_ext.bootstrap import Estimate, bootstrap_mean
 from navsim_ext.errors import DataError
 from navsim_ext.evaluation import drives
 from navsim_ext.evaluation.attribution import EPDMS_V2_NOFILTER, PDMS_V1, ScoreFormula, shapley_attribution
-from navsim_ext.evaluation.table import HEADLINE, TITLES, read_scores
+from navsim_ext.evaluation.table import HEADLINE, TITLES, read_scores, require_same_quantity
 from navsim_ext.files import write_json_atomic
 from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.pdm.columns import WITHOUT_COMFORT
 from navsim_ext.runtime.config import job
 
 FORMULAS = {formula.name: formula for formula in (PDMS_V1, EPDMS_V2_NOFILTER, drives.FORMULA)}
-SCORES = (*HEADLINE, *drives.HEADLINE)
+SCORES = (*HEADLINE, *WITHOUT_COMFORT.values(), *drives.HEADLINE)
 NAMES = {**TITLES, **drives.TITLES}
 
 
@@ -52,6 +53,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> Comparison:
         repeated = table["token"][table["token"].duplicated()].unique()
         if len(repeated):
             raise DataError(f"table {label} lists {len(repeated)} tokens twice, e.g. {repeated[0]}")
+    require_same_quantity({"A": list(a.columns), "B": list(b.columns)})
     merged = a.merge(b, on="token", suffixes=("_a", "_b"), validate="one_to_one")
     valid = merged[merged["valid_a"] & merged["valid_b"]].reset_index(drop=True)
     if valid.empty:

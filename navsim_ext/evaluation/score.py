@@ -26,10 +26,10 @@ from navsim_ext.evaluation import probes
 from navsim_ext.evaluation.planning import plan_scenes
 from navsim_ext.evaluation.scoring import NothingScored, score_table
 from navsim_ext.evaluation.table import (
-    HEADLINE,
     SCORES_FILE,
     TITLES,
     TRAJECTORIES_FILE,
+    headline_of,
     identity,
     identity_line,
     print_table,
@@ -117,7 +117,7 @@ def score_planner(cfg: DictConfig, console: Console) -> pd.DataFrame:
     with atomic_file(output / "scores.csv") as temporary:
         scores.to_csv(temporary, index=False)
     summary = summarise(scores)
-    judged = [one for score in HEADLINE for one in probes.table_verdicts(scores, score)]
+    judged = [one for score in headline_of(scores.columns) for one in probes.table_verdicts(scores, score)]
     content: dict[str, Any] = {
         "identity": what,
         "failures": scores.loc[~scores["valid"], "reason"].value_counts().to_dict(),

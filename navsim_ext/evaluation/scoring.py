@@ -15,6 +15,7 @@ import pandas as pd
 from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import RewardWeights, score, score_pairs
+from navsim_ext.pdm.columns import WITHOUT_COMFORT
 from navsim_ext.runtime.progress import track
 from navsim_ext.runtime.workers import spread
 
@@ -44,6 +45,8 @@ class PartWorker:
         else:
             result = score(tokens, poses, self.cache, **self.options)
         scores = result.to_frame().drop(columns="token")
+        if not self.two_frame:
+            scores = scores.rename(columns=WITHOUT_COMFORT)
         return pd.concat([table.drop(columns="poses").reset_index(drop=True), scores], axis=1)
 
     def close(self) -> None:
@@ -63,6 +66,7 @@ def score_table(
 ) -> pd.DataFrame:
     """Scores ``table`` (``token``, ``name``, ``log_name``, ``poses``) against the metric cache in that folder.
 
+    Without ``two_frame`` EPDMS stands under other names (``pdm.columns.WITHOUT_COMFORT``): it is another quantity.
     ``workers="sequential"`` uses this process and all its cores as threads; ``processes`` and ``ray`` use
     ``num_workers`` single-threaded workers (``ray_address`` None starts a local Ray). Raises DataError for an empty
     table or an unknown kind of workers.

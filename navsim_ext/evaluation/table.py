@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from navsim_ext.bootstrap import REPLICATES, Estimate, bootstrap_mean
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.files import reading
 from navsim_ext.fingerprint import Fingerprint, digest_tokens
+from navsim_ext.pdm.columns import WITHOUT_COMFORT
 from navsim_ext.runtime.parquet import read_table, require_columns
 
 V1_COLUMNS = ("pdms_v1", "v1_nc", "v1_dac", "v1_ttc", "v1_ep", "v1_comfort", "v1_ddc")
@@ -27,17 +28,23 @@ V2_COLUMNS = (
     "epdms_v2", "epdms_v2_nofilter",
     "v2_nc", "v2_dac", "v2_ddc", "v2_tlc", "v2_ep", "v2_ttc", "v2_lk", "v2_hc", "v2_ec",
 )  # fmt: skip
-COLUMNS = V1_COLUMNS + V2_COLUMNS
+COLUMNS = V1_COLUMNS + tuple(WITHOUT_COMFORT.values()) + V2_COLUMNS
 HEADLINE = ("pdms_v1", "epdms_v2", "epdms_v2_nofilter")
 TITLES = {
     "pdms_v1": "PDMS v1.1",
     "epdms_v2": "EPDMS v2.2",
     "epdms_v2_nofilter": "EPDMS v2.2, no filter",
+    "epdms_v2_no_ec": "EPDMS v2.2 without EC",
+    "epdms_v2_no_ec_nofilter": "EPDMS v2.2 without EC, no filter",
     "v1_nc": "NC", "v1_dac": "DAC", "v1_ttc": "TTC", "v1_ep": "EP", "v1_comfort": "C", "v1_ddc": "DDC",
     "v2_nc": "NC", "v2_dac": "DAC", "v2_ddc": "DDC", "v2_tlc": "TLC", "v2_ep": "EP", "v2_ttc": "TTC", "v2_lk": "LK",
     "v2_hc": "HC", "v2_ec": "EC",
 }  # fmt: skip
-SHORT_TITLES = {"epdms_v2_nofilter": "EPDMS no filter"}  # where 80 columns are all there is
+SHORT_TITLES = {
+    "epdms_v2_nofilter": "EPDMS no filter",
+    "epdms_v2_no_ec": "EPDMS no EC",
+    "epdms_v2_no_ec_nofilter": "no EC, no filter",
+}  # where 80 columns are all there is
 
 PROBE_PREFIX = "probe_"  # of the names of planners that see nothing (navsim_ext.evaluation.probes)
 SCORES_FILE = "scores.parquet"
@@ -97,11 +104,12 @@ def print_table(
     """Rich tables of at most 80 columns: the scores with intervals, then the sub-scores of each version."""
     suffix = " (approx maps)" if _is_approx(what) else ""
     scores = _narrow_table(f"Scores x 100, mean [95 % by log]{suffix}")
-    for column in HEADLINE:
+    headline = headline_of({column for estimates in summary.values() for column in estimates})
+    for column in headline:
         scores.add_column(SHORT_TITLES.get(column, TITLES[column]), justify="right", no_wrap=True)
     scores.add_column("inv.", justify="right")
     for name, estimates in summary.items():
-        cells = [estimates[column].format() if column in estimates else "-" for column in HEADLINE]
+        cells = [estimates[column].format() if column in estimates else "-" for column in headline]
         scores.add_row(name, *cells, str(what["invalid"].get(name, 0)))
     tables = [scores]
     for version, columns in (("v1.1", V1_COLUMNS[1:]), ("v2.2", V2_COLUMNS[2:])):
@@ -124,11 +132,29 @@ def _narrow_table(title: str) -> Table:
     return table
 
 
+def headline_of(columns: Collection[str]) -> tuple[str, ...]:
+    """The scores of a table with these columns: EPDMS under the names that say whether extended comfort is in."""
+    bare = any(name in columns for name in WITHOUT_COMFORT.values())
+    return tuple(WITHOUT_COMFORT.get(name, name) for name in HEADLINE) if bare else HEADLINE
+
+
+def require_same_quantity(parts: Mapping[str, Collection[str]]) -> None:
+    """Raises DataError where EPDMS of one table ({where: columns}) has extended comfort and that of another has not."""
+    bare = [where for where, columns in parts.items() if set(WITHOUT_COMFORT.values()) & set(columns)]
+    whole = [where for where, columns in parts.items() if set(WITHOUT_COMFORT) & set(columns)]
+    if bare and whole:
+        raise DataError(
+            f"{bare[0]} has EPDMS without two-frame extended comfort (two_frame=false), {whole[0]} with it: these are "
+            "two quantities. Score one of them again"
+        )
+
+
 def join_scores(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The tables of several folders as one; a blind probe that stands in several counts once.
 
-    Raises DataError when another planner's name comes twice.
+    Raises DataError when another planner's name comes twice, or as :func:`require_same_quantity`.
     """
+    require_same_quantity({folder: list(scores.columns) for folder, scores in parts.items()})
     where: dict[str, str] = {}
     kept = []
     for folder, scores in parts.items():

@@ -32,6 +32,10 @@ COLUMNS = (
     REWARD, PROGRESS, V1_COLLISION_S, V1_TTC_S, V2_COLLISION_S, V2_TTC_S,
 ) = range(24)  # fmt: skip
 NUM_COLUMNS = len(COLUMNS)
+WITHOUT_COMFORT = {  # EPDMS of single scenes, without two-frame extended comfort: another quantity, other names
+    "epdms_v2": "epdms_v2_no_ec",
+    "epdms_v2_nofilter": "epdms_v2_no_ec_nofilter",
+}
 SCORE_COLUMNS = COLUMNS[: EPDMS + 1]  # those of a score file
 HUMAN_COLUMNS = ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc")  # v2_nc ... v2_hc, in this order
 

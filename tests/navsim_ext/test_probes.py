@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 import torch
 from test_planners import batch_of
+from two_stage_golden import golden_groups
 
 from navsim_ext.errors import DataError
 from navsim_ext.evaluation.probes import ZEROED, Probe, ZeroedHidden, probes_of, table_verdicts, verdicts
+from navsim_ext.evaluation.scoring import PartWorker
+from navsim_ext.evaluation.table import headline_of, join_scores, summarise
 from navsim_ext.hidden_cache.schema import HiddenBatch
 from navsim_ext.planners import StandingStill, StraightOn, baseline
 
@@ -71,3 +74,28 @@ def test_verdicts_of_a_table_leave_invalid_rows_out():
     assert found.difference.count == 8
     assert found.beaten
     assert table_verdicts(pd.DataFrame(rows), "absent") == []
+
+
+def test_epdms_with_and_without_extended_comfort_are_two_quantities(tmp_path):
+    cache, extra, _ = golden_groups()
+    tokens = extra["tokens"].tolist()[:4]
+    poses = list(extra["poses/slow"][:4].reshape(4, -1))
+    table = pd.DataFrame({"token": tokens, "name": "mine", "log_name": "l", "poses": poses})
+    worker = PartWorker.__new__(PartWorker)
+    worker.cache, worker.options = cache, {"traffic": "reactive"}
+    found = {}
+    for worker.two_frame in (True, False):
+        found[str(worker.two_frame)] = worker.process(table)
+    assert "epdms_v2_no_ec" not in found["True"]
+    assert "epdms_v2" not in found["False"]
+    assert headline_of(found["False"].columns) == ("pdms_v1", "epdms_v2_no_ec", "epdms_v2_no_ec_nofilter")
+    estimates = summarise(found["False"])["mine"]
+    assert estimates["epdms_v2_no_ec_nofilter"].count == 4
+    with pytest.raises(DataError, match="two quantities"):
+        join_scores(found)
+    again = found["False"].assign(name="other")
+    assert len(join_scores({"a": found["False"], "b": again})) == 8
+    with pytest.raises(DataError, match="give one of them another name"):
+        join_scores({"a": again, "b": again})
+    twice = found["False"].assign(name="probe_a")
+    assert len(join_scores({"a": twice, "b": twice})) == 4

@@ -24,7 +24,7 @@ def test_validation_scores_are_means_over_valid_scenes():
     empty = np.full(4, "", dtype=object)
     result = PdmResult(list("abcd"), values, np.array([True, False, True, True]), empty, empty)
     assert pdm_means(result) == {"scored": 3.0, "unscored": 1.0, "pdms_v1": pytest.approx(0.5),
-                                 "epdms_v2": pytest.approx(0.3)}  # fmt: skip
+                                 "epdms_v2_no_ec": pytest.approx(0.3)}  # fmt: skip
 
 
 def test_displacement_by_hand():
