@@ -1,4 +1,4 @@
-"""Recorded drives on disk -> Scene: NAVSIM / OpenScene logs and ScenarioNet scene files, one file per source."""
+"""Recorded drives on disk -> Scene: NAVSIM / OpenScene logs, nuScenes and ScenarioNet files, one file per source."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.readers.navsim_logs import NavsimLogs
+from navsim_ext.readers.nuscenes import NuScenes, is_nuscenes
 from navsim_ext.readers.scenarionet import ScenarioNetScenes
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.readers.second_stage import SecondStageScenes
@@ -20,6 +21,7 @@ from navsim_ext.readers.split_config import SplitConfig, read_split, second_stag
 __all__ = [
     "NavsimLogs",
     "NothingSelected",
+    "NuScenes",
     "ScenarioNetScenes",
     "SceneFilter",
     "SceneSource",
@@ -44,19 +46,24 @@ def open_source(
     required_cameras: Sequence[str] = (),
     skip_bad: bool = False,
     report_path: str | os.PathLike[str] | None = None,
-) -> NavsimLogs | ScenarioNetScenes:
-    """The reader for what lies under ``root``: ``navsim_logs/<split>``, or ScenarioNet files (``*.pkl``).
+) -> NavsimLogs | NuScenes | ScenarioNetScenes:
+    """The reader for what lies under ``root``: ``navsim_logs/<split>``, nuScenes' tables, or ScenarioNet's ``*.pkl``.
 
-    See :class:`NavsimLogs` for the arguments. Raises MissingError when ``root`` holds neither.
+    See :class:`NavsimLogs` for the arguments. Raises MissingError when ``root`` holds none of them.
     """
     options = {"scene_filter": scene_filter, "skip_bad": skip_bad, "report_path": report_path}
     if (Path(root) / "navsim_logs").is_dir():
         return NavsimLogs(root, split, maps_root=maps_root, required_cameras=required_cameras, **options)
+    if is_nuscenes(root, split):
+        return NuScenes(root, split, required_cameras=required_cameras, **options)
     if any((Path(root) / split).rglob("*.pkl")) or any(Path(root).glob("*.pkl")):
         if required_cameras:
             raise DataError(f"{root} holds ScenarioNet files, which have no pictures: {required_cameras} cannot exist")
         return ScenarioNetScenes(root, split, **options)
-    raise MissingError(f"{root} holds neither navsim_logs/{split} nor ScenarioNet files (*.pkl): check the data root")
+    raise MissingError(
+        f"{root} holds neither navsim_logs/{split} nor nuScenes' tables in {split} nor ScenarioNet files "
+        "(*.pkl): check the data root and the split"
+    )
 
 
 def configured_filter(data: DictConfig) -> SceneFilter:
@@ -72,7 +79,7 @@ def open_configured(
     skip_bad: bool = False,
     report_path: str | os.PathLike[str] | None = None,
     tokens: Sequence[str] | None = None,
-) -> NavsimLogs | ScenarioNetScenes | SecondStageScenes:
+) -> NavsimLogs | NuScenes | ScenarioNetScenes | SecondStageScenes:
     """The source of a command's ``data`` node (``configs/shared/data``); no filter is every window of 4 + 10 frames.
 
     ``tokens`` in place of the filter's own.

@@ -200,11 +200,18 @@ def _velocity(track: Track, sample: int, step: int) -> NDArray[np.float64]:
 
 
 def command(drive: RecordedDrive, frame: int) -> NDArray[np.float32]:
-    """[4] one-hot: where the driven path is COMMAND_AHEAD_M ahead (or at its end): more than 2 m to a side or not."""
-    path = drive.ego_fine[drive.samples[frame] :, :2]
+    """[4] one-hot of a frame, from the driven path at the source's rate."""
+    return command_of(drive.ego_fine[drive.samples[frame] :, :2], drive.ego[frame])
+
+
+def command_of(path: NDArray[np.float64], pose: NDArray[np.float64]) -> NDArray[np.float32]:
+    """[4] one-hot: where the driven path is COMMAND_AHEAD_M ahead (or at its end): more than 2 m to a side or not.
+
+    ``path`` [n,2] from the present on, ``pose`` [3] of the present.
+    """
     arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
     ahead = np.array([np.interp(COMMAND_AHEAD_M, arc, path[:, axis]) for axis in (0, 1)])
-    lateral = rotate(ahead - drive.ego[frame, :2], -drive.ego[frame, 2])[1]
+    lateral = rotate(ahead - pose[:2], -pose[2])[1]
     word = "left" if lateral > COMMAND_LATERAL_M else "right" if lateral < -COMMAND_LATERAL_M else "straight"
     return np.eye(len(COMMANDS), dtype=np.float32)[COMMANDS.index(word)]
 
