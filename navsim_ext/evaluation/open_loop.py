@@ -105,8 +105,13 @@ def _rectangles(poses: NDArray[np.float64], length, width, ahead: float = 0.0) -
 def score_open_loop(cfg: DictConfig, console: Console) -> pd.DataFrame:
     """``protocol=open_loop`` of :mod:`navsim_ext.evaluation.score`: plans, measures, prints and writes; the table.
 
-    Raises MissingError without ``data.root``, and what the reader and the planner raise.
+    Raises MissingError without ``data.root``, DataError for an option that only PDM scores have.
     """
+    unread = {"traffic": cfg.traffic is not None, "probes": cfg.probes is not False, "reward": cfg.reward is not None}
+    unread |= {"two_frame": cfg.two_frame is not True, "workers": cfg.workers != "sequential"}
+    given = [key for key, changed in unread.items() if changed]
+    if given:
+        raise DataError(f"{', '.join(given)} belong to the PDM scores; protocol=open_loop computes none")
     if cfg.data.root is None:
         raise MissingError("protocol=open_loop compares plans with the recorded scenes: give data.root and data.split")
     output = Path(cfg.output_dir)

@@ -5,7 +5,8 @@ human filter, any reward weighting), prints the table with intervals by log and 
 writes ``scores.parquet``, ``scores.csv``, ``trajectories.parquet``, ``aggregate.json`` and ``fingerprint.json``.
 Killed and started again, it goes on with the first scene that was not planned. ``probes=true`` adds planners that see
 nothing (:mod:`navsim_ext.evaluation.probes`) and says whether the planner beats them. ``protocol=two_stage`` is NAVSIM
-2's pseudo-simulation (:mod:`navsim_ext.evaluation.two_stage_planner`).
+2's pseudo-simulation (:mod:`navsim_ext.evaluation.two_stage_planner`), ``protocol=open_loop`` gives the distance to the
+driven path and collisions (:mod:`navsim_ext.evaluation.open_loop`), for scenes without a map.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from navsim_ext.dataset import SceneDataset
-from navsim_ext.errors import DataError
+from navsim_ext.errors import DataError, MissingError
 from navsim_ext.evaluation import probes
 from navsim_ext.evaluation.planning import plan_scenes
 from navsim_ext.evaluation.scoring import NothingScored, score_table
@@ -169,8 +170,15 @@ def _refuse_single_stage_options(cfg: DictConfig) -> None:
 
 @job("score")
 def main(cfg: DictConfig) -> None:
+    if cfg.protocol != "open_loop" and cfg.metric_cache is None:
+        raise MissingError(f"protocol={cfg.protocol} scores against a metric cache: give metric_cache=FOLDER (of "
+                           "python -m navsim_ext.metric_cache.build), or protocol=open_loop")  # fmt: skip
     with FolderLock(cfg.output_dir):
-        if cfg.protocol == "two_stage":
+        if cfg.protocol == "open_loop":
+            from navsim_ext.evaluation.open_loop import score_open_loop
+
+            score_open_loop(cfg, Console())
+        elif cfg.protocol == "two_stage":
             from navsim_ext.evaluation.two_stage_planner import score_two_stages
 
             _refuse_single_stage_options(cfg)

@@ -2,11 +2,25 @@
 
 import numpy as np
 import pytest
+from rich.console import Console
+from test_readers_nuscenes import RADIUS, tables, write
+from test_readers_nuscenes import SPEED as DRIVEN_MPS
 
-from navsim_ext.errors import DataError
-from navsim_ext.evaluation.open_loop import COLUMNS, LENGTH_M, REAR_AXLE_TO_CENTRE_M, WIDTH_M, measure, overlaps
+from navsim_ext.errors import DataError, TriviumError
+from navsim_ext.evaluation.open_loop import (
+    COLUMNS,
+    LENGTH_M,
+    REAR_AXLE_TO_CENTRE_M,
+    WIDTH_M,
+    measure,
+    overlaps,
+    score_open_loop,
+)
 from navsim_ext.frames import to_local
+from navsim_ext.readers import open_source
+from navsim_ext.runtime.config import compose
 from navsim_ext.scene import Annotations, Scene
+from navsim_ext.scene_index import build_index
 
 SPEED, FUTURE, HISTORY = 4.0, 8, 4
 
@@ -92,3 +106,37 @@ def test_a_cone_is_no_road_user():
 def test_plans_that_cannot_be_measured_are_refused(plan, message):
     with pytest.raises(DataError, match=message):
         measure(plan, scene(at=(30.0, 9.0)))
+
+
+def command(nuscenes_root, tmp_path, *changes: str):
+    index = tmp_path / "index"
+    build_index(open_source(nuscenes_root, "v1.0-mini"), index)
+    return compose("score", ["protocol=open_loop", f"data.index={index}", f"data.root={nuscenes_root}",
+                             "data.split=v1.0-mini", f"output_dir={tmp_path / 'out'}", *changes])  # fmt: skip
+
+
+@pytest.fixture
+def nuscenes_root(tmp_path):
+    return write(tmp_path / "nuscenes", tables())
+
+
+def test_nuscenes_is_planned_and_measured_without_a_map(nuscenes_root, tmp_path):
+    """The recorded drive is at distance 0; constant velocity leaves the curve by what geometry says."""
+    scores = score_open_loop(command(nuscenes_root, tmp_path, "planner=human"), Console(quiet=True))
+    assert scores["valid"].all()
+    np.testing.assert_allclose(scores["l2_mean_3s"], 0.0, atol=1e-5)
+    away = command(nuscenes_root, tmp_path, "planner=constant_velocity", f"output_dir={tmp_path / 'cv'}")
+    figures = score_open_loop(away, Console(quiet=True)).iloc[0]
+    chord, angle = 2 * RADIUS * np.sin(DRIVEN_MPS / RADIUS / 2), 3 * DRIVEN_MPS / RADIUS
+    there = RADIUS * np.array([np.sin(angle), 1 - np.cos(angle)])
+    assert figures["l2_at_3s"] == pytest.approx(np.hypot(*(there - [3 * chord, 0.0])), abs=1e-2)
+    assert (tmp_path / "cv" / "aggregate.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [("data.root=null", "give data.root"), ("probes=true", "protocol=open")]
+)
+def test_options_that_do_not_fit_are_named(nuscenes_root, tmp_path, change, message):
+    cfg = command(nuscenes_root, tmp_path, change)
+    with pytest.raises(TriviumError, match=message):
+        score_open_loop(cfg, Console(quiet=True))

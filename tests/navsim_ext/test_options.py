@@ -20,7 +20,7 @@ from navsim_ext.runtime.options import Declaration, OptionError, missing_keys, t
 from navsim_ext.runtime.usage import usage
 
 JOBS = sorted(str(path.parent.relative_to(config_root())) for path in config_root().rglob("config.yaml"))
-GIVEN = {"text": "x", "path": "x", "list": "[x]", "word": None}
+GIVEN = {"text": "x", "path": "x", "list": "[x]", "mapping": "{a: [x]}", "word": None}
 
 
 def required(job: str, *overrides: str) -> list[str]:
@@ -52,7 +52,9 @@ def typed_by_target(job: str, key: str) -> bool:
     """Whether the key is a parameter of its node's ``_target_`` (checked by its annotation) or stands for another."""
     above = key.rpartition(".")[0]
     field = options_of(job).get(above)
+    a_node = field is not None and field.declaration and any(kind.name == "node" for kind in field.declaration.kinds)
     in_node = field is not None and isinstance(field.value, dict) and ("_target_" in field.value or not field.value)
+    in_node = in_node or bool(a_node)
     return in_node or "${" in str(options_of(job)[key].value) or key.startswith(("algorithm.", "reward."))
 
 
@@ -130,7 +132,6 @@ def test_a_users_own_experiment_is_checked_too(tmp_path):
         ("score", "two_frame=maybe"),
         ("score", "data.cameras=CAM_F0"),
         ("score", "metric_cache="),
-        ("score", "metric_cache=null"),
         ("score", "metric_cache='  '"),
         ("stage2", "seed=x"),
         ("stage2", "seed=-1"),
