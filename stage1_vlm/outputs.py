@@ -130,7 +130,7 @@ class HuggingFaceCheckpoints(Checkpoints):
                 shutil.rmtree(folder)
 
     def write(self, trainer: Trainer, path: Path) -> None:
-        super().write(trainer, path)
+        """The folder first: what a kill leaves of it alone is removed, a checkpoint alone would be continued from."""
         module = trainer.lightning_module
         weights = gather_weights(trainer, module)
         if trainer.is_global_zero:
@@ -147,6 +147,7 @@ class HuggingFaceCheckpoints(Checkpoints):
             (temporary / STATE_LINK).symlink_to(os.path.relpath(path, target))
             os.replace(temporary, target)
         trainer.strategy.barrier("checkpoint folder")
+        super().write(trainer, path)
 
     def remove(self, path: Path) -> None:
         folder = self.output_dir / f"checkpoint-{step_of(path)}"

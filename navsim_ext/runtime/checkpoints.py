@@ -33,6 +33,7 @@ STEP_PATTERN = re.compile(r"epoch=(\d+)-step=(\d+)\.ckpt")
 BEST_PATTERN = re.compile(r"best-epoch=(\d+)-step=(\d+)\.ckpt")
 LAST_STEM = "last"
 LAST_NAME = f"{LAST_STEM}.ckpt"
+NOTHING_YET = ".nothing-yet"  # where last.ckpt points until the first checkpoint counts
 COMPLETE_MARK = ".complete"  # inside a checkpoint that is a folder (DeepSpeed); files are complete when they exist
 ZERO_WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in such a folder: all weights, and the state of callbacks
 
@@ -95,9 +96,10 @@ class Checkpoints(Checkpoint):
     the middle of a gradient accumulation, whose gradients no checkpoint holds.
 
     ``last.ckpt`` is a link, and the point of no return: it moves to a new checkpoint only when the loggers have
-    written that step too, and older checkpoints go only then. What a kill leaves beyond it is removed when the run
-    continues and done again, so that the folder ends as that of a run that nothing disturbed. No path is stored: a
-    folder may be moved. (Lightning's ModelCheckpoint keeps absolute paths and, after a kill, a second ``last-v1``.)
+    written that step too, and older checkpoints go only then; until the first one counts it points to nothing. What a
+    kill leaves beyond it is removed when the run continues and done again, so that the folder ends as that of a run
+    that nothing disturbed. No path is stored: a folder may be moved. (Lightning's ModelCheckpoint keeps absolute paths
+    and, after a kill, a second ``last-v1``.)
     """
 
     def __init__(
@@ -119,8 +121,9 @@ class Checkpoints(Checkpoint):
 
     def begin(self, trainer: Trainer, resumed: Path | None) -> None:
         """Removes what lies beyond the checkpoint that the run continues from (None: all), and older ones than kept."""
-        if not trainer.is_global_zero or not self.dirpath.is_dir():
+        if not trainer.is_global_zero or trainer.fast_dev_run:
             return
+        self.dirpath.mkdir(parents=True, exist_ok=True)
         remove_temporaries(self.dirpath)
         for path in self.dirpath.glob(f"{LAST_STEM}-v*.ckpt"):  # of Lightning's own callback
             discard(path)
@@ -131,8 +134,8 @@ class Checkpoints(Checkpoint):
                 self.remove(path)
         if own:
             self._settle(resumed.name)
-        elif (last := self.dirpath / LAST_NAME).is_symlink():
-            last.unlink()
+        else:
+            relink(self.dirpath / LAST_NAME, NOTHING_YET)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
@@ -362,8 +365,13 @@ def newest_complete(folder: Path) -> Path | None:
 
 
 def resume_point(folder: Path) -> Path | None:
-    """What a run continues from: where ``last.ckpt`` points, and where that is not known the newest complete one."""
+    """What a run continues from: where ``last.ckpt`` points, and where that is not known the newest complete one.
+
+    None where it points to nothing yet: a checkpoint that is there all the same has no row in the loggers' tables.
+    """
     last = folder / LAST_NAME
+    if last.is_symlink() and os.readlink(last) == NOTHING_YET:
+        return None
     if last.is_symlink():
         target = folder / os.readlink(last)
         if target.parent == folder and STEP_PATTERN.fullmatch(target.name) and target.exists() and is_complete(target):

@@ -122,6 +122,28 @@ def test_killed_at_any_change_of_the_file_system(undisturbed, tmp_path, kill_at)
     assert scalars(folder) == scalars(undisturbed)
 
 
+@pytest.mark.parametrize("which", [1, 2])
+def test_killed_between_a_checkpoint_and_its_row(undisturbed, tmp_path, which):
+    """A step that the loggers have not written yet is not what the run continues from, not even where it is the first
+    checkpoint of all."""
+    folder, write, written = tmp_path / "run", Checkpoints.write, []
+
+    def dying(self, trainer, path):
+        write(self, trainer, path)
+        written.append(path)
+        if len(written) == which:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def work():
+        Checkpoints.write = dying
+        run(config(folder, [*SMALL, *BEST]))
+
+    assert in_a_child(work) == -signal.SIGKILL
+    assert in_a_child(lambda: run(config(folder, [*SMALL, *BEST]))) == 0
+    assert contents(folder) == contents(undisturbed)
+    assert scalars(folder) == scalars(undisturbed)
+
+
 def test_killed_moved_killed_again_and_moved_back(undisturbed, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert in_a_child(lambda: run(config(first, [*SMALL, *BEST])), 45) == -signal.SIGKILL
