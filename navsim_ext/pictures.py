@@ -10,6 +10,7 @@ Cameras and other people's data sets hold more than 8-bit RGB. Pillow's ``conver
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -41,12 +42,20 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
         return _as_rgb(picture, path)
 
 
+def stored_kind(content: bytes) -> str:
+    """Which kind of picture (JPEG, PNG ...) came as bytes, inside another file; all of it is looked at. BadPicture."""
+    with _opened(io.BytesIO(content), f"of {len(content):,} bytes") as picture:
+        picture.verify()
+        return picture.format or ""
+
+
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def _opened(file: str | os.PathLike[str] | io.BytesIO, name: str = "") -> Iterator[Image.Image]:
+    path = name or file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
-            with Image.open(path) as picture:
+            with Image.open(file) as picture:
                 width, height = picture.size
                 if width < 1 or height < 1 or width * height > MAX_PIXELS:
                     raise BadPicture(

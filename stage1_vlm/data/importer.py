@@ -10,7 +10,6 @@ is recognised (:mod:`stage1_vlm.data.forms`) or given.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from PIL import Image, UnidentifiedImageError
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.files import atomic_stream, plain_name, write_atomic, write_json_atomic
+from navsim_ext.pictures import BadPicture, stored_kind
 from navsim_ext.prompts import IMAGE_PLACEHOLDER
 from navsim_ext.runtime.checksums import CHECKSUM_KEY, file_checksums
 from navsim_ext.runtime.config import job
@@ -114,11 +113,9 @@ def _record(row: Row, output_dir: Path) -> tuple[dict[str, Any], set[bool]]:
 def _store(content: bytes, output_dir: Path) -> str:
     """Writes a picture file as it is, under the digest of its bytes."""
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            ending = ENDINGS.get(picture.format or "")
-            picture.verify()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SkipLine("unreadable picture", f"{len(content)} bytes: {error!s:.100}") from error
+        ending = ENDINGS.get(stored_kind(content))
+    except BadPicture as error:
+        raise SkipLine("unreadable picture", str(error)) from error
     if ending is None:
         raise SkipLine("unreadable picture", f"of another kind than {', '.join(ENDINGS)}")
     path = Path(PICTURES) / f"{hashlib.sha256(content).hexdigest()[:24]}.{ending}"

@@ -78,7 +78,7 @@ class Replies:
         if missing:
             raise DataError(
                 f"{asked_by} compares with the driven decision, which scene {missing[0]} lacks: take questions of type "
-                "decision or decision_trajectory (python -m navsim_ext.questions.write types=[decision]), or another "
+                "decision or decision_trajectory (navsim_ext.questions.write with types=[decision]), or another "
                 "reward"
             )
         return [prompt.decision for prompt in self.prompts]

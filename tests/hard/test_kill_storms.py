@@ -59,7 +59,11 @@ STORMS: dict[str, list[str]] = {
                          "data.index_workers=0", "data.batch_size=4", "data.max_image_tokens=16",
                          "global_batch_size=8", "module.gradient_checkpointing=false", "trainer.max_epochs=100",
                          "trainer.max_steps=6", "callbacks.checkpoint.every_n_steps=2"],
+    "navsim_ext.evaluation.rank": ["panel=[idm_0,idm_1]"],
+    "navsim_ext.synthetic.second_stage": ["groups=2", "pairs=1"],
+    "sim_agents.ego.train": ["trainer.max_steps=4"],
     "stage2_dit.plan": [],
+    "stage3_grpo.filter_flat": [],
     "stage2_dit.train": ["trainer.max_epochs=3", "data.val={index}", "trainer.check_val_every_n_epoch=1",
                          "datamodule.batch_size=4", "planner.num_layers=2", "planner.encoder_width=32", *TRAINING],
     "stage3_grpo.train": ["trainer.max_epochs=2", "datamodule.batch_size=4", "algorithm.group_size=4", *TRAINING],
@@ -72,7 +76,8 @@ SHORT = {  # commands of test_bad_input that are done in a moment, or only read
     "navsim_ext.hidden_cache.stats", "navsim_ext.hidden_cache.verify", "navsim_ext.realism.submission",
     "navsim_ext.rendering.birds_eye", "navsim_ext.synthetic.report", "navsim_ext.traffic.picture",
     "navsim_ext.traffic.report", "navsim_ext.traffic.womd_writer", "stage1_vlm.convert",
-    "stage1_vlm.data.drivelm", "stage1_vlm.universal",
+    "navsim_ext.evaluation.closed_loop", "navsim_ext.realism.compare", "sim_agents.ego.table",
+    "stage1_vlm.answers_page", "stage1_vlm.data.drivelm", "stage1_vlm.data.importer", "stage1_vlm.universal",
     "stage2_dit.convert",
     "stage2_dit.experiment", "stage3_grpo.experiment",  # chains of the commands above
 }  # fmt: skip

@@ -36,7 +36,9 @@ COMMANDS: dict[str, list[str]] = {
     "navsim_ext.devkit.metric_cache_import": ["v1={world}", "v2={world}"],  # neither is one; v1 is read first
     "navsim_ext.devkit.submission": ["trajectories={trajectories}"],
     "navsim_ext.doctor": [],
+    "navsim_ext.evaluation.closed_loop": ["drives=[{scores}]"],
     "navsim_ext.evaluation.compare": ["a={scores}", "b={scores}"],
+    "navsim_ext.evaluation.rank": ["scenes={traffic}", "planners=panel"],
     "navsim_ext.evaluation.report": ["scores=[{scores}]", "data.root={world}", "data.split=trainval"],
     "navsim_ext.evaluation.score": [
         "data.index={index}", "metric_cache={metric_cache}", "planner=diffusion", "planner.checkpoint={planner}",
@@ -51,16 +53,20 @@ COMMANDS: dict[str, list[str]] = {
     "navsim_ext.hidden_cache.stats": ["folder={hidden}"],
     "navsim_ext.hidden_cache.verify": ["folder={hidden}"],
     "navsim_ext.metric_cache.build": ["data.root={world}", "data.split=trainval", "workers=sequential"],
+    "navsim_ext.realism.compare": ["scores={{a: [{rollouts}], b: [{rollouts}]}}"],
     "navsim_ext.realism.score": ["scenes={rollouts}", "rollouts={rollouts}", "workers=sequential"],
     "navsim_ext.realism.submission": ["scenes={rollouts}", "rollouts={rollouts}", "file={output}/file.tar.gz"],
     "navsim_ext.traffic.build": ["data.root={rollouts}", "data.source=npz", "workers=sequential"],
     "navsim_ext.traffic.picture": ["scenes={traffic}", "scene=any", "output={output}/scene.png"],
     "navsim_ext.traffic.report": ["scenes={traffic}"],
     "navsim_ext.traffic.womd_writer": ["scenes={traffic}", "output={output}/scenes.tfrecord"],
+    "sim_agents.ego.table": ["drives=[{traffic}]", "scenes={traffic}"],
+    "sim_agents.ego.train": ["experiment=path", "data.train={traffic}"],
     "sim_agents.rollout": ["checkpoint={planner}", "scenes={traffic}", "workers=sequential"],
     "sim_agents.train": ["experiment=demo", "data.train={traffic}", "vocabulary={vocabulary}"],
     "sim_agents.vocabulary.build": ["scenes={traffic}"],
     "navsim_ext.synthetic.build": ["scenes=4"],
+    "navsim_ext.synthetic.second_stage": ["data.root={world}"],
     "navsim_ext.questions.write": ["data.root={world}", "data.split=trainval"],
     "navsim_ext.rendering.render": ["data.root={world}", "data.split=trainval"],
     "navsim_ext.rendering.birds_eye": ["data.root={world}", "data.split=trainval"],
@@ -103,6 +109,7 @@ PATH_KEY = re.compile(rf"^[^=]+=\[?\{{({READ})\}}")
 def path_keys() -> list[tuple[str, str]]:
     """(command, key) of everything that a command reads."""
     unread = {("navsim_ext.devkit.metric_cache_import", "v2")}  # the first bad one ends the command
+    unread |= {("stage1_vlm.answers_page", "after"), ("stage1_vlm.answers_page", "mixture")}  # before is read first
     unread |= {(f"{stage}.experiment", "data.root") for stage in ("stage2_dit", "stage3_grpo")}  # INDEXED stands for it
     found = [
         (module, override.partition("=")[0])

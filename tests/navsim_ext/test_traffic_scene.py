@@ -180,7 +180,7 @@ def test_a_truncated_or_absent_npz_is_named(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, **neutral())
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(DataError, match=r"a\.npz: cannot be read"):
+    with pytest.raises(DataError, match=r"a\.npz cannot be read"):
         list(scene_v1.read_scenes(tmp_path))
     with pytest.raises(MissingError):
         scene_v1.read_scene(tmp_path / "b.npz")
