@@ -121,9 +121,8 @@ class Checkpoints(Checkpoint):
 
     def begin(self, trainer: Trainer, resumed: Path | None) -> None:
         """Removes what lies beyond the checkpoint that the run continues from (None: all), and older ones than kept."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero or not self.dirpath.is_dir():
             return
-        self.dirpath.mkdir(parents=True, exist_ok=True)
         remove_temporaries(self.dirpath)
         for path in self.dirpath.glob(f"{LAST_STEM}-v*.ckpt"):  # of Lightning's own callback
             discard(path)
@@ -134,12 +133,16 @@ class Checkpoints(Checkpoint):
                 self.remove(path)
         if own:
             self._settle(resumed.name)
-        else:
-            relink(self.dirpath / LAST_NAME, NOTHING_YET)
+        elif (last := self.dirpath / LAST_NAME).is_symlink():
+            last.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
         self._saved_at_s = time.monotonic()
+        last = self.dirpath / LAST_NAME
+        if trainer.is_global_zero and not trainer.fast_dev_run and not last.is_symlink():
+            self.dirpath.mkdir(parents=True, exist_ok=True)
+            relink(last, NOTHING_YET)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
