@@ -17,6 +17,7 @@ from torch import nn
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, digest_json
 from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint, record_of
+from sim_agents.training.checkpoint import require_fit
 
 RECORD = "ego_planner"
 PREFIX = "network."
@@ -60,13 +61,5 @@ def read_planner(
 
 def fill(network: nn.Module, weights: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
     """Loads weights that must fit exactly; raises DataError naming those that do not."""
-    wanted = network.state_dict()
-    wrong = sorted(set(wanted) ^ set(weights))
-    wrong += [
-        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(wanted[name].shape)} by its record"
-        for name in sorted(set(wanted) & set(weights))
-        if wanted[name].shape != weights[name].shape
-    ]
-    if wrong:
-        raise DataError(f"{path}: weights do not fit the recorded network: {'; '.join(wrong[:8])}")
+    require_fit(network, weights, path)
     network.load_state_dict(weights, strict=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, digest_json
@@ -90,7 +91,7 @@ def load_agents(path: str | os.PathLike[str], *, ema: bool | None = None) -> Loa
     weights = checkpoint["state_dict"] if averaged is None or ema is False else averaged
     network = NextTokenNetwork(NetworkSettings(**record["network"]))
     own = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
-    _require_fit(network, own, path)
+    require_fit(network, own, path)
     network.load_state_dict(own, strict=True)
     vocabulary = vocabulary_of(record["tables"])
     parents = {"vocabulary": Fingerprint.from_json(record["vocabulary"])}
@@ -124,7 +125,8 @@ def initialise(
     network.load_state_dict(loaded.network.state_dict(), strict=True)
 
 
-def _require_fit(network: NextTokenNetwork, weights: dict[str, torch.Tensor], path: Path) -> None:
+def require_fit(network: nn.Module, weights: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
+    """Raises DataError naming the weights that do not fit a recorded network exactly."""
     wanted = network.state_dict()
     wrong = sorted(set(wanted) ^ set(weights))
     wrong += [
