@@ -88,11 +88,11 @@ def measure(root: Path, turns: int, demo: Path | None, demo_seconds: float) -> l
     fill_store(root / "store")
     rows = []
     works = {
-        f"scene index of {SAMPLES:,} samples: opening it and reading the last": lambda: (
-            SceneDataset(root / "large")[SAMPLES - 1]
-        ),
-        f"store of {SAMPLES:,} records: opening it and reading the last": lambda: (
-            ShardStore(root / "store").get(f"{SAMPLES - 1:016x}")
+        f"scene index of {SAMPLES:,} samples: opening it and reading the last": lambda: SceneDataset(root / "large")[
+            SAMPLES - 1
+        ],
+        f"store of {SAMPLES:,} records: opening it and reading the last": lambda: ShardStore(root / "store").get(
+            f"{SAMPLES - 1:016x}"
         ),
     }
     for name, work in works.items():

@@ -12,7 +12,6 @@ MFU = model FLOP/s / peak FLOP/s; model FLOPs are 2 per weight and token forward
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,20 +20,16 @@ import numpy as np
 import torch
 from environment import report, row
 from PIL import Image
+from random_internvl import random_internvl
 from torch.nn import functional
 
 from navsim_ext.prompts import format_trajectory, trajectory_prompt
-from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone
+from stage1_vlm.backbone import VisionLanguageBackbone
 from stage1_vlm.collate import VisionLanguageBatch, pack, pad
 from stage1_vlm.module import answer_loss
 from stage1_vlm.processor import Example, Turn
-from stage1_vlm.tiny import build_tiny_internvl
 
 PEAK_BF16_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0}
-FULL_SIZE = {
-    "width": 1536, "layers": 28, "heads": 12, "vision_width": 1024, "vision_layers": 24, "vision_heads": 16,
-    "tile": 448, "vocabulary": 151_674,
-}  # fmt: skip
 
 
 def conversations(backbone: VisionLanguageBackbone, count: int) -> list[Example]:
@@ -55,6 +50,13 @@ def model_flops(backbone: VisionLanguageBackbone, batch: VisionLanguageBatch, an
     text = backbone.model.config.get_text_config()
     head = 2.0 * answers * text.hidden_size * text.vocab_size
     return backbone.language_flops(sum(lengths), lengths) + backbone.vision_flops(batch.pixels) + head
+
+
+def compile_blocks(model: torch.nn.Module) -> None:
+    """Norms and feed-forward layers, which memory bounds; attention and heads stay as they are."""
+    for name, module in model.named_modules():
+        if name.endswith(("norm", "mlp", "layernorm_before", "layernorm_after")):
+            module.compile(dynamic=True)
 
 
 def seconds(step: Callable[[], None], repeats: int, device: torch.device) -> float:
@@ -80,6 +82,7 @@ def main() -> None:
     parser.add_argument("--per-row", type=int, default=4, help="conversations a row")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="norms and feed-forward layers by torch.compile")
     parser.add_argument("--peak-tflops", type=float, default=None)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
@@ -87,13 +90,12 @@ def main() -> None:
     peak = arguments.peak_tflops
     if peak is None and device.type == "cuda":
         peak = next((v for k, v in PEAK_BF16_TFLOPS.items() if k in torch.cuda.get_device_name()), None)
-    texts = ["Predict the trajectory of the ego car. [PT, (+1.00, -0.20, +0.30)]"] * 50
-    with tempfile.TemporaryDirectory() as folder:
-        build_tiny_internvl(folder, texts, **({"tile": 56} if arguments.tiny else FULL_SIZE), max_tiles=12)
-        backbone = load_backbone(folder, dtype="bfloat16")
-    model = backbone.model.to(device).train()
+    backbone = random_internvl(device, tiny=arguments.tiny)
+    model = backbone.model.train()
     if arguments.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if arguments.compile:
+        compile_blocks(model)
     examples = conversations(backbone, arguments.rows * arguments.per_row)
     rows = [examples[i :: arguments.rows] for i in range(arguments.rows)]
     packed = pack(rows, backbone.processor.pad_token_id).to(device)
@@ -104,7 +106,7 @@ def main() -> None:
         answer_loss(backbone, packed)[0].backward()
         model.zero_grad(set_to_none=True)
 
-    def plain() -> None:
+    def step_of_padded() -> None:
         output = model(**backbone.model_inputs(padded), use_cache=False)
         logits, labels = output.logits[:, :-1].float(), padded.labels[:, 1:]
         functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100).backward()
@@ -117,10 +119,11 @@ def main() -> None:
     flops = model_flops(backbone, packed, answers)
     tokens = packed.valid_tokens
     what = "tiny InternVL" if arguments.tiny else "InternVL3-2B, random weights"
+    what += f" ({', '.join(name for name in ('checkpointing', 'compile') if getattr(arguments, name)) or 'plain'})"
     rows_of_report = []
     for name, step, factor in (
         ("SFT, packed rows, head on answers", ours, 3),
-        ("SFT, padded, full logits", plain, 3),
+        ("SFT, padded, full logits", step_of_padded, 3),
         ("export", exported, 1),
     ):
         model.train(name != "export")

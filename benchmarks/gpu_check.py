@@ -45,21 +45,18 @@ class Size:
     agents: int  # traffic scenes at once
     rollouts: int
     network: dict[str, Any]  # of the next-token network
-    vlm: dict[str, Any]  # of build_tiny_internvl
     answers: int  # conversations at once
     new_tokens: int  # of an answer
 
 
 FULL = Size(
     tokens=2800, width=1536, planner={}, batch=64, repeats=20, agents=8, rollouts=32, network={}, answers=8,
-    vlm={"width": 1536, "layers": 28, "heads": 12, "vision_width": 1024, "vision_layers": 24, "vision_heads": 16,
-         "tile": 448, "vocabulary": 151_674},
     new_tokens=128,
 )  # fmt: skip
 TINY = Size(
     tokens=12, width=128, batch=2, repeats=2, agents=1, rollouts=2, network={"width": 16, "heads": 2, "blocks": 1},
     planner={"num_heads": 2, "head_width": 8, "num_layers": 2, "output_width": 12, "encoder_width": 16},
-    vlm={"tile": 56}, answers=1, new_tokens=8,
+    answers=1, new_tokens=8,
 )  # fmt: skip
 
 
@@ -161,9 +158,15 @@ def planner(device: str, size: Size) -> list[dict[str, Any]]:
         ]
     precision = "bf16" if device == "cuda" else "fp32"
     kinds = [("eager", {}), ("compiled", {"compile": True}), ("CUDA graph", {"cuda_graphs": True})]
+    one = (*scenes(1, device, size), torch.randn(1, 8, 3, device=device))
+    plans = {}
     for name, options in kinds if device == "cuda" else kinds[:1]:
         runner = PlannerRunner(model.eval(), autocast=precision, **options)
-        for count in (1, 8, 64) if name == "eager" or size is FULL else (1,):
+        plans[name] = runner.sample(*one)
+        difference = float((plans[name] - plans["eager"]).abs().max())
+        if name != "eager":
+            rows.append(row(f"DDIM-5, {name}: differs from eager by at most", difference, "m or rad", "<= 0.05"))
+        for count in (1,) if name == "compiled" else (1, 8, 64):  # each number of scenes is compiled anew
             drawn = (*scenes(count, device, size), torch.randn(count, 8, 3, device=device))
             elapsed = best_seconds(lambda runner=runner, drawn=drawn: runner.sample(*drawn), size.repeats, device)
             target_ms = "< 5" if count == 1 and name == "CUDA graph" else None
@@ -171,38 +174,52 @@ def planner(device: str, size: Size) -> list[dict[str, Any]]:
     return rows
 
 
+def synthetic_metric_cache(folder: str) -> str:
+    """Metric cache of a few synthetic scenes without pictures."""
+    world = [
+        "navsim_ext.synthetic.build",
+        "scenes=8",
+        "recipe.cameras=[]",
+        "recipe.qa=false",
+        f"output_dir={folder}/world",
+    ]
+    cache = ["navsim_ext.metric_cache.build", f"data.root={folder}/world", "data.split=trainval", "workers=sequential",
+             f"output_dir={folder}/cache"]  # fmt: skip
+    for module, *options in (world, cache):
+        subprocess.run([sys.executable, "-m", module, *options], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return f"{folder}/cache"
+
+
 def grpo(device: str, size: Size) -> list[dict[str, Any]]:
     """A step of reinforcement; its scores are computed on the CPU while the device draws the reference."""
-    from benchmarks.bench_grpo import Setup, golden_metric_cache
+    from benchmarks.bench_grpo import Setup
     from navsim_ext.metric_cache.scorer import PdmScorer
     from stage2_dit import PlannerConfig
 
     config = PlannerConfig(hidden_width=size.width, **size.planner)
     with tempfile.TemporaryDirectory() as folder:
-        cache = golden_metric_cache(folder) if size is FULL else None
-        scorer = PdmScorer(cache) if cache else None
-        known = list(scorer.cache.tokens) if scorer else []
-        names = [known[0], known[-1]] if known else None
-        setup = Setup(size.tokens, names, config=config, device=device)
+        scorer = PdmScorer(synthetic_metric_cache(folder))
+        known = list(scorer.cache.tokens)
+        setup = Setup(size.tokens, [known[0], known[-1]], config=config, device=device)
         elapsed = best_seconds(lambda: setup.ours(scorer), max(size.repeats // 2, 2), device)
-        rows = [row(f"GRPO step, 2 scenes x 8, {size.tokens} tokens", 1e3 * elapsed, "ms")]
-        if scorer is not None:
-            rows += [
-                row("scores of both versions, computing", 1e3 * setup.seconds["score"], "ms"),
-                row("share of the step that waits for scores", setup.seconds["score_wait"] / elapsed, "", "<= 0.1"),
-            ]
-    return rows
+        return [
+            row(f"GRPO step, 2 scenes x 8, {size.tokens} tokens", 1e3 * elapsed, "ms"),
+            row("scores of both versions, computing", 1e3 * setup.seconds["score"], "ms"),
+            row("share of the step that waits for scores", setup.seconds["score_wait"] / elapsed, "", "<= 0.1"),
+        ]
 
 
 def stage1(device: str, size: Size) -> list[dict[str, Any]]:
     """Fine-tuning and export of a random InternVL: bench_stage1_sft.py, its rows."""
+    script, rows = str(ROOT / "benchmarks" / "bench_stage1_sft.py"), []
+    ways = [["--tiny"]] if size is TINY else [["--per-row", "2"], ["--checkpointing"], ["--per-row", "2", "--compile"]]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "stage1.json"
-        script = str(ROOT / "benchmarks" / "bench_stage1_sft.py")
-        options = ["--repeats", "2", "--device", device, *(["--tiny"] if size is TINY else ["--checkpointing"])]
-        subprocess.run([sys.executable, script, *options, "--output", str(file)], check=True, cwd=ROOT,
-                       stdout=subprocess.DEVNULL)  # fmt: skip
-        return json.loads(file.read_text())["rows"]
+        for options in ways:
+            command = [sys.executable, script, "--repeats", "2", "--device", device, *options, "--output", str(file)]
+            subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+            rows += json.loads(file.read_text())["rows"]
+    return rows
 
 
 def world(device: str, size: Size) -> list[dict[str, Any]]:
@@ -242,23 +259,30 @@ def world(device: str, size: Size) -> list[dict[str, Any]]:
 
 
 def language(device: str, size: Size) -> list[dict[str, Any]]:
-    """Answers sampled from a random InternVL."""
+    """Answers of a random InternVL: greedy ones by ``generate``, and several of one prompt by our own sampler."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from bench_stage1_sft import conversations
+    from random_internvl import random_internvl
 
-    from stage1_vlm.backbone import load_backbone
-    from stage1_vlm.tiny import build_tiny_internvl
+    from stage1_vlm.sampling import AnswerSampling, encode_prompt, sample_answers
 
-    texts = ["Predict the trajectory of the ego car. [PT, (+1.00, -0.20, +0.30)]"] * 50
-    with tempfile.TemporaryDirectory() as folder:
-        build_tiny_internvl(folder, texts, **size.vlm, max_tiles=12)
-        backbone = load_backbone(folder, dtype="bfloat16")
-    backbone.model.to(device).eval()
+    backbone = random_internvl(device, tiny=size is TINY)
+    backbone.model.eval()
     backbone.model.generation_config.min_new_tokens = size.new_tokens  # a random model may end at once
     examples = conversations(backbone, size.answers)
     elapsed = best_seconds(lambda: backbone.answer(examples, size.new_tokens), 1, device)
     made = size.answers * size.new_tokens
-    return [row(f"answers of {size.new_tokens} tokens, {size.answers} at once", made / elapsed, "tokens/s")]
+    rows = [row(f"greedy, {size.answers} prompts, {size.new_tokens} tokens each", made / elapsed, "tokens/s")]
+    backbone.processor.end_of_turn_id = -1  # no sampled answer ends early
+    group = 8
+
+    def sampled() -> None:
+        with torch.no_grad():
+            prompts = [encode_prompt(backbone, examples[0])]
+        sample_answers(backbone, prompts, [range(group)], AnswerSampling(max_new_tokens=size.new_tokens))
+
+    rate = group * size.new_tokens / best_seconds(sampled, 1, device)
+    return [*rows, row(f"sampled, {group} answers of one prompt, {size.new_tokens} tokens each", rate, "tokens/s")]
 
 
 PARTS: dict[str, Callable[[str, Size], list[dict[str, Any]]]] = {

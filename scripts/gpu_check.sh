@@ -15,7 +15,7 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 device="${DEVICE:-cuda}" size="${SIZE:-full}" out="${OUT:-gpu_check}" wheels="${WHEELS:-wheels}"
-declare -A limit=([tests]=60 [decode]=30 [planner]=90 [grpo]=60 [stage1]=120 [world]=60 [language]=50) # 470 s
+declare -A limit=([tests]=60 [decode]=20 [planner]=70 [grpo]=110 [stage1]=120 [world]=50 [language]=50) # 480 s
 parts="${PARTS:-tests decode planner grpo stage1 world language}"
 
 has_torch() { command -v "$1" > /dev/null && "$1" -c "import importlib.util as i, sys; sys.exit(i.find_spec('torch') is None)"; }

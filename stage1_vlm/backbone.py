@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from navsim_ext.fingerprint import digest_file, digest_json
 from stage1_vlm.collate import VisionLanguageBatch, pad
+from stage1_vlm.documents import attend_within_documents, packed_inputs
 from stage1_vlm.folder import CheckpointError, guarded, load_config, read_settings
 from stage1_vlm.processor import ChatProcessor, Example
 from stage1_vlm.weights import WEIGHTS_FILE, WEIGHTS_INDEX, check_model_folder, finish_model_folder, shard_files
@@ -107,6 +108,7 @@ class VisionLanguageBackbone(ABC):
         """[B,L,D] after the final norm; equal to ``hidden_states[-1]`` on valid tokens, without the LM head."""
         inputs = self.model_inputs(batch)
         inputs["position_ids"] = self.position_ids(batch)
+        inputs |= packed_inputs(self.model, batch.documents)
         return self.model.model(**inputs, use_cache=False).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -227,6 +229,8 @@ def load_backbone(
     problems = {key: sorted(map(str, values)) for key, values in report.items() if values}
     if problems:
         raise CheckpointError(f"{folder} does not fit {family.model_class.__name__}: {problems}")
+    if attention == "sdpa":
+        attend_within_documents(model)
     processor = guarded(folder, lambda: family.make_processor(folder, config, max_image_tokens, exact))
     return family(model, processor)
 
