@@ -21,13 +21,32 @@ _log = logging.getLogger(__name__)
 
 
 def build_initial_model(cfg: DictConfig) -> None:
-    """Writes the tiny model of ``cfg.tiny`` into ``cfg.model_path``, once; its tokeniser learns from the mixture."""
+    """Writes a tiny model into ``cfg.model_path``, once: with ``init=tiny`` the one that ships with the suite, with
+    ``init=random`` one of the sizes of ``cfg.tiny``, if there are any. Raises DataError for sizes that the shipped one
+    has not."""
     from navsim_ext.runtime.collectives import launched_rank
-    from stage1_vlm.tiny import build_tiny_internvl
 
+    sizes = None if cfg.get("tiny") is None else OmegaConf.to_container(cfg.tiny, resolve=True)
     folder = Path(cfg.model_path)
-    if cfg.get("tiny") is None or (folder / "config.json").is_file() or launched_rank() != 0:
+    if (sizes is None and cfg.init == "random") or (folder / "config.json").is_file() or launched_rank() != 0:
         return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"{folder} has files, but no config.json: empty it, or give another model_path")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # a killed build is no model
+    if cfg.init == "tiny":
+        from stage1_vlm.pretrained import copy_pretrained
+
+        copy_pretrained(temporary, sizes or {})
+    else:
+        from stage1_vlm.tiny import build_tiny_internvl
+
+        build_tiny_internvl(temporary, _texts(cfg), seed=cfg.seed, **sizes)
+    os.replace(temporary, folder)
+    _log.info("wrote a tiny InternVL (init=%s) to %s", cfg.init, folder)
+
+
+def _texts(cfg: DictConfig) -> list[str]:
+    """What the tokeniser of a tiny model learns from: the conversations of the mixture."""
     texts = []
     for entry in read_mixture(cfg.data.mixture):
         with open(entry.annotation, "rb") as stream:
@@ -39,13 +58,7 @@ def build_initial_model(cfg: DictConfig) -> None:
                 continue  # counted and listed when the data set is indexed
     if not texts:
         raise DataError(f"{cfg.data.mixture}: no readable conversation to learn a vocabulary from")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise DataError(f"{folder} has files, but no config.json: empty it, or give another model_path")
-    options = OmegaConf.to_container(cfg.tiny, resolve=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # a killed build is no model
-    build_tiny_internvl(temporary, texts, seed=cfg.seed, **options)
-    os.replace(temporary, folder)
-    _log.info("wrote a tiny InternVL with random weights to %s", folder)
+    return texts
 
 
 def with_accumulation(cfg: DictConfig) -> DictConfig:

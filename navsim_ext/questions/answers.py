@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from navsim_ext.prompts import ParsedTrajectory, parse_trajectory
-from navsim_ext.questions.catalogue import QUESTIONS, Answer
+from navsim_ext.questions.catalogue import PLACE_TOLERANCE, PLACE_TOLERANCE_M, QUESTIONS, Answer
 from navsim_ext.questions.meta_actions import PATHS, SPEEDS, Decision
 
 _TAG = re.compile(r"<\s*(/?)\s*(think|answer)\s*>", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+_PLACE = re.compile(r"([a-z]+)\s*\(\s*([-+]?\d{1,4})\s*,\s*([-+]?\d{1,4})\s*\)", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d]\w*")
 _TRAJECTORY = re.compile(r"[\[({]?\s*\bPT\b")  # where a trajectory in words begins
 ORDER = ["think", "/think", "answer", "/answer"]  # of the tags of a well-formed reply
@@ -135,7 +136,8 @@ def is_correct(kind: str, answer: Answer, text: str) -> bool:
     """Whether ``text``, a model's reply to a question of type ``kind``, agrees with the canonical ``answer``.
 
     Words: the first choice that occurs in the reply (longest match) is the answer's. Decisions: exactly the two words.
-    Numbers: the first number within the tolerance. Trajectories: 8 poses whose mean distance is within it.
+    Numbers: the first number within the tolerance. Trajectories: 8 poses whose mean distance is within it. Road users:
+    as many, of the same kinds in the same order, each within the larger of PLACE_TOLERANCE_M and PLACE_TOLERANCE.
     """
     question = QUESTIONS[kind]
     said = read_reply(text).answer
@@ -143,6 +145,8 @@ def is_correct(kind: str, answer: Answer, text: str) -> bool:
         return False
     if kind == "trajectory":
         return _trajectory_agrees(answer, said, question.tolerance)
+    if kind == "road_users":
+        return _places_agree(answer, said)
     if question.decides:
         return read_decision(text) == Decision.parse(str(answer))
     if not question.choices:
@@ -156,6 +160,27 @@ def first_choice(text: str, choices: Iterable[str]) -> str | None:
     words = "|".join(sorted((re.escape(choice) for choice in choices), key=len, reverse=True))
     found = re.search(rf"\b(?:{words})\b", " ".join(text.lower().split()))
     return found.group() if found else None
+
+
+def read_places(text: str) -> list[tuple[str, int, int]] | None:
+    """``kind (x, y), ...`` of an answer; [] for ``none``, None for what cannot be read."""
+    if normalised(text) == "none":
+        return []
+    found = list(_PLACE.finditer(text))
+    rest = _PLACE.sub("", text)
+    if not found or rest.strip(" ,.\n"):
+        return None
+    return [(place[1].lower(), int(place[2]), int(place[3])) for place in found]
+
+
+def _places_agree(wanted: Sequence[Sequence[str | int]], text: str) -> bool:
+    said = read_places(text)
+    if said is None or [place[0] for place in said] != [place[0] for place in wanted]:
+        return False
+    return all(
+        np.hypot(x - a, y - b) <= max(PLACE_TOLERANCE_M, PLACE_TOLERANCE * np.hypot(a, b))
+        for (_, x, y), (_, a, b) in zip(said, wanted)
+    )
 
 
 def _trajectory_agrees(wanted: Sequence[Sequence[float]], text: str, tolerance_m: float) -> bool:

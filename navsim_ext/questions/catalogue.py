@@ -23,8 +23,9 @@ from navsim_ext.scene import Scene
 NEAR_M, MEDIUM_M = 10.0, 25.0  # gap to the lead vehicle: near, medium, far
 SPEED_TOLERANCE_MPS = 0.5
 TRAJECTORY_TOLERANCE_M = 1.0  # mean distance over the 8 poses
+PLACE_TOLERANCE_M, PLACE_TOLERANCE = 2.0, 0.15  # of a road user: the larger of a length and a share of its distance
 
-Answer = str | float | list[list[float]]
+Answer = str | float | list[list[float]] | list[list[str | int]]
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,11 @@ def with_reasoning(reasoning: str, answer: str) -> str:
 def _trajectory(scene: Scene, facts: Facts) -> tuple[dict, str, Answer]:
     poses = scene.future_poses(HORIZON_POSES)
     return {}, format_trajectory(poses), np.round(poses, 2).tolist()
+
+
+def _road_users(scene: Scene, facts: Facts) -> tuple[dict, str, Answer]:
+    places = [[user.kind, round(user.x), round(user.y)] for user in facts.road_users]
+    return {}, ", ".join(f"{kind} ({x}, {y:+d})" for kind, x, y in places) or "none", places
 
 
 _SPEEDS, _PATHS = ", ".join(SPEEDS), ", ".join(PATHS)
@@ -275,6 +281,17 @@ QUESTIONS: dict[str, Question] = {
             _decision_trajectory,
             PAIRS,
             decides=True,
+            standard=False,
+        ),
+        Question(
+            "road_users",
+            True,
+            (
+                "Which vehicles, pedestrians and bicycles are in view? Nearest first, at most four, with their places "
+                "(metres ahead, metres to the left), or none.",
+                "List the nearest road users in view, at most four: kind (metres ahead, metres left), or none.",
+            ),
+            _road_users,
             standard=False,
         ),
         Question("trajectory", True, (), _trajectory, tolerance=TRAJECTORY_TOLERANCE_M),

@@ -22,7 +22,7 @@ from navsim_ext.rendering.ground import lane_width
 from navsim_ext.rendering.objects import braking_tracks
 from navsim_ext.rendering.renderer import render_instances, scene_camera
 from navsim_ext.rendering.signals import Signal, signals_near
-from navsim_ext.scene import COMMANDS, Scene
+from navsim_ext.scene import COMMANDS, Annotations, Scene
 
 EGO_FRONT_M = 4.049  # rear axle to front bumper
 PATH_M = 90.0  # how far ahead the lane is followed
@@ -33,7 +33,8 @@ BESIDE_M, BESIDE_OPEN_M = 2.5, 4.0  # from the edge of the road
 LIGHT_M, LIGHT_OPEN_M = 75.0, 140.0
 LIGHT_FACING_RAD, LIGHT_OBLIQUE_RAD = np.radians(35.0), np.radians(75.0)  # in between one may say either
 VISIBLE_SIZE = (480, 270)
-VISIBLE_PIXELS = {"vehicle": 25, "pedestrian": 8}  # at VISIBLE_SIZE
+VISIBLE_PIXELS = {"vehicle": 25, "pedestrian": 8, "bicycle": 8}  # at VISIBLE_SIZE
+ROAD_USERS, ROAD_USERS_M = 4, 50.0  # how many are named at most, and up to which distance
 NAVIGATION_M = 200.0  # how far ahead the navigation looks
 ROUTE_TURN_RAD = 0.6  # a junction that the route leaves in another direction
 HORIZON_POSES = 8
@@ -47,6 +48,15 @@ class Lead:
     speed: float  # m/s
     braking: bool
     earlier_gap: float | None  # m, one frame before
+
+
+@dataclass(frozen=True)
+class RoadUser:
+    """A vehicle, pedestrian or bicycle that shows in the picture; ego frame, m, of its middle."""
+
+    kind: str
+    x: float
+    y: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class Facts:
     road: LaneAhead
     decision: Decision  # what was driven, by the ``rules``
     rules: DecisionRules
+    road_users: tuple[RoadUser, ...] = ()  # visible ones, nearest first
 
 
 def facts_of(scene: Scene, vector_map: VectorMap, camera: str = "CAM_F0", rules: DecisionRules | None = None) -> Facts:
@@ -99,6 +110,7 @@ def facts_of(scene: Scene, vector_map: VectorMap, camera: str = "CAM_F0", rules:
         road=road,
         decision=decide(poses, ego_speed, road, rules),
         rules=rules,
+        road_users=_road_users(objects, pixels),
     )
 
 
@@ -198,6 +210,16 @@ def _lead(scene: Scene, path: NDArray[np.float64], pixels: NDArray[np.int64]) ->
     braking = token in braking_tracks(scene.annotations[: now + 1], now, POSE_INTERVAL_S)
     speed = float(np.hypot(*objects.velocities[index, :2]))
     return Lead(float(gap[nearest]), speed, braking, _earlier_gap(scene, path, token)), True
+
+
+def _road_users(objects: Annotations, pixels: NDArray[np.int64]) -> tuple[RoadUser, ...]:
+    """The nearest ROAD_USERS of those that show."""
+    seen = [
+        RoadUser(name, float(box[0]), float(box[1]))
+        for name, box, count in zip(objects.names, objects.boxes, pixels, strict=True)
+        if count >= VISIBLE_PIXELS.get(name, np.inf) and box[0] > 0.0 and np.hypot(box[0], box[1]) < ROAD_USERS_M
+    ]
+    return tuple(sorted(seen, key=lambda user: np.hypot(user.x, user.y))[:ROAD_USERS])
 
 
 def _earlier_gap(scene: Scene, path: NDArray[np.float64], token: str) -> float | None:

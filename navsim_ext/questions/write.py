@@ -34,6 +34,7 @@ from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.pictures import picture_size
 from navsim_ext.prompts import IMAGE_PLACEHOLDER, prompt_digest, trajectory_prompt
 from navsim_ext.questions.catalogue import QUESTIONS, STANDARD_TYPES
+from navsim_ext.questions.dialogues import with_dialogues
 from navsim_ext.questions.facts import facts_of
 from navsim_ext.questions.meta_actions import Decision, DecisionRules, action_weights, frequencies
 from navsim_ext.questions.reasoning import SOURCE
@@ -48,7 +49,7 @@ from navsim_ext.scene import Scene
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-REPEAT_TIMES = {"trajectory": 2, "qa": 1}  # as the published mixture weighs them
+REPEAT_TIMES = {"trajectory": 2, "qa": 1, "dialogues": 1}  # the first two as the published mixture weighs them
 FORMAT = "trivium-qa-1"
 
 
@@ -166,12 +167,15 @@ def write_qa(
     template: str | None = None,
     rules: DecisionRules | None = None,
     max_share: float = 0.5,
+    together: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Writes the questions of all scenes of ``source`` into ``folder``; returns counts by type and answer.
 
-    Goes on where an interrupted run stopped (one part per log); a finished data set is left as it is. Raises DataError
-    when ``name`` is a path, when the folder holds it made in another way, or when no question could be asked.
+    ``together``: those that only the picture answers become turns of one conversation each (``dialogues.py``), in
+    ``<name>_dialogues.jsonl``. Goes on where an interrupted run stopped (one part per log); a finished data set is
+    left as it is. Raises DataError when ``name`` is a path, when the folder holds it made in another way, or when no
+    question could be asked.
     """
     folder, name, rules = Path(folder), plain_name(name, "name="), rules or DecisionRules()
     fields = {
@@ -187,6 +191,7 @@ def write_qa(
         "prompt": prompt_digest(template, (camera,)),
         "decision": asdict(rules),
         "wording": digest_json({key: list(question.wordings) for key, question in QUESTIONS.items()}),
+        **({"together": True} if together else {}),
     }
     plan = Fingerprint("qa_plan", fields)
     with FolderLock(folder):
@@ -200,7 +205,7 @@ def write_qa(
         if not (folder / f"{name}.json").is_file():
             parts.mkdir(exist_ok=True)
             _write_parts(source, parts, camera=camera, types=types, template=template, rules=rules, seed=seed)
-            _merge(source, folder, parts, name, max_share, seed)
+            _merge(source, folder, parts, name, max_share, together, seed)
             shutil.rmtree(parts)
     return read_json(folder / f"{name}.counts.json", f"delete {name}.json, the same command makes both again")
 
@@ -235,8 +240,10 @@ def _picture_size(sensor_root: Path, scene: Scene, camera: str) -> tuple[int, in
         raise DataError(f"{where} {path} is not a picture: {error}") from error
 
 
-def _merge(source: SceneSource, folder: Path, parts: Path, name: str, max_share: float, seed: int) -> None:
-    """Two passes over the parts: what to keep, then the files. Holds one record at a time."""
+def _merge(
+    source: SceneSource, folder: Path, parts: Path, name: str, max_share: float, together: bool, seed: int
+) -> None:
+    """Two passes over the parts: what to keep, then the files. Holds the records of one scene at a time."""
     paths = [parts / f"{log_name}.jsonl" for log_name in source.log_names]
     balance = Balance(max_share, seed)
     for record in _records(paths):
@@ -248,12 +255,12 @@ def _merge(source: SceneSource, folder: Path, parts: Path, name: str, max_share:
     with contextlib.ExitStack() as stack:
         files = {part: stack.enter_context(atomic_file(folder / f"{name}_{part}.jsonl")) for part in REPEAT_TIMES}
         streams = {part: stack.enter_context(open(file, "w", encoding="utf-8")) for part, file in files.items()}
-        for record, kept in zip(_records(paths), keep, strict=True):
-            if kept:
-                part = "trajectory" if record["type"] == "trajectory" else "qa"
-                streams[part].write(json.dumps(record) + "\n")
-                lengths[part] += 1
-                counts.add(record)
+        chosen = (record for record, kept in zip(_records(paths), keep, strict=True) if kept)
+        counted = map(counts.added, chosen)
+        for record in with_dialogues(counted, seed) if together else counted:
+            part = "dialogues" if "types" in record else "trajectory" if record["type"] == "trajectory" else "qa"
+            streams[part].write(json.dumps(record) + "\n")
+            lengths[part] += 1
     meta = {
         f"{name}_{part}": {
             "root": os.path.relpath(source.sensor_root, folder),
@@ -289,11 +296,13 @@ class Counts:
         self._records: Counter[str] = Counter()
         self._answers: dict[str, Counter[str]] = {}
 
-    def add(self, record: Record) -> None:
+    def added(self, record: Record) -> Record:
+        """The record, counted."""
         kind = record["type"]
         self._records[kind] += 1
         if QUESTIONS[kind].choices:
             self._answers.setdefault(kind, Counter())[record["answer"]] += 1
+        return record
 
     def table(self) -> dict[str, dict[str, Any]]:
         """By type: image_dependent, records, answers; of decisions the frequencies and weights of the 9 actions."""
@@ -325,6 +334,7 @@ def main(cfg: DictConfig) -> None:
         template=cfg.template,
         rules=DecisionRules(**cfg.decision),
         max_share=cfg.max_share,
+        together=cfg.together,
         seed=cfg.seed,
     )
     console = Console(stderr=True, soft_wrap=True)

@@ -78,7 +78,7 @@ SHORT = {  # commands of test_bad_input that are done in a moment, or only read
     "navsim_ext.traffic.report", "navsim_ext.traffic.womd_writer", "stage1_vlm.convert",
     "navsim_ext.evaluation.closed_loop", "navsim_ext.realism.compare", "sim_agents.ego.table",
     "stage1_vlm.answers_page", "stage1_vlm.data.drivelm", "stage1_vlm.data.importer", "stage1_vlm.universal",
-    "stage2_dit.convert",
+    "stage1_vlm.pretrained", "stage2_dit.convert",
     "stage2_dit.experiment", "stage3_grpo.experiment",  # chains of the commands above
 }  # fmt: skip
 

@@ -81,6 +81,7 @@ COMMANDS: dict[str, list[str]] = {
         "data.index={index}", "server.url=http://127.0.0.1:1/v1", "server.model=none", "server.tries=1",
         "server.pause_s=0", "give_up_after=1",
     ],
+    "stage1_vlm.pretrained": ["model_path={vlm}", "curve={scores}"],  # the latter is none, and read first
     "stage1_vlm.train": ["experiment=demo", "data.mixture={mixture}"],
     "stage1_vlm.universal": ["checkpoint={planner}"],
     "stage2_dit.convert": ["source={planner}", "target={output}/out.ckpt"],
@@ -110,6 +111,7 @@ def path_keys() -> list[tuple[str, str]]:
     """(command, key) of everything that a command reads."""
     unread = {("navsim_ext.devkit.metric_cache_import", "v2")}  # the first bad one ends the command
     unread |= {("stage1_vlm.answers_page", "after"), ("stage1_vlm.answers_page", "mixture")}  # before is read first
+    unread |= {("stage1_vlm.pretrained", "model_path")}
     unread |= {(f"{stage}.experiment", "data.root") for stage in ("stage2_dit", "stage3_grpo")}  # INDEXED stands for it
     found = [
         (module, override.partition("=")[0])

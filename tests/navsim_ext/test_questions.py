@@ -215,6 +215,16 @@ def test_wording_varies_with_the_scene_and_is_repeatable(town):
     ("decision", "STOP, STRAIGHT", "<answer>STOP, STRAIGHT</answer><answer>STOP, STRAIGHT</answer>", False),
     ("traffic_light", "red", "<think>green?</think><answer>red</answer>", True),
     ("trajectory", [[1.0, 0, 0]] * 8, "[PT, " + ", ".join(["(+1.20, +0.00, +0.00)"] * 8) + "]", True),
+    ("road_users", [["vehicle", 12, 3]], "vehicle (13, +3)", True),
+    ("road_users", [["vehicle", 12, 3]], "Vehicle (12,+3).", True),
+    ("road_users", [["vehicle", 40, 3]], "vehicle (45, +3)", True),
+    ("road_users", [["vehicle", 12, 3]], "vehicle (17, +3)", False),
+    ("road_users", [["vehicle", 12, 3]], "pedestrian (12, +3)", False),
+    ("road_users", [["vehicle", 12, 3]], "vehicle (12, +3), vehicle (30, +0)", False),
+    ("road_users", [["vehicle", 12, 3]], "none", False),
+    ("road_users", [], "none", True),
+    ("road_users", [], "", False),
+    ("road_users", [], "a tree", False),
     ("trajectory", [[1.0, 0, 0]] * 8, "[PT, (+1.00, +0.00, +0.00)]", False),
     ("trajectory", [[1.0, 0, 0]] * 8, "[PT, " + ", ".join(["(+9.00, +0.00, +0.00)"] * 8) + "]", False),
 ])  # fmt: skip
@@ -293,6 +303,59 @@ def test_files_meta_and_counts(tmp_path, town):
         write_qa(source, tmp_path / "qa", name="train", max_share=0.5)
     with pytest.raises(FingerprintMismatch, match="prompt"):
         write_qa(source, tmp_path / "qa", name="train", max_share=1.0, template="brief")
+
+
+def test_road_users_are_the_nearest_that_show(town):
+    pedestrian = ("pedestrian", 14.0, -4.0, 0.0, (0.7, 0.7, 1.75))
+    hidden = ("pedestrian", EGO_FRONT_M + 30.0, 0.0, 0.0, (0.7, 0.7, 1.75))  # behind the lorry
+    behind = ("vehicle", -9.0, 0.0, 0.0, CAR)
+    lorry = (7.0, 2.4, 3.2)
+    scene = make_scene(objects(car(18.0, size=lorry), pedestrian, hidden, behind, car(90.0, 3.5)))
+    record = scene_records(scene, town, SIZE, types=["road_users"])[0]
+    ahead = round(EGO_FRONT_M + 18.0 + 0.5 * lorry[0])
+    assert record["answer"] == [["pedestrian", 14, -4], ["vehicle", ahead, 0]]
+    text = record["conversations"][-1]["value"]
+    assert text == f"pedestrian (14, -4), vehicle ({ahead}, +0)"
+    assert is_correct("road_users", record["answer"], text)
+    nobody = scene_records(make_scene(objects(behind)), town, SIZE, types=["road_users"])[0]
+    assert (nobody["answer"], nobody["conversations"][-1]["value"]) == ([], "none")
+    many = scene_records(make_scene(objects(*(car(5.0, y) for y in (-9, -6, -3, 3, 6, 9)))), town, SIZE)
+    assert "road_users" not in {one["type"] for one in many}  # only where it is asked for
+
+
+def test_together_picture_questions_are_turns_of_one_conversation(tmp_path, town):
+    apart, together = tmp_path / "apart", tmp_path / "together"
+    counts = write_qa(Source(tmp_path, town), apart, name="train")
+    assert write_qa(Source(tmp_path, town), together, name="train", together=True) == counts
+    assert set(json.loads((together / "train.json").read_text())) == {"train_dialogues", "train_qa", "train_trajectory"}
+    assert not (apart / "train_dialogues.jsonl").exists()
+
+    def lines(folder, part):
+        return [json.loads(line) for line in (folder / f"train_{part}.jsonl").read_text().splitlines()]
+
+    assert lines(apart, "trajectory") == lines(together, "trajectory")
+    turns = {"lead_vehicle_distance", "lead_vehicle_braking", "traffic_light", "crossing_pedestrian", "lane_left"}
+    turns |= {"lane_right"}
+    assert lines(together, "qa") == [record for record in lines(apart, "qa") if record["type"] not in turns]
+    asked: dict[str, set] = {}
+    for record in lines(apart, "qa"):
+        if record["type"] in turns:
+            question, answer = (turn["value"] for turn in record["conversations"])
+            pair = (record["type"], question.removeprefix("<image>\n"), answer)
+            asked.setdefault(record["scene_id"], set()).add((record["image"], *pair))
+    told = lines(together, "dialogues")
+    assert [record["scene_id"] for record in told] == list(asked)  # one conversation for each picture
+    for record in told:
+        texts = [turn["value"] for turn in record["conversations"]]
+        assert [turn["from"] for turn in record["conversations"]] == ["human", "gpt"] * len(record["types"])
+        assert texts[0].startswith("<image>\n")
+        assert sum(text.count("<image>") for text in texts) == 1
+        texts[0] = texts[0].removeprefix("<image>\n")
+        pairs = zip(record["types"], texts[::2], texts[1::2], strict=True)
+        assert {(record["image"], *pair) for pair in pairs} == asked[record["scene_id"]]
+    assert len({tuple(record["types"]) for record in told}) > 1  # not always in the same order
+    with pytest.raises(FingerprintMismatch, match="together"):
+        write_qa(Source(tmp_path, town), together, name="train")
 
 
 def test_interrupted_writing_goes_on_and_gives_the_same_bytes(tmp_path, town, monkeypatch):
