@@ -28,7 +28,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from navsim_ext.errors import DataError
-from navsim_ext.files import write_json_atomic
+from navsim_ext.files import remove_temporaries, write_atomic, write_json_atomic
 from navsim_ext.runtime.checksums import checked_line, checked_lines
 from navsim_ext.runtime.config import job
 
@@ -96,6 +96,7 @@ def sample_rewards(cfg: DictConfig) -> dict[str, list[float]]:
     from hydra.utils import instantiate
 
     from navsim_ext.fingerprint import Fingerprint
+    from navsim_ext.runtime.lock import FolderLock
     from navsim_ext.runtime.progress import track
     from navsim_ext.runtime.rng import derive_seed
     from stage3_grpo.policies.language import LanguagePolicy
@@ -107,28 +108,30 @@ def sample_rewards(cfg: DictConfig) -> dict[str, list[float]]:
     policy.build(data, algorithm, cfg.seed)
     policy.begin(data, "cpu")
     prompts, folder = data.dataset("train"), Path(cfg.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     fields = {"questions": prompts.fingerprint.digest, "samples": cfg.filter.samples, "seed": cfg.seed}
     fields |= {"sampling": asdict(policy.sampling), "reward": repr(cfg.reward)}
     plan = Fingerprint("flat_filter", fields, parents={"model": policy.fingerprint})
-    if (folder / "fingerprint.json").is_file():
-        plan.require_equal(Fingerprint.load(folder), mine="this command", theirs=f"what {folder} was begun with",
-                           remedy="choose another output_dir")  # fmt: skip
-    else:
-        plan.save(folder)
-    done = _journal(folder / JOURNAL)
-    todo = [place for place, name in enumerate(prompts.names) if name not in done]
-    with open(folder / JOURNAL, "a", encoding="utf-8") as journal:
-        for place in track(todo, "sampled questions", total=len(prompts), done=len(prompts) - len(todo)):
-            prompt = prompts[place]
-            keys = [derive_seed(cfg.seed, "filter", prompt.name, number) for number in range(cfg.filter.samples)]
-            drawn = policy.answers([prompt], [keys], policy.sampling, reference=False)
-            scores = policy.reward.submit(policy.scorer, policy.replies([prompt], drawn)).result()
-            row = {"name": prompt.name, "token": prompt.prompted.token, "rewards": scores.reward[scores.valid].tolist()}
-            journal.write(checked_line(row))
-            journal.flush()
-            os.fsync(journal.fileno())
-            done[prompt.name] = row
+    with FolderLock(folder):
+        remove_temporaries(folder)
+        if (folder / "fingerprint.json").is_file():
+            plan.require_equal(Fingerprint.load(folder), mine="this command", theirs=f"what {folder} was begun with",
+                               remedy="choose another output_dir")  # fmt: skip
+        else:
+            plan.save(folder)
+        done = _journal(folder / JOURNAL)
+        todo = [place for place, name in enumerate(prompts.names) if name not in done]
+        with open(folder / JOURNAL, "a", encoding="utf-8") as journal:
+            for place in track(todo, "sampled questions", total=len(prompts), done=len(prompts) - len(todo)):
+                prompt = prompts[place]
+                keys = [derive_seed(cfg.seed, "filter", prompt.name, number) for number in range(cfg.filter.samples)]
+                drawn = policy.answers([prompt], [keys], policy.sampling, reference=False)
+                scores = policy.reward.submit(policy.scorer, policy.replies([prompt], drawn)).result()
+                rewarded = scores.reward[scores.valid].tolist()
+                row = {"name": prompt.name, "token": prompt.prompted.token, "rewards": rewarded}
+                journal.write(checked_line(row))
+                journal.flush()
+                os.fsync(journal.fileno())
+                done[prompt.name] = row
     rewards: dict[str, list[float]] = {}
     for name in prompts.names:
         rewards.setdefault(done[name]["token"], []).extend(done[name]["rewards"])
@@ -140,7 +143,7 @@ def _journal(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     rows = [row for _, row in checked_lines(path.read_bytes(), required=False) if row is not None]
-    path.write_text("".join(map(checked_line, rows)), encoding="utf-8")
+    write_atomic(path, "".join(map(checked_line, rows)))
     return {row["name"]: row for row in rows}
 
 

@@ -102,6 +102,8 @@ class CsvLog:
 class MetricsCsv(Logger):
     """Lightning logger: ``<run_dir>/metrics.csv`` (one row per logged step)."""
 
+    FILE_NAME = "metrics.csv"
+
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         super().__init__()
         self.run_dir = Path(run_dir)
@@ -124,7 +126,7 @@ class MetricsCsv(Logger):
     def experiment(self) -> CsvLog:
         if self._table is None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._table = CsvLog(self.run_dir / "metrics.csv")
+            self._table = CsvLog(self.run_dir / self.FILE_NAME)
         return self._table
 
     @rank_zero_only

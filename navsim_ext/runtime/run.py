@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from navsim_ext.errors import TriviumError
-from navsim_ext.files import remove_temporaries
+from navsim_ext.files import remove_temporaries, write_atomic
 from navsim_ext.runtime.checkpoints import (
     AtomicCheckpointIO,
     BestCheckpoints,
@@ -37,8 +37,9 @@ from navsim_ext.runtime.checkpoints import (
     step_of,
 )
 from navsim_ext.runtime.collectives import connected, launched_rank
-from navsim_ext.runtime.csv_log import CsvLog
+from navsim_ext.runtime.csv_log import CsvLog, MetricsCsv
 from navsim_ext.runtime.lock import FolderLock
+from navsim_ext.runtime.next_epoch import start_next_epoch
 from navsim_ext.runtime.resume import RunPlan, check_identity, identity, plan_run, require_room, save_identity
 from navsim_ext.runtime.rng_state import RngState
 from navsim_ext.runtime.signals import Interrupted
@@ -90,7 +91,8 @@ def _fit(cfg: DictConfig, plan: RunPlan, first: bool) -> dict[str, Any]:
         log.info("continuing %s", plan.checkpoint)
         if first:
             for table in plan.run_dir.glob("*.csv"):
-                CsvLog(table).truncate(step_of(plan.checkpoint))
+                if table.name != MetricsCsv.FILE_NAME:  # see Bookkeeping.on_train_start
+                    CsvLog(table).truncate(step_of(plan.checkpoint))
     try:
         trainer.fit(
             module, datamodule=datamodule, ckpt_path=plan.checkpoint and str(plan.checkpoint), weights_only=True
@@ -178,12 +180,19 @@ class Bookkeeping(pl.Callback):
         for folder in (output_dir, run_dir):
             remove_temporaries(folder)
         save_identity(run_dir, self.identity)
-        (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(self.cfg, resolve=True))
+        write_atomic(output_dir / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
         nodes = {name: OmegaConf.to_container(self.cfg[name], resolve=True) for name in ("module", "datamodule")}
-        (run_dir / "hparams.yaml").write_text(yaml.safe_dump(nodes, sort_keys=False))
+        write_atomic(run_dir / "hparams.yaml", yaml.safe_dump(nodes, sort_keys=False))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        start_next_epoch(trainer)
         if self.plan.checkpoint is not None:
+            # Lightning's loggers count steps of the optimizer, or batches where a module steps by itself
+            automatic = pl_module.automatic_optimization
+            logged = trainer.global_step if automatic else trainer.fit_loop.total_batch_idx + 1
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsCsv) and trainer.is_global_zero:
+                    logger.experiment.truncate(logged)
             log.info("continued at epoch %d, step %d", trainer.current_epoch, trainer.global_step)
 
 

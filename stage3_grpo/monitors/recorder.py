@@ -65,7 +65,8 @@ class FlightRecorder(Callback):
 
     def _write(self, name: str, row: dict[str, Any]) -> None:
         if name not in self._tables:
-            self._tables[name] = CsvLog(self.run_dir / f"{name}.csv")
+            one = "epoch" if name == "epochs" else "rollout"  # those that moved no weight share a step
+            self._tables[name] = CsvLog(self.run_dir / f"{name}.csv", identified_by=(one,))
         self._tables[name].write({key: rounded(value) for key, value in row.items()})
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,7 +27,9 @@ from folders import contents, differences
 from test_bad_input import overrides_of, places  # noqa: F401  (a fixture)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "stage1_vlm"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "stage3_grpo"))
 from test_stage1_qa_engine import Server
+from words_world import build_model, write_questions
 
 KILLS = int(os.environ.get("TRIVIUM_STORM_KILLS", "20"))
 REAL_KILLS = 2  # of processes that start from nothing
@@ -59,15 +61,18 @@ STORMS: dict[str, list[str]] = {
                          "data.index_workers=0", "data.batch_size=4", "data.max_image_tokens=16",
                          "global_batch_size=8", "module.gradient_checkpointing=false", "trainer.max_epochs=100",
                          "trainer.max_steps=6", "callbacks.checkpoint.every_n_steps=2"],
-    "navsim_ext.evaluation.rank": ["panel=[idm_0,idm_1]"],
-    "navsim_ext.synthetic.second_stage": ["groups=2", "pairs=1"],
-    "sim_agents.ego.train": ["trainer.max_steps=4"],
+    "navsim_ext.evaluation.rank": ["panel=[idm_0,idm_1,idm_2]"],
+    "navsim_ext.synthetic.second_stage": ["data.root={output}", "groups=3", "pairs=1"],
+    "sim_agents.ego.train": ["trainer.max_steps=4", "datamodule.batch_size=8", *TRAINING],
     "stage2_dit.plan": [],
-    "stage3_grpo.filter_flat": [],
+    "stage3_grpo.filter_flat": ["init={words_model}", "data.train={words}", "policy.sampling.max_new_tokens=4",
+                                "filter.samples=3", "filter.range=1"],
     "stage2_dit.train": ["trainer.max_epochs=3", "data.val={index}", "trainer.check_val_every_n_epoch=1",
                          "datamodule.batch_size=4", "planner.num_layers=2", "planner.encoder_width=32", *TRAINING],
     "stage3_grpo.train": ["trainer.max_epochs=2", "datamodule.batch_size=4", "algorithm.group_size=4", *TRAINING],
 }  # fmt: skip
+BEGINS_WITH = {"navsim_ext.synthetic.second_stage": "seen"}  # commands that write into the folder that they read
+ENDS_WITH = {"stage3_grpo.filter_flat": 2}  # the model knows nothing: no question is kept, which is said
 TIMED = {"stage3_grpo.train"}  # its flight recorder's sums, times among them, are in its checkpoints
 SHORT = {  # commands of test_bad_input that are done in a moment, or only read
     "navsim_ext.closed_loop.check", "navsim_ext.closed_loop.film", "navsim_ext.devkit.metric_cache_import",
@@ -107,7 +112,9 @@ def made(places, commands, tmp_path_factory) -> Iterator[dict[str, str]]:  # noq
     options = ["scenes=8", "recipe.image_size=[64,36]", "recipe.qa=false", "recipe.val_share=0", f"output_dir={seen}"]
     ended = commands("navsim_ext.synthetic.build", *options)
     assert ended.code == 0, ended.out + ended.err
-    yield {**places, "agents": agents, "server": server.url, "seen": str(seen)}
+    words = tmp_path_factory.mktemp("words")
+    known = {"words": str(write_questions(words / "questions", 6)), "words_model": str(build_model(words / "model"))}
+    yield {**places, **known, "agents": agents, "server": server.url, "seen": str(seen)}
     server.shutdown()
     server.server_close()
 
@@ -117,24 +124,33 @@ class Storm:
 
     def __init__(self, module: str, made: dict[str, str], folder: Path, run: Runner) -> None:
         self.module, self.output, self.run = module, folder / "output", run
-        extra = [each.format(**made) for each in STORMS[module]]
+        self.begins_with = made.get(BEGINS_WITH.get(module, ""))
+        extra = [each.format(**made, output=self.output) for each in STORMS[module]]
         replaced = {each.partition("=")[0].lstrip("~") for each in extra}
         usual = [
             each for each in overrides_of(module, made, self.output) if each.partition("=")[0] not in replaced
         ]
         self.overrides = [*usual, *(each for each in extra if not each.startswith("~"))]
+        self.begin()
         start = time.monotonic()
         self.check_end(run(module, *self.overrides))
         self.seconds = time.monotonic() - start
         self.expected = self.found()
         assert self.expected
-        shutil.rmtree(self.output)
+        self.begin()
+
+    def begin(self) -> None:
+        """As before the first run."""
+        shutil.rmtree(self.output, ignore_errors=True)
+        if self.begins_with is not None:
+            shutil.copytree(self.begins_with, self.output)
 
     def found(self) -> dict[str, str]:
         return contents(self.output, timed=self.module in TIMED)
 
     def check_end(self, ended: Ended) -> None:
-        assert ended.code == 0, f"exit code {ended.code}\n{ended.out[-1500:]}\n{ended.err[-3000:]}"
+        text = f"exit code {ended.code}\n{ended.out[-1500:]}\n{ended.err[-3000:]}"
+        assert ended.code == ENDS_WITH.get(self.module, 0), text
 
     def check(self, ended: Ended) -> None:
         """After an end: all is as without a kill; and the command given once more changes nothing."""
@@ -161,7 +177,7 @@ def test_a_storm_of_kills(commands, made, tmp_path, module):
         storm.check(ended)
         ends += 1
         storm.seconds = min(storm.seconds, 1.2 * (time.monotonic() - start))  # the first run also compiles
-        shutil.rmtree(storm.output)
+        storm.begin()
     storm.check(commands(module, *storm.overrides))
     storm.check(commands(module, *storm.overrides))  # once more: all is done, nothing changes
     print(f"\n{module}: {storm.seconds:.1f} s, {kills} kills, {ends + 1} ends")
@@ -188,7 +204,7 @@ def test_processes_that_start_from_nothing(commands, made, tmp_path, module):
         kills += process.returncode == -9
         if process.returncode != -9:
             storm.check(Ended(process.returncode, said, ""))
-            shutil.rmtree(storm.output)
+            storm.begin()
     process = start()
     said = process.communicate()[0]
     storm.check(Ended(process.returncode, said, ""))

@@ -53,8 +53,9 @@ class ToyData(pl.LightningDataModule):
 
 
 class Toy(pl.LightningModule):
-    def __init__(self, width: int = 8, lr: float = 0.01) -> None:
+    def __init__(self, width: int = 8, lr: float = 0.01, manual: bool = False) -> None:
         super().__init__()
+        self.automatic_optimization = not manual  # by hand: a step every other batch
         self.net = nn.Sequential(nn.Linear(6, width), nn.GELU(), nn.Dropout(0.3), nn.Linear(width, 1))
         self.lr = self.learning_rate = lr
         self.weight_decay, self.betas, self.epsilon = 0.01, (0.9, 0.999), 1e-8  # of AdamW, as ZeRO is told them
@@ -70,6 +71,12 @@ class Toy(pl.LightningModule):
         self.seen += batch.double().sum().float()
         loss = (self.net(batch) - batch.prod(dim=1, keepdim=True)).square().mean()
         self.log("loss", loss)
+        if not self.automatic_optimization:
+            self.manual_backward(loss)
+            if batch_idx % 2:
+                self.optimizers().step()
+                self.optimizers().zero_grad()
+                self.lr_schedulers().step()
         return loss
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -16,17 +17,21 @@ import torch
 from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "hard"))
 import runtime_toy
+from folders import contents, differences
 from runtime_toy import config
 
 from navsim_ext.errors import MissingError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.checkpoints import (
+    Checkpoints,
     RunCheckpointError,
     ema_weights,
     load_checkpoint,
     load_weights,
     newest_complete,
+    step_of,
 )
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.lock import FolderBusy, FolderLock
@@ -158,6 +163,62 @@ def test_resume_at_the_end_of_an_epoch(whole, tmp_path):
     result = run(config(tmp_path, ["resume_ignore=[trainer.max_epochs]"]))  # the toy's does not
     assert result["resumed_from"].endswith("epoch=1-step=24.ckpt")
     assert_same_training(whole, tmp_path)
+
+
+def killed_once_settled(output: Path, overrides: list[str], name: str) -> int:
+    """Trains in a process that dies as soon as this checkpoint counts; its exit code."""
+    settle = Checkpoints._settle
+
+    def settle_and_die(self: Checkpoints, settled: str) -> None:
+        settle(self, settled)
+        if settled == name and self._saved_step:  # not when it continues from there
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            Checkpoints._settle = settle_and_die
+            run(config(output, overrides))
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+BOUNDS = {
+    "epochs": ["trainer.max_epochs=3"],
+    "steps": ["trainer.max_epochs=100", "trainer.max_steps=18"],
+    "epochs, before steps": ["trainer.max_epochs=3", "trainer.max_steps=1000"],
+    "no epochs": ["trainer.max_epochs=-1", "trainer.max_steps=17"],
+}
+VALIDATIONS = {
+    "none": ["trainer.limit_val_batches=0"],
+    "each epoch": [],
+    "every other epoch": ["trainer.check_val_every_n_epoch=2"],
+    "twice an epoch": ["trainer.val_check_interval=0.5"],
+    "every 8 batches": ["trainer.val_check_interval=8", "trainer.check_val_every_n_epoch=null"],
+}
+BY_HAND = ["module.manual=true", "trainer.accumulate_grad_batches=1", "trainer.gradient_clip_val=null"]
+
+
+@pytest.mark.parametrize(("bound", "validation", "more"), [
+    ("epochs", "none", []), ("epochs, before steps", "none", []), ("epochs, before steps", "each epoch", []),
+    ("epochs, before steps", "every 8 batches", []), ("steps", "each epoch", BY_HAND), ("epochs", "none", BY_HAND),
+    ("steps", "none", ["trainer.accumulate_grad_batches=5"]),  # 12 batches an epoch: the last step is of two
+    *(pytest.param(bound, each, more, marks=pytest.mark.slow) for bound, each, more in (
+        ("no epochs", "none", []), ("steps", "none", []), ("epochs, before steps", "every other epoch", []),
+        ("epochs, before steps", "twice an epoch", []), ("epochs, before steps", "none", BY_HAND),
+        ("epochs", "each epoch", BY_HAND))),
+])  # fmt: skip
+def test_killed_after_each_epoch_and_continued(tmp_path, bound, validation, more):
+    """With the checkpoint of an epoch's end in force and nothing of the next epoch done."""
+    sizes = ["datamodule.size=24", "callbacks.checkpoint.every_n_steps=4", "callbacks.checkpoint.keep=99",
+             *BOUNDS[bound], *VALIDATIONS[validation], *more]  # fmt: skip
+    run(config(tmp_path / "whole", sizes))
+    expected = contents(tmp_path / "whole/version_0", timed=True)
+    for epoch in (0, 1):
+        step = max(step_of(path) for path in (tmp_path / "whole" / CHECKPOINTS).glob(f"epoch={epoch}-*.ckpt"))
+        assert killed_once_settled(tmp_path / "cut", sizes, f"epoch={epoch}-step={step}.ckpt") == -signal.SIGKILL
+    result = run(config(tmp_path / "cut", sizes))
+    assert result["resumed_from"].endswith(f"epoch=1-step={step}.ckpt")
+    assert not differences(contents(tmp_path / "cut/version_0", timed=True), expected)
 
 
 def test_resume_between_validations_within_an_epoch(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -51,7 +52,10 @@ def test_a_filter_that_was_cut_goes_on_and_ends_alike(tmp_path, monkeypatch):
     journal = tmp_path / "cut" / filter_flat.JOURNAL
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(lines[:2]) + lines[2][:30])  # killed while the third was written
+    as_it_was, bytes_before = tmp_path / "as it was", journal.read_bytes()
+    os.link(journal, as_it_was)
     assert sample_rewards(config(tmp_path / "cut")) == whole
+    assert as_it_was.read_bytes() == bytes_before  # replaced, never emptied: a kill meanwhile loses no answer
     assert len(journal.read_text().splitlines()) == 4
     other = config(tmp_path / "cut")
     other.filter.samples = 5

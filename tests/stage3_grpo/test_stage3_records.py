@@ -23,6 +23,7 @@ from navsim_ext.runtime.run import run
 from stage2_dit import NotFiniteLoss
 from stage3_grpo.core import ZeroMask, masked_mean
 from stage3_grpo.module import StoppedByAlarm
+from stage3_grpo.monitors import FlightRecorder
 from stage3_grpo.monitors.statistics import table
 from stage3_grpo.rewards.reward import Scores
 from stage3_grpo.update import Updater
@@ -222,3 +223,20 @@ def test_what_is_unknown_is_no_sign_of_agreement(planners, tmp_path, monkeypatch
     monkeypatch.setattr(Reward, "finish", unjudged)
     run(config(planners["ddim"], tmp_path, [], [*PLAIN, "trainer.max_epochs=1"]))
     assert all(row["divergence"] == "nan" for row in rows(tmp_path, "rewards"))
+
+
+def test_rollouts_that_moved_no_weight_have_rows_of_their_own(tmp_path):
+    """They share the optimizer step with the next one: every group was flat, or no scene could be scored."""
+    def recorded(recorder: FlightRecorder, rollouts: range) -> list[str]:
+        for number in rollouts:
+            module = SimpleNamespace(record={"reward": 0.5 + number}, drawn_at=3, rollout_number=number,
+                                     log_dict=lambda *_, **__: None)  # fmt: skip
+            loop = SimpleNamespace(total_batch_idx=number)
+            trainer = SimpleNamespace(fit_loop=loop, log_every_n_steps=100, is_global_zero=True, current_epoch=0)
+            recorder.on_train_batch_end(trainer, module, None, None, number)
+        return [row["rollout"] for row in rows(tmp_path, "rewards")]
+
+    (tmp_path / "version_0").mkdir()
+    assert recorded(FlightRecorder(tmp_path / "version_0"), range(5, 8)) == ["5", "6", "7"]
+    again = FlightRecorder(tmp_path / "version_0")  # a run that was continued makes the last one once more
+    assert recorded(again, range(7, 9)) == ["5", "6", "7", "8"]
