@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = "navsim_ext"
 ROOT = Path(__file__).resolve().parents[2]  # holds the package's folder
+ANEW = "kernels are compiled anew in every process (half a minute)"
+REMEDY = "set NUMBA_CACHE_DIR to a folder that you can write to"
 
 
 def kernel(function: Callable) -> Callable:
@@ -53,10 +55,10 @@ def _writable(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        logger.warning("kernels are compiled anew in every process (half a minute): no cache in %s: %s", folder, error)
+        logger.warning("%s: no cache in %s: %s; %s", ANEW, folder, error, REMEDY)
         return False
     if not os.access(folder, os.W_OK | os.X_OK):
-        logger.warning("kernels are compiled anew in every process (half a minute): %s is not writable", folder)
+        logger.warning("%s: %s is not writable; %s", ANEW, folder, REMEDY)
         return False
     return True
 

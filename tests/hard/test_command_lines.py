@@ -1,6 +1,6 @@
 """Bad command lines over every command: each ends with a named error and an exit code that is not 0, no traceback.
 
-    python -m pytest tests/hard/test_command_lines.py -m slow -s      600 of them, as processes
+    python -m pytest tests/hard/test_command_lines.py -m slow -s      600 of them, in forks; some as whole processes
 
 The lines are drawn from the declarations of the commands' options: a value that the declaration does not admit, a key
 that does not exist, what is no option at all, a path that leads nowhere. The suite runs a few of them in its process.
@@ -9,15 +9,16 @@ that does not exist, what is no option at all, a path that leads nowhere. The su
 from __future__ import annotations
 
 import importlib
+import itertools
 import random
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from commands import forked_commands
 
 from navsim_ext.runtime.config import config_root, options_of
 from navsim_ext.runtime.options import Kind
@@ -25,6 +26,7 @@ from navsim_ext.runtime.options import Kind
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 14
 LINES = 600
+REAL = 24  # of them, as processes that import everything themselves
 PACKAGES = ("navsim_ext", "stage1_vlm", "stage2_dit", "stage3_grpo", "sim_agents")
 PLACES = ("nowhere", "a=b", "路径/文件", "with blanks", "x[1]", "#", "a,b", "{", "it's", "/sys/trivium/x", "", "\\")
 WORDS = (
@@ -101,20 +103,26 @@ def report(failures: list[tuple[str, list[str], str, str]]) -> str:
 
 
 @pytest.mark.slow
-def test_bad_command_lines_end_with_a_named_error(tmp_path):
-    def run(line: tuple[str, list[str]]) -> tuple[str, list[str], str | None, str]:
-        module, arguments = line
-        done = subprocess.run(
-            [sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=600
-        )
-        text = done.stdout + done.stderr
-        return module, arguments, verdict(done.returncode, text), text
-
-    source = lines()
-    with ThreadPoolExecutor(2) as pool:
-        ended = list(pool.map(run, [next(source) for _ in range(LINES)]))
-    failures = [each for each in ended if each[2] is not None]
+def test_bad_command_lines_end_with_a_named_error(tmp_path, monkeypatch):
+    """As processes that are forked from one that has imported the commands."""
+    monkeypatch.chdir(tmp_path)
+    source, failures = lines(), []
+    with forked_commands(commands().values()) as run:
+        for module, arguments in itertools.islice(source, LINES):
+            ended = run(module, *arguments, kill_after=600.0)
+            if (what := verdict(ended.code, ended.out + ended.err)) is not None:
+                failures.append((module, arguments, what, ended.out + ended.err))
     assert not failures, report(failures)
+
+
+@pytest.mark.slow
+def test_some_of_them_as_processes_that_start_from_nothing(tmp_path):
+    for module, arguments in random.Random(SEED).sample(list(itertools.islice(lines(), LINES)), REAL):
+        command = [sys.executable, "-m", module, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
+        text = done.stdout + done.stderr
+        what = verdict(done.returncode, text)
+        assert what is None, report([(module, arguments, what, text)])
 
 
 def test_a_few_of_them_in_this_process(tmp_path, monkeypatch, capfd):

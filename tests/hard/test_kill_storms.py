@@ -61,7 +61,8 @@ STORMS: dict[str, list[str]] = {
                          "data.index_workers=0", "data.batch_size=4", "data.max_image_tokens=16",
                          "global_batch_size=8", "module.gradient_checkpointing=false", "trainer.max_epochs=100",
                          "trainer.max_steps=6", "callbacks.checkpoint.every_n_steps=2"],
-    "navsim_ext.evaluation.rank": ["panel=[idm_0,idm_1,idm_2]"],
+    "navsim_ext.evaluation.rank": ["panel=[idm_0,idm_1,idm_2]", "agents=[constant_velocity]", "truth=replay",
+                                   "horizon_s=3"],
     "navsim_ext.synthetic.second_stage": ["data.root={output}", "groups=3", "pairs=1"],
     "sim_agents.ego.train": ["trainer.max_steps=4", "datamodule.batch_size=8", *TRAINING],
     "stage2_dit.plan": [],
@@ -109,7 +110,10 @@ def made(places, commands, tmp_path_factory) -> Iterator[dict[str, str]]:  # noq
     server = Server()
     agents = f"'{folder}/version_0/checkpoints/last.ckpt'"
     seen = tmp_path_factory.mktemp("seen")
-    options = ["scenes=8", "recipe.image_size=[64,36]", "recipe.qa=false", "recipe.val_share=0", f"output_dir={seen}"]
+    options = [
+        "scenes=12", "recipe.scenes_per_log=2", "recipe.image_size=[64,36]", "recipe.qa=false", "recipe.val_share=0",
+        "recipe.test_share=0.5", f"output_dir={seen}",
+    ]  # fmt: skip
     ended = commands("navsim_ext.synthetic.build", *options)
     assert ended.code == 0, ended.out + ended.err
     words = tmp_path_factory.mktemp("words")

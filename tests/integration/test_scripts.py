@@ -81,6 +81,21 @@ def test_torchrun_passes_nodes_ranks_and_rendezvous():
     assert started(command) == ("stage2_dit.train", ["a=1"])
 
 
+@pytest.mark.parametrize("script", ["run.sh", "torchrun.sh"])
+def test_a_job_runs_in_the_folder_where_it_is_called(script, tmp_path):
+    """Relative paths are the caller's, and arrive as they were typed."""
+    here = tmp_path / "a b=c"
+    here.mkdir()
+    python = tmp_path / "python"
+    python.write_text('#!/usr/bin/env bash\npwd -P\nprintf "%s\\n" "${@: -1}"\n')
+    python.chmod(0o755)
+    given = "data.index=runs/epoch=1 [x]/#路"
+    environment = {**os.environ, "PYTHON_BIN": str(python)}
+    command = ["bash", str(ROOT / "scripts" / script), "navsim_ext.dataset", given]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(here.resolve()), given]
+
+
 def test_slurm_job_sends_each_node_its_rank(tmp_path):
     """Run with stand-ins for srun (two nodes, one after the other) and scontrol."""
     stand_ins = {

@@ -80,6 +80,7 @@ def test_without_a_writable_cache_kernels_still_run(package, monkeypatch, caplog
 
     assert a.work(5) == 11
     assert "compiled anew" in caplog.text
+    assert "set NUMBA_CACHE_DIR" in caplog.text
 
 
 def test_the_global_cache_setting_of_numba_is_left_alone(package):

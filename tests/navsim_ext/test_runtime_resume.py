@@ -31,6 +31,7 @@ from navsim_ext.runtime.checkpoints import (
     load_checkpoint,
     load_weights,
     newest_complete,
+    resume_point,
     step_of,
 )
 from navsim_ext.runtime.config import compose
@@ -238,6 +239,20 @@ def test_two_processes_killed_and_resumed(tmp_path):
     train_two(tmp_path / "killed", {"epoch": 0, "batch": 7, "signal": "SIGKILL"}, *sizes)
     assert newest_complete(tmp_path / "killed" / CHECKPOINTS).name == "epoch=0-step=6.ckpt"
     train_two(tmp_path / "killed", {}, *sizes)
+    assert_same_training(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [DDP, ZERO], ids=["ddp", "zero"])
+def test_two_processes_killed_at_the_end_of_an_epoch(tmp_path, strategy):
+    sizes = ("trainer.max_epochs=3", "trainer.max_steps=100", "datamodule.size=24", "callbacks.checkpoint.keep=99")
+    train_two(tmp_path / "whole", {}, *sizes, strategy=strategy)
+    train_two(tmp_path / "killed", {"epoch": 1, "batch": 0, "signal": "SIGKILL"}, *sizes, strategy=strategy)
+    assert resume_point(tmp_path / "killed" / CHECKPOINTS).name == "epoch=0-step=3.ckpt"
+    train_two(tmp_path / "killed", {}, *sizes, strategy=strategy)
+    names = [sorted(path.name for path in (tmp_path / name / CHECKPOINTS).iterdir()) for name in ("whole", "killed")]
+    assert names[0] == names[1]
+    assert "epoch=2-step=9.ckpt" in names[0]
     assert_same_training(tmp_path / "whole", tmp_path / "killed")
 
 

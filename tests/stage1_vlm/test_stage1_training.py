@@ -101,6 +101,7 @@ def test_output_folder_is_a_model_with_its_history(tiny_internvl, toy_mixture, t
     assert metrics == json.loads((run / "metrics.json").read_text())
     scalars = json.loads((run / "tensorboard" / "scalars.json").read_text())
     assert len(scalars["loss"]) == STEPS
+    assert {path.name for path in run.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (SAVE_AT, STEPS)}
     for step in (SAVE_AT, STEPS):
         assert (run / f"checkpoint-{step}" / "state.ckpt").exists()
         load_backbone(run / f"checkpoint-{step}")

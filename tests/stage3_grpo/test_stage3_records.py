@@ -225,6 +225,15 @@ def test_what_is_unknown_is_no_sign_of_agreement(planners, tmp_path, monkeypatch
     assert all(row["divergence"] == "nan" for row in rows(tmp_path, "rewards"))
 
 
+def test_why_there_are_no_figures_of_held_out_scenes():
+    assert "give data.val=INDEX" in command.without_held_out(None, 1)
+    for every, named in ((2, "trainer.check_val_every_n_epoch"), (None, "trainer.val_check_interval")):
+        said = command.without_held_out("index/val", every)
+        assert "data.val=index/val" in said, "it was set"
+        assert "give data.val" not in said
+        assert named in said
+
+
 def test_rollouts_that_moved_no_weight_have_rows_of_their_own(tmp_path):
     """They share the optimizer step with the next one: every group was flat, or no scene could be scored."""
     def recorded(recorder: FlightRecorder, rollouts: range) -> list[str]:
