@@ -70,7 +70,7 @@ def planners() -> dict[str, object]:
     templates[:2] = torch.tensor([[0.0, 0.0], [-5.0, 0.0]])
     tree = TreeNetwork(TreeSettings(), templates)
     vocabulary = VerletVocabulary()
-    token = GoalNetwork(NetworkSettings(vocabulary.size), GoalSettings())
+    token = GoalNetwork(NetworkSettings(vocabulary.size), vocabulary, GoalSettings())
     found: dict[str, object] = {"path": PathPolicy(PathNetwork(PathSettings())), "tree, prior alone": TreePolicy(tree)}
     for simulations in (8, 32, 128):
         found[f"tree, {simulations} simulations"] = TreePolicy(tree, search=SearchSettings(simulations))

@@ -52,7 +52,7 @@ def main() -> None:
     building = time.perf_counter() - started
     error = reconstruction(vocabulary, scenes)["vehicle"]["mean_error_m"]
     torch.manual_seed(0)
-    network = NextTokenNetwork(NetworkSettings(vocabulary.size, width=WIDTH))
+    network = NextTokenNetwork(NetworkSettings(vocabulary.size, width=WIDTH), vocabulary)
     weights = sum(one.numel() for one in network.parameters())
     rows = [
         row("weights of the network", weights, ""),
@@ -133,7 +133,7 @@ def together(path: Path, processes: int, rollouts: int) -> float:
 def work(path: Path, number: int, processes: int, rollouts: int, gate, times) -> None:
     torch.set_num_threads(1)
     job = torch.load(path, weights_only=False)  # written by this very script a moment ago
-    network = NextTokenNetwork(NetworkSettings(job["tokens"], width=WIDTH))
+    network = NextTokenNetwork(NetworkSettings(job["tokens"], width=WIDTH), job["vocabulary"])
     network.load_state_dict(job["network"])
     scenes = job["scenes"][number::processes]
     drive(TokenPolicy(network, job["vocabulary"]), scenes[:1], 2)  # compiles

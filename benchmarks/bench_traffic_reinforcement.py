@@ -55,7 +55,7 @@ def nearest(scene: TrafficScene, most: int) -> TrafficScene:
 def agents() -> LoadedAgents:
     torch.manual_seed(0)
     vocabulary = VerletVocabulary()
-    network = NextTokenNetwork(NetworkSettings(vocabulary.size)).eval()
+    network = NextTokenNetwork(NetworkSettings(vocabulary.size), vocabulary).eval()
     made_from = {"vocabulary": Fingerprint("vocabulary", {})}
     return LoadedAgents(network, vocabulary, Bounds(), Fingerprint("sim_agents", {}, made_from))
 

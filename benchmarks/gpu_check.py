@@ -242,7 +242,7 @@ def world(device: str, size: Size) -> list[dict[str, Any]]:
     elapsed = best_seconds(lambda: rollout(recorded, moves, True), 2, device)
     rows = [row(f"world alone, {size.agents} x 128", steps / elapsed / 1e6, "million agent-steps/s")]
     vocabulary = VerletVocabulary()
-    network = NextTokenNetwork(NetworkSettings(vocabulary.size, **size.network)).to(device)
+    network = NextTokenNetwork(NetworkSettings(vocabulary.size, **size.network), vocabulary).to(device)
 
     def drive() -> None:
         policy = TokenPolicy(network, vocabulary)

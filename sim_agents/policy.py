@@ -97,7 +97,7 @@ class TokenPolicy:
         features = self._look(state)
         B, N = self._fixed["kind"].shape
         classes = class_of(self._fixed["kind"]).flatten()
-        logits = self.network.logits(features).flatten(0, 1).masked_fill(~self.present[classes], -torch.inf)
+        logits = self.network.logits(features.flatten(0, 1), classes).masked_fill(~self.present[classes], -torch.inf)
         uniform = keyed_uniform(self.seed, *self._key, state.step).flatten()
         tokens, logp = self.sampling.sample(logits, uniform)
         motion = MotionState(state.pose[:, :N].flatten(0, 1), state.displacement()[:, :N].flatten(0, 1))

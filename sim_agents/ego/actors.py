@@ -207,7 +207,9 @@ class TokenActor:
     def score(self, memory: tuple[Tensor, Tensor], rows: Tensor, *, reference: bool = False) -> Scored:
         inputs, tokens = memory
         network: GoalNetwork = self.reference if reference else self.network
-        logits = network.logits_told(inputs[rows]) / self.sampling.temperature
+        told = inputs[rows]
+        vehicle = torch.zeros(told.shape[:-1], dtype=torch.int64, device=rows.device)  # the ego's row of the classes
+        logits = network.logits_told(told, vehicle) / self.sampling.temperature
         vehicles = torch.arange(logits.shape[-1], device=rows.device) < int(self.vocabulary.counts[0])
         logp = logits.masked_fill(~vehicles, -torch.inf).log_softmax(dim=-1)
         value = None

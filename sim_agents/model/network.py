@@ -22,15 +22,17 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from navsim_ext.closed_loop.kinematics import TOKEN_S, relative
+from navsim_ext.errors import DataError
 from sim_agents.data.scene_tokens import NUM_LIGHT_STATES, SceneTokens
 from sim_agents.model.attention import RelativeAttention
+from sim_agents.model.head import MotionEmbedding, TokenHead
 from sim_agents.model.map_encoder import SCENE_FEATURES, EncodedMap, MapEncoder, scene_features
 from sim_agents.model.relations import nearest_within, relation_to
 from sim_agents.model.settings import NetworkSettings
-from sim_agents.vocabulary.motion import CLASSES, class_of
+from sim_agents.vocabulary.motion import CLASSES, MotionVocabulary, class_of
 
-AGENT_FEATURES = 4 + 2 + len(CLASSES) + 1
-"""Last motion and whether it is known, size, class, ego."""
+AGENT_FEATURES = 1 + 2 + len(CLASSES) + 1
+"""Whether the last motion is known, size, class, ego."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ class Agents:
 def last_motion(
     pose: Float[Tensor, "*any 3"], before: Float[Tensor, "*any 3"], known: Bool[Tensor, "*any"]
 ) -> Float[Tensor, "*any 4"]:
-    """[..., 4]: where the pose half a second ago [..., 3] lies seen from the present one, and whether it is ``known``
-    [...]."""
-    seen = relative(pose, before[..., None, :])[..., 0, :] * pose.new_tensor([0.2, 1.0, 1.0])
+    """[..., 4]: the motion of the last half second, told as a token is (``pose`` [..., 3] seen from ``before``), and
+    whether it is ``known`` [...]."""
+    seen = relative(before, pose[..., None, :])[..., 0, :]
     return torch.cat([torch.where(known[..., None], seen, 0.0), known[..., None].to(pose.dtype)], dim=-1)
 
 
@@ -120,16 +122,19 @@ class NextTokenNetwork(nn.Module):
     """``forward`` gives the logits of all moments of recorded scenes at once; ``begin`` and ``advance`` those of one
     moment after another, with the map encoded once and the past kept. Both give the same numbers."""
 
-    def __init__(self, settings: NetworkSettings) -> None:
+    def __init__(self, settings: NetworkSettings, vocabulary: MotionVocabulary) -> None:
         super().__init__()
+        if vocabulary.size != settings.tokens:
+            raise DataError(f"the network has {settings.tokens} tokens, the vocabulary {vocabulary.size}")
         self.settings = settings
         d = settings.width
         self.map_encoder = MapEncoder(settings)
+        self.motion = MotionEmbedding(d)
         self.agent = nn.Sequential(nn.Linear(AGENT_FEATURES, d), nn.GELU(), nn.Linear(d, d))
         self.light = nn.Embedding(NUM_LIGHT_STATES, d)
         self.place = nn.Linear(SCENE_FEATURES, d) if settings.geometry == "scene" else None
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.blocks))
-        self.head = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, d), nn.GELU(), nn.Linear(d, settings.tokens))
+        self.head = TokenHead(d, vocabulary)
 
     # -- the map, once per scene
 
@@ -145,11 +150,14 @@ class NextTokenNetwork(nn.Module):
         self, scenes: SceneTokens, now: int, pose: Float[Tensor, "S N K 3"] | None = None
     ) -> Float[Tensor, "S N K V"]:
         """Logits [S, N, K, V] of the token after each moment; ``pose`` [S, N, K, 3] replaces the recorded poses."""
-        return self.logits(self.features(self.roadside(scenes, now), agents_of(scenes, pose)))
+        features = self.features(self.roadside(scenes, now), agents_of(scenes, pose))
+        return self.logits(features, class_of(scenes.kind)[..., None].expand(features.shape[:-1]))
 
-    def logits(self, features: Float[Tensor, "*any d"]) -> Float[Tensor, "*any V"]:
-        """Logits [..., V] of features [..., d]."""
-        return self.head(features)
+    def logits(
+        self, features: Float[Tensor, "*any d"], classes: Int64[Tensor, "*any"]
+    ) -> Float[Tensor, "*any V"]:
+        """Logits [..., V] of features [..., d] of road users of class rows [...]."""
+        return self.head(features, classes, self.motion)
 
     def features(
         self, roadside: Roadside, agents: Agents, hidden: Bool[Tensor, "B N K"] | None = None
@@ -220,7 +228,9 @@ class NextTokenNetwork(nn.Module):
         K = agents.pose.shape[2]
         classes = nn.functional.one_hot(class_of(agents.kind), len(CLASSES)).to(agents.pose.dtype)
         fixed = torch.cat([agents.size / 5.0, classes, agents.ego[..., None].to(agents.pose.dtype)], dim=-1)
-        x = self.agent(torch.cat([agents.motion, fixed[:, :, None].expand(-1, -1, K, -1)], dim=-1))
+        moved, known = agents.motion.split([3, 1], dim=-1)
+        x = self.agent(torch.cat([known, fixed[:, :, None].expand(-1, -1, K, -1)], dim=-1))
+        x = x + torch.where(known > 0, self.motion(moved), 0.0)
         return x if self.place is None else x + self.place(scene_features(agents.pose))
 
     def _sight(self, roadside: Roadside, agents: Agents) -> _Sight:

@@ -135,7 +135,7 @@ def roll(
                 light_state=scenes.light_state[..., k : k + 1],
             )
             features, past = network.advance(side, past, moment)
-        logits = network.logits(features).flatten(0, 1).masked_fill(~present[classes], -torch.inf)
+        logits = network.logits(features.flatten(0, 1), classes).masked_fill(~present[classes], -torch.inf)
         state = MotionState(pose[:, :, k].flatten(0, 1), displacement.flatten(0, 1))
         target, known = pose[:, :, k + 1].flatten(0, 1), scenes.valid[:, :, k + 1].flatten()
         ends = vocabulary.ends(state, classes)

@@ -89,11 +89,11 @@ def load_agents(path: str | os.PathLike[str], *, ema: bool | None = None) -> Loa
     if ema and averaged is None:
         raise DataError(f"{path} holds no averaged weights, ema=true was asked for")
     weights = checkpoint["state_dict"] if averaged is None or ema is False else averaged
-    network = NextTokenNetwork(NetworkSettings(**record["network"]))
+    vocabulary = vocabulary_of(record["tables"])
+    network = NextTokenNetwork(NetworkSettings(**record["network"]), vocabulary)
     own = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
     require_fit(network, own, path)
     network.load_state_dict(own, strict=True)
-    vocabulary = vocabulary_of(record["tables"])
     parents = {"vocabulary": Fingerprint.from_json(record["vocabulary"])}
     if record["scenes"] is not None:
         parents["scenes"] = Fingerprint.from_json(record["scenes"])

@@ -85,7 +85,7 @@ class AgentModule(pl.LightningModule):
             raise DataError(f"past_dropout={past_dropout}, nearest={nearest}: a share below 1, and at least 1 token")
         self.vocabulary, self.vocabulary_fingerprint = load_vocabulary(vocabulary)
         self.settings = NetworkSettings(tokens=self.vocabulary.size, **(network or {}))
-        self.network = NextTokenNetwork(self.settings)
+        self.network = NextTokenNetwork(self.settings, self.vocabulary)
         self.loss = SmoothedCrossEntropy(self.vocabulary, smoothing=smoothing, epsilon=epsilon)
         self.optimizer_settings = optimizer or OptimizerSettings(5e-4, 2.5e-5, 0.01, warmup_share=0.03)
         self.nearest, self.past_dropout, self.choice, self.seed = nearest, past_dropout, choice, seed
@@ -176,7 +176,7 @@ class AgentModule(pl.LightningModule):
         if total == 0:
             raise DataError("a batch has no decision that counts: nobody is recorded for three half seconds in a row")
         classes = class_of(batch.kind)[..., None].expand(counts.shape)[counts]
-        logits = self.network.logits(features[:, :, :-1][counts])
+        logits = self.network.logits(features[:, :, :-1][counts], classes)
         targets = decisions.targets[counts]
         loss = self.loss(logits, targets, classes).mean()
         accuracy = (self.loss.mask(logits.detach(), classes).argmax(dim=-1) == targets).float().mean()

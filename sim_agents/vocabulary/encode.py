@@ -11,10 +11,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sim_agents.vocabulary.motion import MotionState, MotionVocabulary, corner_distance, matching_box
+from navsim_ext.closed_loop.kinematics import relative
+from sim_agents.vocabulary.closest import closest
+from sim_agents.vocabulary.motion import (
+    MATCHING_BOX_M,
+    MotionState,
+    MotionVocabulary,
+    ShapeVocabulary,
+    corner_distance,
+    matching_box,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,6 @@ def encode(
     """
     N, steps = valid.shape
     both = valid[:, :-1] & valid[:, 1:]
-    box = matching_box(classes)
     rows = torch.arange(N, device=poses.device)
     if displacement is None:
         displacement = torch.diff(poses[..., :2], dim=1, prepend=poses[:, :1, :2])
@@ -55,12 +64,10 @@ def encode(
     state = MotionState(poses[:, 0], displacement[:, 0])
     tokens, rolled, error = [], [state.pose], []
     for k in range(steps - 1):
-        ends = vocabulary.ends(state, classes)
-        distance = corner_distance(ends, poses[:, None, k + 1], box[:, None])
-        distance = distance.masked_fill(_padding(vocabulary, classes, distance.shape[1]), torch.inf)
         if nearest == 1:
-            chosen = distance.argmin(dim=1)
+            chosen = closest_tokens(vocabulary, state, classes, poses[:, k + 1])
         else:
+            distance = _distances(vocabulary, state, classes, poses[:, k + 1])
             near = distance.topk(min(nearest, int(vocabulary.counts.min())), dim=1, largest=False).indices
             draw = torch.randint(near.shape[1], (N,), generator=generator, device="cpu").to(near.device)
             chosen = near[rows, draw]
@@ -74,11 +81,18 @@ def encode(
 
 def closest_tokens(vocabulary: MotionVocabulary, state: MotionState, classes: Tensor, target: Tensor) -> Tensor:
     """Tokens [N] whose ends, played from any ``state``, lie nearest to the poses ``target`` [N, 3]."""
-    ends = vocabulary.ends(state, classes)
-    distance = corner_distance(ends, target[:, None], matching_box(classes)[:, None])
-    return distance.masked_fill(_padding(vocabulary, classes, distance.shape[1]), torch.inf).argmin(dim=1)
+    fixed = isinstance(vocabulary, ShapeVocabulary) and target.device.type == "cpu"
+    if not fixed or target.dtype != torch.float32:
+        return _distances(vocabulary, state, classes, target).argmin(dim=1)
+    seen = relative(state.pose, target[:, None])[:, 0]
+    ends, boxes = vocabulary.shapes[:, :, -1].contiguous(), np.array(MATCHING_BOX_M, np.float32)
+    tokens = torch.empty(len(target), dtype=torch.int64)
+    closest(seen.numpy(), classes.numpy(), ends.numpy(), vocabulary.counts.numpy(), boxes, tokens.numpy())
+    return tokens
 
 
-def _padding(vocabulary: MotionVocabulary, classes: Tensor, size: int) -> Tensor:
-    """[N, V] bool: rows of the class table that hold no token."""
-    return torch.arange(size, device=classes.device) >= vocabulary.counts.to(classes.device)[classes][:, None]
+def _distances(vocabulary: MotionVocabulary, state: MotionState, classes: Tensor, target: Tensor) -> Tensor:
+    """[N, V] m from where each token leads to the poses ``target`` [N, 3]; inf for tokens that the class has not."""
+    distance = corner_distance(vocabulary.ends(state, classes), target[:, None], matching_box(classes)[:, None])
+    rows = torch.arange(distance.shape[1], device=classes.device)
+    return distance.masked_fill(rows >= vocabulary.counts.to(classes.device)[classes][:, None], torch.inf)

@@ -59,4 +59,4 @@ def tiny_network(geometry: str = "relative", seed: int = 0) -> tuple[NextTokenNe
         vocabulary.size, geometry, width=16, heads=2, blocks=2, latents=latents,
         near_pieces=64, near_map=64, radius_pieces=11.3, radius_map=31.7,
     )  # fmt: skip
-    return NextTokenNetwork(settings).eval(), vocabulary
+    return NextTokenNetwork(settings, vocabulary).eval(), vocabulary

@@ -221,9 +221,9 @@ def test_a_checkpoint_carries_its_vocabulary_and_names_what_it_is_not(cloned, tm
     torch.save(other, tmp_path / "other.ckpt")
     with pytest.raises(DataError, match=r"no checkpoint of sim_agents\.train"):
         load_agents(tmp_path / "other.ckpt")
-    del checkpoint["state_dict"]["network.head.1.weight"]
+    del checkpoint["state_dict"]["network.head.query.weight"]
     torch.save(checkpoint, tmp_path / "hole.ckpt")
-    with pytest.raises(DataError, match=r"head\.1\.weight"):
+    with pytest.raises(DataError, match=r"head\.query\.weight"):
         load_agents(tmp_path / "hole.ckpt")
 
 

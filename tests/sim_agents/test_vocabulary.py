@@ -51,6 +51,22 @@ def test_corner_distance_is_the_mean_of_four_corners():
     assert corner_distance(one, one, box).max() == 0
 
 
+def test_the_compiled_search_finds_the_token_that_all_distances_name(disks):
+    torch.manual_seed(2)
+    classes = torch.randint(0, 3, (600,))
+    state = MotionState(torch.randn(600, 3) * 10, torch.zeros(600, 2))
+    tokens = (torch.rand(600) * disks.counts[classes]).long()
+    target = disks.play(state, classes, tokens)[1].pose + torch.randn(600, 3) * torch.tensor([0.5, 0.3, 0.3])
+    boxes = torch.tensor(MATCHING_BOX_M)[classes][:, None]
+    distance = corner_distance(disks.ends(state, classes), target[:, None], boxes)
+    distance[torch.arange(disks.size) >= disks.counts[classes][:, None]] = torch.inf
+    found = closest_tokens(disks, state, classes, target)
+    least, others = distance.gather(1, found[:, None])[:, 0], distance.amin(dim=1)
+    torch.testing.assert_close(least, others, atol=1e-5, rtol=0)
+    assert (found == distance.argmin(dim=1)).float().mean() > 0.99
+    assert (found != tokens).any()
+
+
 @pytest.mark.parametrize("kind", ["disks", "verlet"])
 def test_ends_are_where_play_leads(disks, kind):
     vocabulary = disks if kind == "disks" else VerletVocabulary()

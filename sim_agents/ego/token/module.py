@@ -53,7 +53,7 @@ class GoalModule(pl.LightningModule):
         self.vocabulary = agents.vocabulary
         self.base_fingerprint = agents.fingerprint
         self.goal_settings = goal or GoalSettings()
-        self.network = GoalNetwork(agents.network.settings, self.goal_settings)
+        self.network = GoalNetwork(agents.network.settings, agents.vocabulary, self.goal_settings)
         weights = agents.network.state_dict()
         self.network.load_state_dict({**self.network.state_dict(), **weights}, strict=True)
         self.train_base, self.untold = train_base, untold
@@ -105,8 +105,8 @@ class GoalModule(pl.LightningModule):
         moments = torch.arange(steps - 1, device=self.device)
         before = torch.cat([torch.zeros_like(valid[:, :1]), valid[:, :-2]], dim=1)
         counts = found.valid & before & (moments >= now) & (moments < ends[:, None])
-        logits = self.network.logits(features[counts])
-        return logits, found.tokens[counts], classes[:, None].expand_as(counts)[counts]
+        classes = classes[:, None].expand_as(counts)[counts]
+        return self.network.logits(features[counts], classes), found.tokens[counts], classes
 
     def _aside(self, way: Tensor) -> Tensor:
         if not self.training:

@@ -27,6 +27,7 @@ from sim_agents.data.scene_tokens import SceneTokens
 from sim_agents.model.network import Agents, NextTokenNetwork, Past, Roadside
 from sim_agents.model.relations import RELATION_FEATURES, relation
 from sim_agents.model.settings import NetworkSettings
+from sim_agents.vocabulary.motion import MotionVocabulary
 
 CONDITIONS = ("goal", "way", "both")
 WAY_M = (5, 10, 20, 40)  # ahead of the ego; poses of a way lie 1 m apart
@@ -59,8 +60,8 @@ class GoalRoadside(Roadside):
 class GoalNetwork(NextTokenNetwork):
     """``settings`` and weights without "goal_" are the base network's."""
 
-    def __init__(self, settings: NetworkSettings, goal: GoalSettings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: NetworkSettings, vocabulary: MotionVocabulary, goal: GoalSettings) -> None:
+        super().__init__(settings, vocabulary)
         self.goal_settings = goal
         d, r = settings.width, goal.width
         self.goal_norm = nn.LayerNorm(d)
@@ -89,20 +90,20 @@ class GoalNetwork(NextTokenNetwork):
         self.last_told = told[:, 0]
         return features[:, :, 0], past
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Tensor, classes: Tensor) -> Tensor:
         x, c = features.split([self.settings.width, self.goal_settings.width], dim=-1)
-        return super().logits(x) + self.goal_logits(c)
+        return super().logits(x, classes) + self.goal_logits(c)
 
     @property
     def told_width(self) -> int:
         """Numbers from which the ego's logits follow: base features, goal and way."""
         return self.settings.width + GOAL_NUMBERS + WAY_NUMBERS
 
-    def logits_told(self, told: Tensor) -> Tensor:
-        """Logits [...,V] of the ego from what it was told [...,told_width] (:attr:`last_told`): the base network need
-        not run again where only the goal's weights have changed."""
+    def logits_told(self, told: Tensor, classes: Tensor) -> Tensor:
+        """Logits [...,V] of the ego, of class rows [...], from what it was told [...,told_width] (:attr:`last_told`):
+        the base network need not run again where only the goal's weights have changed."""
         x = told[..., : self.settings.width]
-        return super().logits(x) + self.goal_logits(self._speak(told))
+        return super().logits(x, classes) + self.goal_logits(self._speak(told))
 
     def _speak(self, told: Tensor) -> Tensor:
         """c [...,r]; 0 where neither goal nor way is known."""

@@ -138,7 +138,7 @@ class TokenPlanner(TokenPolicy):
             for before in range(max(at % TOKEN_STEPS, reach), at, TOKEN_STEPS):
                 _, past = self.network.advance(self._side, past, self._moment(ahead, before))
             features, _ = self.network.advance(self._side, past, self._moment(ahead, at))
-            logits = self.network.logits(features[worlds, ego]).masked_fill(~self.present[classes], -torch.inf)
+            logits = self.network.logits(features[worlds, ego], classes).masked_fill(~self.present[classes], -torch.inf)
             tokens, chosen = self.sampling.sample(logits, keyed_uniform(self.seed, *keys, state.step + j))
             pose = ahead.poses[worlds, ego, at]
             back = ahead.poses[worlds, ego, max(at - TOKEN_STEPS, 0), :2]
@@ -150,7 +150,8 @@ class TokenPlanner(TokenPolicy):
     def _finite(self, state: WorldState, moves: Moves) -> Moves:
         """Worlds whose ego's tokens had no probabilities (weights that are not finite) fail; that ego stands still."""
         worlds, ego = state.ego_index()
-        good = torch.isfinite(self.network.logits_told(self.network.last_told)).all(dim=-1)
+        classes = class_of(self._fixed["kind"][worlds, ego])
+        good = torch.isfinite(self.network.logits_told(self.network.last_told, classes)).all(dim=-1)
         good &= torch.isfinite(moves.values[worlds, ego]).flatten(1).all(dim=1)
         if bool(good.all()):
             return moves
@@ -173,12 +174,12 @@ def load_token_planner(
     token."""
     record, weights, fingerprint = read_planner(checkpoint, KIND, ema=ema)
     settings = record["settings"]
-    network = GoalNetwork(NetworkSettings(**settings["network"]), GoalSettings(**settings["goal"]))
+    vocabulary, sampling = vocabulary_of(record["tables"]), Sampling(top_k=top_k, temperature=temperature)
+    network = GoalNetwork(NetworkSettings(**settings["network"]), vocabulary, GoalSettings(**settings["goal"]))
     fill(network, weights, checkpoint)
-    vocabulary, sampling = vocabulary_of(record["tables"]).to(device), Sampling(top_k=top_k, temperature=temperature)
     planner = TokenPlanner(
-        network.to(device), vocabulary, goal=goal, way=way, execute=execute, seed=seed, name=name, sampling=sampling,
-        bounds=Bounds(**record["bounds"]),
+        network.to(device), vocabulary.to(device), goal=goal, way=way, execute=execute, seed=seed, name=name,
+        sampling=sampling, bounds=Bounds(**record["bounds"]),
     )  # fmt: skip
     planner.fingerprint = fingerprint
     return planner

@@ -257,7 +257,7 @@ class TrafficPolicy:
         side = network.roadside(seen.maps, 0).repeat(seen.rollouts)
         features = network.features(side, seen.agents)[:, :, -seen.decisions :]
         classes = class_of(seen.agents.kind)[..., None].expand_as(counts)[counts]
-        logits = network.logits(features[counts]) / self.sampling.temperature
+        logits = network.logits(features[counts], classes) / self.sampling.temperature
         table = logits.masked_fill(~self._present()[classes], -torch.inf).log_softmax(dim=-1)
         chosen = table.gather(-1, seen.tokens[counts][:, None])[:, 0]
         return scattered(counts, chosen), features, table

@@ -51,7 +51,7 @@ class Recorded:
         features = network.features(network.roadside(scenes, self.now), agents_of(scenes))[:, :, :-1]
         counts = self.counts[chosen]
         classes = class_of(scenes.kind)[..., None].expand_as(counts)[counts]
-        table = network.logits(features[counts]).masked_fill(~present[classes], -torch.inf).log_softmax(dim=-1)
+        table = network.logits(features[counts], classes).masked_fill(~present[classes], -torch.inf).log_softmax(dim=-1)
         taken = table.gather(-1, self.targets[chosen][counts][:, None])[:, 0]
         logp = torch.zeros(counts.shape, device=taken.device, dtype=taken.dtype).masked_scatter(counts, taken)
         return logp.flatten(0, 1)[place * users + rows % users]

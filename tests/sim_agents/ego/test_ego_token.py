@@ -29,7 +29,7 @@ from sim_agents.model.network import NextTokenNetwork, agents_of
 from sim_agents.model.sampling import Sampling
 from sim_agents.model.settings import NetworkSettings
 from sim_agents.policy import TokenPolicy
-from sim_agents.vocabulary import ShapeVocabulary, VerletVocabulary, save_vocabulary
+from sim_agents.vocabulary import ShapeVocabulary, VerletVocabulary, class_of, save_vocabulary
 from sim_agents.vocabulary.store import vocabulary_fingerprint
 
 VOCABULARY = VerletVocabulary()
@@ -40,8 +40,8 @@ SIZES = NetworkSettings(VOCABULARY.size, width=16, heads=2, blocks=1)
 def pair(condition: str = "both", *, trained: bool = True) -> tuple[NextTokenNetwork, GoalNetwork]:
     """A base network and the same with a goal; ``trained``: the goal's weights are no longer 0."""
     torch.manual_seed(0)
-    base = NextTokenNetwork(SIZES).eval()
-    network = GoalNetwork(SIZES, GoalSettings(condition, 8)).eval()
+    base = NextTokenNetwork(SIZES, VOCABULARY).eval()
+    network = GoalNetwork(SIZES, VOCABULARY, GoalSettings(condition, 8)).eval()
     network.load_state_dict({**network.state_dict(), **base.state_dict()})
     if trained:
         torch.nn.init.normal_(network.goal_logits.weight)
@@ -55,6 +55,11 @@ def batch(tmp_path_factory):
     return collate([data[i] for i in range(3)])
 
 
+def everywhere(batch):
+    """Class rows [S, N, K]."""
+    return class_of(batch.kind)[..., None].expand_as(batch.valid)
+
+
 def sides(network, batch, **values):
     return told(network.roadside(batch, 2), **values)
 
@@ -65,22 +70,22 @@ def sides(network, batch, **values):
 def test_told_nothing_it_is_the_base_network_bit_for_bit(batch):
     base, network = pair()
     agents = agents_of(batch)
-    wanted = base.logits(base.features(base.roadside(batch, 2), agents))
+    wanted = base.logits(base.features(base.roadside(batch, 2), agents), everywhere(batch))
     goal = torch.full((3, 2), torch.nan)
     way, count = torch.zeros(3, 4, 3), torch.zeros(3, dtype=torch.int64)
     for side in (network.roadside(batch, 2), sides(network, batch, goal=goal),
                  sides(network, batch, goal=goal, way=way, count=count)):  # fmt: skip
-        assert torch.equal(network.logits(network.features(side, agents)), wanted)
+        assert torch.equal(network.logits(network.features(side, agents), everywhere(batch)), wanted)
     assert set(network.base_names()) == set(base.state_dict())
 
 
 def test_an_untrained_goal_changes_nothing_and_a_trained_one_the_ego_alone(batch):
     base, fresh = pair(trained=False)
     agents, goal = agents_of(batch), torch.tensor([[20.0, 0.0]] * 3)
-    wanted = base.logits(base.features(base.roadside(batch, 2), agents))
-    assert torch.equal(fresh.logits(fresh.features(sides(fresh, batch, goal=goal), agents)), wanted)
+    wanted = base.logits(base.features(base.roadside(batch, 2), agents), everywhere(batch))
+    assert torch.equal(fresh.logits(fresh.features(sides(fresh, batch, goal=goal), agents), everywhere(batch)), wanted)
     _, network = pair()
-    found = network.logits(network.features(sides(network, batch, goal=goal), agents))
+    found = network.logits(network.features(sides(network, batch, goal=goal), agents), everywhere(batch))
     ego = batch.ego
     assert torch.equal(found[~ego], wanted[~ego])
     assert (found[ego] - wanted[ego]).abs().max() > 0.01
@@ -90,9 +95,9 @@ def test_all_moments_at_once_and_one_after_another_give_the_same(batch):
     _, network = pair()
     goal, (way, count) = torch.tensor([[20.0, 1.0]] * 3), driven_way(batch.pose[:, 0], batch.valid[:, 0])
     side, agents = sides(network, batch, goal=goal, way=way, count=count), agents_of(batch)
-    whole = network.logits(network.features(side, agents))
+    whole = network.logits(network.features(side, agents), everywhere(batch))
     last, _ = network.begin(side, agents)
-    torch.testing.assert_close(network.logits(last), whole[:, :, -1], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(network.logits(last, class_of(batch.kind)), whole[:, :, -1], atol=2e-5, rtol=1e-4)
 
 
 def test_each_condition_reads_what_it_names(batch):
@@ -103,7 +108,7 @@ def test_each_condition_reads_what_it_names(batch):
     other_way = {**one, "way": way + torch.tensor([0.0, 3.0, 0.0])}
     for condition, by_goal, by_way in (("goal", True, False), ("way", False, True), ("both", True, True)):
         _, network = pair(condition)
-        logits = [network.logits(network.features(sides(network, batch, **told_), agents))
+        logits = [network.logits(network.features(sides(network, batch, **told_), agents), everywhere(batch))
                   for told_ in (one, other_goal, other_way)]  # fmt: skip
         assert torch.equal(logits[0], logits[1]) != by_goal, condition
         assert torch.equal(logits[0], logits[2]) != by_way, condition
@@ -117,8 +122,8 @@ def test_a_goal_within_two_metres_is_none(batch):
     base, network = pair("goal")
     agents = agents_of(batch)
     here = batch.pose[:, 0, -1, :2]
-    found = network.logits(network.features(sides(network, batch, goal=here + 1.0), agents))
-    wanted = base.logits(base.features(base.roadside(batch, 2), agents))
+    found = network.logits(network.features(sides(network, batch, goal=here + 1.0), agents), everywhere(batch))
+    wanted = base.logits(base.features(base.roadside(batch, 2), agents), everywhere(batch))
     assert torch.equal(found[:, 0, -1], wanted[:, 0, -1])
 
 
@@ -216,7 +221,7 @@ def test_a_vocabulary_too_slow_for_the_goal_is_refused_and_senseless_options_too
     shapes = torch.zeros(3, 2, 5, 3)
     shapes[:, 1, :, 0] = torch.linspace(0.1, 0.5, 5)  # 1 m/s
     slow = ShapeVocabulary(shapes, torch.tensor([2, 2, 2]))
-    network = GoalNetwork(NetworkSettings(2, width=16, heads=2, blocks=1), GoalSettings())
+    network = GoalNetwork(NetworkSettings(2, width=16, heads=2, blocks=1), slow, GoalSettings())
     policy = TokenPlanner(network, slow, bounds=BOUNDS)
     state = World(horizon_s=2.0).reset([road([Car(0, -1.75, 0.0, 8.0)])])
     with pytest.raises(BadGoal, match="fastest token"):
