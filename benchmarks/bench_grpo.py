@@ -114,9 +114,9 @@ class Setup:
         return newest_step(self.planner, self.reference.planner, self.optimizer, self.scenes, self.noise,
                            self.reward_of, GROUP)  # fmt: skip
 
-    def ours(self, scorer=None, term: PdmTerm | None = None) -> Tensor:
+    def ours(self, scorer=None, reward: Reward | None = None) -> Tensor:
         algorithm = Algorithm("diffgrpo", group_size=GROUP)
-        policy = DiffusionPolicy("", Reward(term or PdmTerm()), scorer or NoScorer(),
+        policy = DiffusionPolicy("", reward or Reward(PdmTerm()), scorer or NoScorer(),
                                  sampler=OwnSampler(log_prob_std_floor=0.1))  # fmt: skip
         modules = policy.adopt(self.planner, self.reference, algorithm)
         batch = SceneBatch(self.names, ["log"] * SCENES, self.scenes["history"], self.scenes["status"])

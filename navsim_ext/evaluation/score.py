@@ -6,7 +6,8 @@ writes ``scores.parquet``, ``scores.csv``, ``trajectories.parquet``, ``aggregate
 Killed and started again, it goes on with the first scene that was not planned. ``probes=true`` adds planners that see
 nothing (:mod:`navsim_ext.evaluation.probes`) and says whether the planner beats them. ``protocol=two_stage`` is NAVSIM
 2's pseudo-simulation (:mod:`navsim_ext.evaluation.two_stage_planner`), ``protocol=open_loop`` gives the distance to the
-driven path and collisions (:mod:`navsim_ext.evaluation.open_loop`), for scenes without a map.
+driven path and collisions (:mod:`navsim_ext.evaluation.open_loop`), for scenes without a map; ``protocol=plan`` writes
+the trajectories alone (:mod:`navsim_ext.evaluation.plan_only`), for splits that only a server can score.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import RewardWeights, arithmetic, scorer_fingerprint
 from navsim_ext.pdm.version import require_traffic
 from navsim_ext.planners import Planner
+from navsim_ext.readers import read_split
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.parquet import write_table
@@ -170,14 +172,22 @@ def _refuse_single_stage_options(cfg: DictConfig) -> None:
 
 @job("score")
 def main(cfg: DictConfig) -> None:
-    if cfg.protocol != "open_loop" and cfg.metric_cache is None:
-        raise MissingError(f"protocol={cfg.protocol} scores against a metric cache: give metric_cache=FOLDER (of "
-                           "python -m navsim_ext.metric_cache.build), or protocol=open_loop")  # fmt: skip
+    if cfg.protocol in ("single_stage", "two_stage") and cfg.metric_cache is None:
+        if cfg.data.split_config is not None:
+            read_split(cfg.data.split_config).require_groups()  # before a cache is asked for that cannot be
+        raise MissingError(
+            f"protocol={cfg.protocol} scores against a metric cache: give metric_cache=FOLDER (of "
+            "python -m navsim_ext.metric_cache.build), protocol=open_loop, or protocol=plan for trajectories alone"
+        )
     with FolderLock(cfg.output_dir):
         if cfg.protocol == "open_loop":
             from navsim_ext.evaluation.open_loop import score_open_loop
 
             score_open_loop(cfg, Console())
+        elif cfg.protocol == "plan":
+            from navsim_ext.evaluation.plan_only import plan_stages
+
+            plan_stages(cfg, Console())
         elif cfg.protocol == "two_stage":
             from navsim_ext.evaluation.two_stage_planner import score_two_stages
 

@@ -72,11 +72,11 @@ def score_two_stages(cfg: DictConfig, console: Console) -> dict[str, TwoStageRes
     cache = MetricCache(cfg.metric_cache)
     split = open_split({"split_config": cfg.data.split_config}, cache)
     split.require_groups()
-    datasets = _datasets(cfg, split)
+    datasets = stage_datasets(cfg, split)
     rows = sum(len(dataset) for dataset in datasets)
     output = Path(cfg.output_dir)
     preflight(output_dir=output, items=rows, bytes_per_item=BYTES_PER_ROW, title="two stages", console=console)
-    hidden = _hidden(cfg)
+    hidden = stage_states(cfg)
     planner: Planner = instantiate(cfg.planner)
     if hasattr(planner, "require_hidden"):
         for states in filter(None, hidden):
@@ -115,7 +115,7 @@ def score_two_stages(cfg: DictConfig, console: Console) -> dict[str, TwoStageRes
     return results
 
 
-def _datasets(cfg: DictConfig, split: SplitConfig) -> tuple[SceneDataset, SceneDataset]:
+def stage_datasets(cfg: DictConfig, split: SplitConfig) -> tuple[SceneDataset, SceneDataset]:
     """Both stages; tokens that an index lacks are left to the evaluation, which counts them by group."""
     datasets = []
     stages = ((cfg.data.index, split.first_stage_tokens), (cfg.data.second_stage, split.second_stage_tokens))
@@ -137,7 +137,7 @@ def _datasets(cfg: DictConfig, split: SplitConfig) -> tuple[SceneDataset, SceneD
     return datasets[0], datasets[1]
 
 
-def _hidden(cfg: DictConfig) -> tuple[HiddenStateSource | None, HiddenStateSource | None]:
+def stage_states(cfg: DictConfig) -> tuple[HiddenStateSource | None, HiddenStateSource | None]:
     """Hidden states of both stages: one cache may hold both, ``data.second_stage_hidden`` names another."""
     if not cfg.hidden:
         return None, None

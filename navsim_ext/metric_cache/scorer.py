@@ -6,6 +6,7 @@ Importing this loads the kernels of the scorer: import it where scores are wante
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,7 @@ class PdmScorer:
         known = result.valid & replayed.valid
         for name in V1_ONLY:
             result[name][known] = replayed[name][known]  # a view of the result's values
-        return result
+        return dataclasses.replace(result, seconds=result.seconds + replayed.seconds)
 
     def submit(
         self,

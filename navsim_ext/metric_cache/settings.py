@@ -21,7 +21,7 @@ from navsim_ext.readers import (
     read_split,
     second_stage_folder,
 )
-from navsim_ext.readers.second_stage import PICKLES_FOLDER, scan
+from navsim_ext.readers.second_stage import PICKLES_FOLDER, scan, stage_files
 
 SOURCES = ("navsim", "scenarionet")
 SCENARIO_INDICES = ("dataset_summary", "dataset_mapping")  # ScenarioNet's own tables beside the scenarios
@@ -87,6 +87,13 @@ class BuildSettings:
     ) -> BuildSettings:
         """Both stages of NAVSIM 2's split ``split_config`` (its YAML file)."""
         split = read_split(split_config)
+        folder = second_stage_folder(root, split.name, second_stage)
+        if stage_files(folder).name != PICKLES_FOLDER:
+            raise DataError(
+                f"{folder} is a test server's second stage: its frames hide objects and future, so only the server can "
+                "score them and a metric cache would hold nothing. Plan them for a submission "
+                "(python -m navsim_ext.evaluation.score protocol=plan)"
+            )
         return cls(
             root=root,
             split=split.data_split,
@@ -96,7 +103,7 @@ class BuildSettings:
             tokens=(*split.first_stage_tokens, *split.second_stage_tokens),
             log_names=None if split.scene_filter.log_names is None else tuple(split.scene_filter.log_names),
             num_future=split.scene_filter.num_future,
-            second_stage=str(second_stage_folder(root, split.name, second_stage)),
+            second_stage=str(folder),
         )
 
     @property

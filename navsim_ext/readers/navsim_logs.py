@@ -3,17 +3,19 @@
 Windows are NAVSIM's own (``navsim/common/dataloader.py``, versions 1.1 and 2.2): for each start i in
 range(0, n, stride) the frames i ... i + history + future - 1; short ones are dropped; the token is that of the last
 history frame; windows do not respect ``scene_token`` borders. One log is held in memory at a time.
+A test server's log is cut into its own windows instead (:mod:`navsim_ext.readers.hidden_scenes`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from navsim_ext import pickles
 from navsim_ext.errors import DataError, MissingError, TriviumError
+from navsim_ext.readers.hidden_scenes import NUM_HISTORY, cut_windows, is_cut
 from navsim_ext.readers.log_files import LogFiles
 from navsim_ext.readers.navsim_frames import Frame, cameras_of, join_frames, parse_frame
 from navsim_ext.readers.scene_filter import SceneFilter
@@ -102,28 +104,50 @@ class NavsimLogs(LogFiles):
             self.report.add(error, log_name=log_name)
             return
         wanted = set(self.scene_filter.tokens) if self.scene_filter.tokens is not None else None
-        size, history = self.scene_filter.num_frames, self.scene_filter.num_history
+        history, cut = self.scene_filter.num_history, is_cut(frames)
         parsed: dict[int, Frame | DataError] = {}
-        for start in range(0, len(frames) - size + 1, self.scene_filter.stride):
-            now = start + history - 1
+        for indices in self._windows(frames, path, log_name, cut):
+            now = indices[history - 1]
             token = frames[now].get("token")
             if wanted is not None and (not isinstance(token, str) or token not in wanted):
                 continue
-            for index in [index for index in parsed if index < start]:
-                del parsed[index]
-            for index in range(start, start + size):
-                if index not in parsed:
-                    parsed[index] = _parse_or_error(frames[index], path, index)
-            bad = next((index for index in range(start, start + size) if isinstance(parsed[index], DataError)), None)
+            parsed = {
+                index: parsed[index] if index in parsed else _parse_or_error(frames[index], path, index)
+                for index in indices
+            }
+            bad = next((index for index in indices if isinstance(parsed[index], DataError)), None)
             try:
                 if bad is not None:
                     raise parsed[bad]
-                window = [parsed[index] for index in range(start, start + size)]
-                if self.scene_filter.has_route and not window[history - 1].roadblock_ids:
+                window = [parsed[index] for index in indices]
+                if self.scene_filter.has_route and not cut and not window[history - 1].roadblock_ids:
                     continue
                 yield self._scene(log_name, window, cameras_of(frames[now], path, now))
             except TriviumError as error:
                 self.report.add(error, log_name=log_name, token=f"{token!s:.40}", frame=now if bad is None else bad)
+
+    def _windows(
+        self, frames: Sequence[Mapping[str, Any]], path: Path, log_name: str, cut: bool
+    ) -> Iterable[Sequence[int]]:
+        """Positions of the frames of each window; of a test server's log (``cut``), of the history alone."""
+        if not cut:
+            size = self.scene_filter.num_frames
+            starts = range(0, len(frames) - size + 1, self.scene_filter.stride)
+            return (range(start, start + size) for start in starts)
+        if self.scene_filter.num_history != NUM_HISTORY:
+            raise DataError(
+                f"{path} is a test server's log, whose scenes have {NUM_HISTORY} history frames; the scene filter asks "
+                f"for {self.scene_filter.num_history}: set num_history_frames to {NUM_HISTORY}"
+            )
+        windows, bad = cut_windows(frames, path)
+        for error in bad:
+            self.report.add(error, log_name=log_name)
+        return windows
+
+    def hides_future(self) -> bool:
+        """Whether the first log is a test server's: its scenes end now, whatever the filter says."""
+        frames = pickles.load(next(iter(self._paths.values())))
+        return isinstance(frames, list) and all(isinstance(frame, dict) for frame in frames) and is_cut(frames)
 
     def _scene(self, log_name: str, window: list[Frame], cameras: dict[str, Camera]) -> Scene:
         now = window[self.scene_filter.num_history - 1]

@@ -5,7 +5,8 @@ the four history frames (2 Hz), and the traffic of the instants after the last f
 ("extended detections"). The objects in it are the devkit's; here plain holders stand for exactly those classes, and
 any other name in the file is refused (:mod:`navsim_ext.pickles`).
 
-The name of a file does not matter: the scene's token is the ``initial_token`` inside.
+The name of a file does not matter: the scene's token is the ``initial_token`` inside. A test server's second stage has
+another form, ``openscene_meta_datas`` (:mod:`navsim_ext.readers.hidden_scenes`), which the same source reads.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.files import inside
 from navsim_ext.frames import wrap_angle
 from navsim_ext.pickles import Holder, holders
+from navsim_ext.readers.hidden_scenes import META_FOLDER, NUM_HISTORY, STARTS, load_pair, read_hidden_scene
 from navsim_ext.readers.log_files import LogFiles
 from navsim_ext.readers.navsim_frames import is_list, short
 from navsim_ext.readers.scene_filter import SceneFilter
@@ -50,7 +52,6 @@ log = logging.getLogger(__name__)
 
 PICKLES_FOLDER = "synthetic_scene_pickles"
 SENSOR_FOLDER = "sensor_blobs"
-NUM_HISTORY = 4
 RED = 2  # nuPlan's TrafficLightStatusType: GREEN 0, YELLOW 1, RED 2, UNKNOWN 3
 
 CLASSES = tuple(
@@ -103,12 +104,17 @@ class SceneFile:
     log_name: str
     original_token: str  # first-stage token: the recorded frame 4 s earlier
     original_frame: str  # the recorded frame of the same time
+    start: int | None = None  # of a test server's file of five frames: the first of this scene's four
+
+    def read(self) -> Scene:
+        return read_scene(self.path) if self.start is None else read_hidden_scene(self.path, self.start)
 
 
 class SecondStageScenes(LogFiles):
     """The second-stage scenes of a folder, by log. ``scene_filter`` chooses logs and tokens; windows do not apply.
 
-    ``folder`` holds ``synthetic_scene_pickles`` and ``sensor_blobs``; the first stage's ``logs`` give the maps.
+    ``folder`` holds ``synthetic_scene_pickles`` or ``openscene_meta_datas``, and ``sensor_blobs``; the first stage's
+    ``logs`` give the maps.
     Bad pickles are reported as the first stage's bad logs are.
     """
 
@@ -127,7 +133,8 @@ class SecondStageScenes(LogFiles):
         self.sensor_root = self.root / SENSOR_FOLDER
         self._logs = logs
         report = SkipReport(skip_bad, Path(report_path) if report_path is not None else None)
-        found, bad = scan(str(self.root / PICKLES_FOLDER))
+        pickled = stage_files(self.root)
+        found, bad = scan(str(pickled))
         if scene_filter is None or scene_filter.log_names is None:  # a bad file tells no log: reported with the whole
             for path, error in bad:
                 report.add(error, log_name=Path(path).stem)
@@ -136,15 +143,15 @@ class SecondStageScenes(LogFiles):
         for entry in found:
             if wanted is None or entry.token in wanted:
                 self._by_log.setdefault(entry.log_name, []).append(entry)
-        paths = {name: self.root / PICKLES_FOLDER for name in sorted(self._by_log)}
-        super().__init__(self.root / PICKLES_FOLDER, paths, scene_filter or SceneFilter(), report)
+        paths = {name: pickled for name in sorted(self._by_log)}
+        super().__init__(pickled, paths, scene_filter or SceneFilter(), report)
         self.files = tuple(Path(entry.path) for name in self.log_names for entry in self._by_log[name])
 
     def scenes_of(self, log_name: str) -> list[Scene]:
         scenes: dict[str, Scene] = {}
         for entry in self._by_log.get(log_name, ()):
             try:
-                scene = read_scene(entry.path)
+                scene = entry.read()
                 self._require_cameras(scene)
             except TriviumError as error:
                 self.report.add(error, log_name=log_name, token=entry.token)
@@ -183,27 +190,41 @@ def scan(folder: str) -> tuple[tuple[SceneFile, ...], tuple[tuple[str, TriviumEr
     if not paths:
         raise MissingError(
             f"{folder} holds no *.pkl: the second stage is not there. Download it beside the logs, or point "
-            "data.second_stage at the folder that holds synthetic_scene_pickles"
+            f"data.second_stage at the folder that holds {PICKLES_FOLDER} or {META_FOLDER}"
         )
     found: list[SceneFile] = []
     bad: list[tuple[str, TriviumError]] = []
     for path in paths:
         try:
-            metadata = _metadata(_load(path), path)
+            found += _hidden_pair(path) if Path(folder).name == META_FOLDER else [_scene_file(path)]
         except TriviumError as error:
             bad.append((str(path), error))
-            continue
-        found.append(
-            SceneFile(
-                str(path),
-                metadata["initial_token"],
-                metadata["log_name"],
-                str(metadata.get("corresponding_original_initial_token") or ""),
-                str(metadata.get("corresponding_original_scene") or ""),
-            )
-        )
     log.info("%s: %d scenes, %d unreadable files", folder, len(found), len(bad))
     return tuple(found), tuple(bad)
+
+
+def stage_files(folder: str | os.PathLike[str]) -> Path:
+    """Where the scenes of a second stage lie: ``synthetic_scene_pickles``, or a test server's other form."""
+    hidden = Path(folder) / META_FOLDER
+    pickled = Path(folder) / PICKLES_FOLDER
+    return hidden if hidden.is_dir() and not pickled.is_dir() else pickled
+
+
+def _scene_file(path: Path) -> SceneFile:
+    metadata = _metadata(_load(path), path)
+    return SceneFile(
+        str(path),
+        metadata["initial_token"],
+        metadata["log_name"],
+        str(metadata.get("corresponding_original_initial_token") or ""),
+        str(metadata.get("corresponding_original_scene") or ""),
+    )
+
+
+def _hidden_pair(path: Path) -> list[SceneFile]:
+    frames = load_pair(path)
+    now = [frames[start + NUM_HISTORY - 1] for start in STARTS]
+    return [SceneFile(str(path), one["token"], one["log_name"], "", "", start) for start, one in zip(STARTS, now)]
 
 
 def _load(path: Path) -> Mapping[str, Any]:

@@ -18,8 +18,9 @@ import yaml
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.files import reading
+from navsim_ext.readers.hidden_scenes import META_FOLDER
 from navsim_ext.readers.scene_filter import SceneFilter
-from navsim_ext.readers.second_stage import PICKLES_FOLDER
+from navsim_ext.readers.second_stage import PICKLES_FOLDER, stage_files
 
 SECOND_STAGE_TOKENS = "reactive_synthetic_initial_tokens"
 MAPPING = "reactive_all_mapping"
@@ -58,7 +59,8 @@ class SplitConfig:
         if self.groups is None:
             raise DataError(
                 f"split {self.name} has no {MAPPING}: its scenes can be planned and submitted, but how they form "
-                "groups only the evaluation server knows, so it cannot be scored here"
+                "groups only the evaluation server knows, so it cannot be scored here "
+                "(python -m navsim_ext.evaluation.score protocol=plan plans it for a submission)"
             )
         return self.groups
 
@@ -155,16 +157,16 @@ def second_stage_folder(root: str | os.PathLike[str], name: str, given: str | os
     """
     if given is not None:
         folder = Path(given)
-        if not (folder / PICKLES_FOLDER).is_dir():
-            raise MissingError(f"data.second_stage={folder} holds no folder {PICKLES_FOLDER}")
+        if not stage_files(folder).is_dir():
+            raise MissingError(f"data.second_stage={folder} holds no folder {PICKLES_FOLDER} or {META_FOLDER}")
         return folder
-    if (Path(root) / name / PICKLES_FOLDER).is_dir():
+    if stage_files(Path(root) / name).is_dir():
         return Path(root) / name
-    found = sorted(path.parent for path in Path(root).glob(f"*/{PICKLES_FOLDER}"))
+    found = sorted({path.parent for kind in (PICKLES_FOLDER, META_FOLDER) for path in Path(root).glob(f"*/{kind}")})
     if not found:
         raise MissingError(
-            f"{root} holds no */{PICKLES_FOLDER}: the second stage of {name} is not there. Download it, or set "
-            "data.second_stage to the folder that holds it"
+            f"{root} holds no */{PICKLES_FOLDER} or */{META_FOLDER}: the second stage of {name} is not there. Download "
+            "it, or set data.second_stage to the folder that holds it"
         )
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
