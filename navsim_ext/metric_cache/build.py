@@ -33,6 +33,7 @@ from navsim_ext.readers import NothingSelected, configured_filter
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.workers import KINDS, spread
+from navsim_ext.scene import SYNTHETIC_TOKEN_LENGTH
 from navsim_ext.shards import ShardWriter, merge
 
 logger = logging.getLogger(__name__)
@@ -148,8 +149,18 @@ def _absent_tokens(settings: BuildSettings, results: Sequence[LogResult]) -> lis
     known = {token for result in results for token in result.cached}
     known |= {entry.token for result in results for entry in result.invalid if entry.token is not None}
     absent = [token for token in settings.tokens if token not in known]
-    reason = f"no window of {settings.split} has this token (wrong split, or too close to the ends of its log)"
-    return [LogResult("", (), tuple(Invalid(token, "MissingError", reason) for token in absent))] if absent else []
+    if not absent:
+        return []
+    recorded = f"no window of {settings.split} has this token (wrong split, or too close to the ends of its log)"
+    unreadable = settings.unreadable()
+    simulated = f"no file of the second stage {settings.second_stage} has this token"
+    if unreadable:
+        simulated += f"; {len(unreadable)} of its files cannot be read, first: {unreadable[0][1]}"
+    entries = (
+        Invalid(token, "MissingError", simulated if len(token) == SYNTHETIC_TOKEN_LENGTH else recorded)
+        for token in absent
+    )
+    return [LogResult("", (), tuple(entries))]
 
 
 def settings_from(cfg: DictConfig) -> BuildSettings:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from reference_data import reference_path
 from rich.console import Console
 from test_synthetic_build import recipe
@@ -24,7 +27,7 @@ from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.metric_cache.settings import BuildSettings
 from navsim_ext.pickles import Holder
 from navsim_ext.readers import NavsimLogs, SceneFilter, SecondStageScenes, read_split
-from navsim_ext.readers.second_stage import _load
+from navsim_ext.readers.second_stage import _load, scan
 from navsim_ext.runtime.config import compose
 from navsim_ext.scene_index import build_index
 from navsim_ext.synthetic import second_stage
@@ -186,6 +189,47 @@ def test_everything_can_be_scored(world, tmp_path):
         assert 0.0 <= result.combined <= 1.0
         assert result.rows["valid"].all()
         assert result.rows["score"].notna().all()
+
+
+def test_broken_pickles_cost_their_groups_and_no_other_scene(world, tmp_path):
+    """Another class, a camera without its key, no objects after now: named and counted, the third group stands."""
+    broken = tmp_path / "world"
+    shutil.copytree(world, broken, symlinks=True)
+    split_config = broken / "train_test_split" / f"{NAME}.yaml"
+    split = read_split(split_config)
+    files = {_load(path)["scene_metadata"]["initial_token"]: path for path in (broken / NAME).glob("*/*.pkl")}
+    foreign, keyless = split.groups[0].pairs[0]
+    silent = split.groups[1].pairs[1][1]
+    contents = {token: dict(_load(files[token])) for token in (foreign, keyless, silent)}
+    for content in contents.values():  # what is left has no object of the devkit
+        content |= {"extended_detections_tracks": None, "extended_traffic_light_data": None}
+    contents[foreign]["surprise"] = np.random.default_rng(0)
+    del contents[keyless]["frames"][3]["camera_dict"]["cam_b0"]
+    for token, content in contents.items():
+        files[token].write_bytes(pickle.dumps(content))
+    scan.cache_clear()
+    report = cache_build.build(BuildSettings.two_stage(str(broken), str(split_config), str(tmp_path / "cache")))
+    cache = MetricCache(tmp_path / "cache")
+    assert report["counts"] == {"RefusedObject": 1, "DataError": 2, "MissingError": 1}  # the first tells no token
+    reasons = {token: cache.why_missing(token) for token in (foreign, keyless, silent)}
+    assert "1 of its files cannot be read" in reasons[foreign]
+    assert "numpy.random" in reasons[foreign]
+    assert "cam_b0" in reasons[keyless]
+    assert "0 instants after now are known" in reasons[silent]
+    tokens = [*split.first_stage_tokens, *split.second_stage_tokens]
+    poses = [np.column_stack([np.arange(1, 9) * 0.01, np.zeros(8), np.zeros(8)]) for _ in tokens]
+    result = evaluate(Trajectories(tokens, poses, [0.5] * len(tokens)), split, cache, threads=1)
+    assert result.groups["valid"].tolist() == [False, False, True]
+    assert foreign in result.groups["reason"][0] or keyless in result.groups["reason"][0]
+    assert silent in result.groups["reason"][1]
+    assert (~result.rows["valid"]).sum() == 3
+    assert result.combined == result.groups["combined"][2]
+    content = yaml.safe_load(split_config.read_text())
+    content["reactive_all_mapping"][1][2].append(content["reactive_all_mapping"][0][2][1])
+    split_config.write_text(yaml.safe_dump(content))  # a pair in two groups: both are lost, and it is said why
+    again = evaluate(Trajectories(tokens, poses, [0.5] * len(tokens)), read_split(split_config), cache, threads=1)
+    assert again.groups["valid"].tolist() == [False, False, True]
+    assert again.combined == result.combined
 
 
 def index_of(world: Path, folder: Path, *, second: bool) -> Path:
