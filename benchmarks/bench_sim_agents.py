@@ -35,7 +35,7 @@ from sim_agents import NetworkSettings, NextTokenNetwork, TokenPolicy
 from sim_agents.vocabulary.build import VocabularySettings, make_vocabulary, reconstruction
 
 AGENTS, SCENES, SECONDS, TOKENS = 32, 8, 8.0, 512
-WIDTH = 56  # 0.3 million weights
+WIDTH = 48  # 0.3 million weights
 PER_AGENT = ("pose", "speed", "valid", "size", "kind", "role", "agent_id", "z", "source_heading", "goal")
 
 
