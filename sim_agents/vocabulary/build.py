@@ -8,6 +8,7 @@ reconstruction is measured. The folder holds the vocabulary with the fingerprint
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ COVERED_M = 0.1
 @dataclass(frozen=True)
 class VocabularySettings:
     """``tokens`` a class of k-disks; ``cells`` a class of a grid; ``mirror`` adds left-right twins of all motions;
-    ``file`` of a published vocabulary."""
+    ``stretch`` {class: factors} adds every motion so many times as long; ``file`` of a published vocabulary."""
 
     method: str = "k_disks"
     tokens: int = 512
@@ -63,12 +64,16 @@ class VocabularySettings:
     mirror: bool = True
     seed: int = 0
     file: str | None = None
+    stretch: dict[str, list[float]] | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise DataError(f"method={self.method}: one of {', '.join(METHODS)} was expected")
         if (self.file is None) == (self.method == "published"):
             raise DataError(f"method={self.method}, file={self.file}: method=published needs a file, others take none")
+        for name, factors in (self.stretch or {}).items():
+            if name not in CLASS_NAMES or not factors or not all(0.0 < one < math.inf for one in factors):
+                raise DataError(f"stretch.{name}={factors}: one of {', '.join(CLASS_NAMES)}, and factors above 0")
 
     @property
     def needs_scenes(self) -> bool:
@@ -78,7 +83,7 @@ class VocabularySettings:
         """What the vocabulary follows from beside the scenes, as JSON: part of its fingerprint."""
         told: dict[str, Any] = {"method": self.method}
         if self.needs_scenes:
-            told |= {"mirror": self.mirror, "seed": self.seed}
+            told |= {"mirror": self.mirror, "seed": self.seed, "stretch": self.stretch}
         if self.method == "k_disks":
             told["tokens"] = self.tokens
         elif self.method == "grid":
@@ -99,7 +104,7 @@ def make_vocabulary(
     if settings.method == "published":
         found = published_tokens(settings.file)
         return _stacked(list(found.values())), {name: {"tokens": len(table)} for name, table in found.items()}
-    segments = segments_of(scenes, mirror=settings.mirror, seed=settings.seed)
+    segments = segments_of(scenes, mirror=settings.mirror, seed=settings.seed, stretch=settings.stretch)
     tables, told = [], {}
     for name, box in zip(CLASS_NAMES, MATCHING_BOX_M, strict=True):
         entry: dict[str, Any] = {"segments": len(segments[name])}
@@ -175,7 +180,8 @@ def main(cfg: DictConfig) -> None:
         name: GridCells(_span(one.along), _span(one.across), one.reach, one.neighbours)
         for name, one in cfg.cells.items()
     }
-    settings = VocabularySettings(cfg.method, cfg.tokens, cells, cfg.mirror, cfg.seed, cfg.file)
+    stretch = {name: [float(one) for one in factors] for name, factors in cfg.stretch.items()}
+    settings = VocabularySettings(cfg.method, cfg.tokens, cells, cfg.mirror, cfg.seed, cfg.file, stretch)
     store = TrafficStore(cfg.scenes)
     held_out = store if cfg.held_out is None else TrafficStore(cfg.held_out)
     told = track(store, "segments, scenes", total=len(store)) if settings.needs_scenes else ()

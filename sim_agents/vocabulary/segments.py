@@ -5,7 +5,7 @@ Legend: n segments, J = 5 poses of 0.1 s. A segment is in the frame of the pose 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,11 +20,19 @@ MOST_PER_CLASS = 200_000
 """Segments of a class that are kept: more change no vocabulary, but time and memory."""
 
 
-def segments_of(scenes: Iterable[TrafficScene], *, mirror: bool, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+def segments_of(
+    scenes: Iterable[TrafficScene],
+    *,
+    mirror: bool,
+    seed: int = 0,
+    stretch: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, NDArray[np.float32]]:
     """{class name: [n, J, 3]} of all stretches of six recorded poses, each starting at any step.
 
-    ``mirror`` adds each segment turned left to right. Of more than ``MOST_PER_CLASS`` a random subset is kept, in
-    the order of the scenes. Raises DataError for scenes at another interval than 0.1 s: the poses inside a token
+    ``mirror`` adds each segment turned left to right. ``stretch`` {class name: factors} gives each segment that many
+    times as long, once for each factor: somebody who runs where training saw only walkers has a token then. Of more
+    than ``MOST_PER_CLASS`` (divided by the number of factors) a random subset is kept, in the order of the scenes.
+    Raises DataError for scenes at another interval than 0.1 s: the poses inside a token
     would be invented.
     """
     found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in CLASS_NAMES}
@@ -47,8 +55,11 @@ def segments_of(scenes: Iterable[TrafficScene], *, mirror: bool, seed: int = 0) 
     result = {}
     for name, parts in found.items():
         segments = np.concatenate(parts) if parts else np.empty((0, TOKEN_STEPS, 3), np.float32)
-        if len(segments) > MOST_PER_CLASS:
-            segments = segments[np.sort(rng.choice(len(segments), MOST_PER_CLASS, replace=False))]
+        factors = (stretch or {}).get(name, (1.0,))
+        most = MOST_PER_CLASS // len(factors)
+        if len(segments) > most:
+            segments = segments[np.sort(rng.choice(len(segments), most, replace=False))]
+        segments = np.concatenate([segments * np.array([factor, factor, 1.0], np.float32) for factor in factors])
         if mirror:
             segments = np.concatenate([segments, segments * np.array([1.0, -1.0, -1.0], np.float32)])
         result[name] = segments

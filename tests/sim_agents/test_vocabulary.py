@@ -1,5 +1,7 @@
 """Motion vocabularies: round trips, exact cases, what a rolling match promises, and what is stored."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -217,3 +219,29 @@ def test_a_class_that_never_moves_stands_still_and_slow_scenes_are_refused():
     assert vocabulary.counts.tolist()[1:] == [1, 1]
     with pytest.raises(DataError, match=r"one of k_disks, grid, verlet"):
         VocabularySettings("words")
+
+
+def test_stretched_motions_give_tokens_to_who_is_faster_than_anybody_recorded():
+    """A runner among walkers: without stretching there is no token that follows, with it there is."""
+
+    def at_speed(scene, factor):
+        first = scene.pose[:, :1, :2]
+        xy = first + factor * (scene.pose[..., :2] - first)
+        return replace(scene, pose=np.concatenate([xy, scene.pose[..., 2:]], axis=-1))
+
+    def way(scene):
+        return np.hypot(*(scene.pose[2, -1, :2] - scene.pose[2, 0, :2]))
+
+    walkers = [at_speed(scene, 0.15) for scene in scenes(6)]
+    runner = at_speed(max(scenes(6), key=way), 0.15 * 2.8)
+    error = {}
+    for name, stretch in (("plain", None), ("stretched", {"pedestrian": [1.0, 1.4, 2.0, 2.8]})):
+        vocabulary, told = make_vocabulary(VocabularySettings("k_disks", 200, stretch=stretch), walkers)
+        error[name] = reconstruction(vocabulary, [runner])["pedestrian"]["mean_error_m"]
+        assert told["pedestrian"]["segments"] == (1 if stretch is None else 4) * told["vehicle"]["segments"] // 2
+    assert error["stretched"] < 0.25
+    assert error["plain"] > 3 * error["stretched"], error
+    with pytest.raises(DataError, match=r"stretch\.horse"):
+        VocabularySettings(stretch={"horse": [2.0]})
+    with pytest.raises(DataError, match=r"stretch\.pedestrian"):
+        VocabularySettings(stretch={"pedestrian": [0.0]})
