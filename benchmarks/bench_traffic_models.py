@@ -1,7 +1,7 @@
 """Figures of finished comparisons of traffic models.
 
     bash scripts/experiment_traffic.sh
-    python benchmarks/bench_traffic_models.py experiment_traffic/comparison experiment_traffic/ablation \
+    python benchmarks/bench_traffic_models.py experiment_traffic/{comparison,own,ablation} \
       --output benchmarks/results/traffic_models.json
 
 Nothing is measured here; each folder's ``comparison.json`` (of ``navsim_ext.realism.compare``) is read. Of neighbours

@@ -30,10 +30,10 @@ await
 apart rules beside
 step cloned "a next-token model by imitation" sim_agents.train experiment=demo "${data[@]}" output_dir="$job/cloned"
 cloned="$job/cloned/version_0/checkpoints/last.ckpt"
-apart drives cloned checkpoint="$cloned"
+apart models_drive cloned "$cloned"
 step cat_k "fine-tuned on the states that it comes to itself" sim_agents.train experiment=demo_catk "${data[@]}" \
   module.init_from="$cloned" output_dir="$job/cat_k"
-drives cat_k checkpoint="$job/cat_k/version_0/checkpoints/last.ckpt"
+models_drive cat_k "$job/cat_k/version_0/checkpoints/last.ckpt"
 step planner "a goal for a planner of the ego over it" sim_agents.ego.train experiment=token \
   data.train="$job/scenes/train" module.base="$job/cat_k/version_0/checkpoints/last.ckpt" trainer.max_epochs=2 \
   output_dir="$job/planner"
@@ -43,7 +43,7 @@ step ego "the planner drives the unseen town" navsim_ext.closed_loop.drive plann
 step reinforced "reinforced in the moving world: towards the log, away from contacts" stage3_grpo.train \
   experiment=traffic_demo init="$job/cat_k/version_0/checkpoints/last.ckpt" data.train="$job/scenes/train" \
   data.val="$job/scenes/val" output_dir="$job/reinforced"
-drives reinforced checkpoint="$job/reinforced/version_0/checkpoints/best_score.ckpt"
+models_drive reinforced "$job/reinforced/version_0/checkpoints/best_score.ckpt"
 # Here come planners ranked among its road users.
 await
 

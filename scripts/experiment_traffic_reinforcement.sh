@@ -26,7 +26,7 @@ budget=(trainer.max_epochs=1000 trainer.max_steps="$updates" trainer.check_val_e
 reinforce() { # name, seed, overrides ...
   step "train_$1_$2" "$1, seed $2" stage3_grpo.train experiment=traffic "${data[@]}" "${budget[@]}" seed="$2" \
     init="$job/runs/smoothed_$2/version_0/checkpoints/last.ckpt" output_dir="$job/runs/$1_$2" "${@:3}"
-  drives "$1_$2" checkpoint="$job/runs/$1_$2/version_0/checkpoints/last.ckpt"
+  models_drive "$1_$2" "$job/runs/$1_$2/version_0/checkpoints/last.ckpt"
 }
 for seed in "${seeds[@]}"; do
   reinforce reinforced "$seed"
@@ -36,7 +36,7 @@ for seed in "${seeds[@]}"; do
   step "train_continued_$seed" "cloning continued, seed $seed" sim_agents.train experiment=traffic "${data[@]}" \
     "${budget[@]}" seed="$seed" vocabulary="$job/vocabulary/k_disks" output_dir="$job/runs/continued_$seed" \
     module.init_from="$job/runs/smoothed_$seed/version_0/checkpoints/last.ckpt"
-  drives "continued_$seed" checkpoint="$job/runs/continued_$seed/version_0/checkpoints/last.ckpt"
+  models_drive "continued_$seed" "$job/runs/continued_$seed/version_0/checkpoints/last.ckpt"
 done
 
 of_seeds() { local list; list="$(printf "$job/realism/$1_%s, " "${seeds[@]}")"; echo "[${list%, }]"; }

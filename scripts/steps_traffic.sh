@@ -18,6 +18,11 @@ scenes() { # part (train, val or test, the unseen town), number of scenes
     sources.synthetic.horizon_s=8.0 sources.synthetic.reach_m="$reach_m" workers=sequential output_dir="$job/scenes/$store"
 }
 
+models_drive() { # name, checkpoint: sampled from the TOP_K (10) most probable tokens: smoothed labels leave a little of
+  # their mass on every token, and in 16 choices of a dozen road users somebody would take one that leads anywhere
+  drives "$1" checkpoint="$2" sampling.top_k="${TOP_K:-10}"
+}
+
 drives() { # name, overrides of the rollout command ...: drives the held-out scenes and scores the rollouts
   local store="$job/scenes/${held_out:-test}"
   step "drives_$1" "$1 drives the unseen town" sim_agents.rollout "${@:2}" scenes="$store" workers=sequential \
