@@ -81,7 +81,7 @@ class Fingerprint:
         try:
             return cls.from_json(read_json(path))
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise CorruptFile(f"{path} is no fingerprint ({error!r}): build the artefact again") from error
+            raise CorruptFile(f"{path} is no fingerprint ({error!r:.300}): build the artefact again") from error
         except FingerprintMismatch as error:
             raise FingerprintMismatch(f"{path}: {error}") from error
 

@@ -135,7 +135,7 @@ def check_trajectories(
     try:
         poses = np.ascontiguousarray(trajectories, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise TrajectoryShapeError(f"trajectories are not an array of numbers: {error}") from error
+        raise TrajectoryShapeError(f"trajectories are not an array of numbers: {error!s:.300}") from error
     if interval_s != POSE_INTERVAL_S:
         horizon = NUM_POSES * POSE_INTERVAL_S
         if not (poses.ndim == 3 and poses.shape[::2] == (len(tokens), 3) and interval_s > 0.0) or (

@@ -423,7 +423,7 @@ def _objects(entry: Any, where: str) -> GlobalObjects:
             raise DataError(f"tracked_objects is a {kind_of(items)}; a list was expected")
         rows = [_object(item) for item in items]
     except (DataError, AttributeError, TypeError, ValueError, IndexError) as error:
-        raise DataError(f"{where}: {error}") from error
+        raise DataError(f"{where}: {error!s:.300}") from error
     poses = np.array([row[0] for row in rows], dtype=np.float64).reshape(-1, 3)
     velocities = np.array([row[1] for row in rows], dtype=np.float64).reshape(-1, 2)
     sizes = np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 3)
@@ -459,4 +459,4 @@ def _lights(entry: Any, where: str) -> tuple[tuple[str, bool], ...]:
     try:
         return tuple((str(item.lane_connector_id), int(item.status.args[0]) == RED) for item in entry.traffic_lights)
     except (DataError, AttributeError, TypeError, ValueError, IndexError) as error:
-        raise DataError(f"{where}: {error}") from error
+        raise DataError(f"{where}: {error!s:.300}") from error

@@ -88,7 +88,8 @@ class CheckedFiles:
             try:
                 size, digests = int(entry["bytes"]), str(entry["xxh3"])
             except (TypeError, KeyError, ValueError) as error:
-                raise CorruptFile(f"{folder}: the checksum entry of {name} is damaged ({error}); {remedy}") from error
+                where = f"{folder}: the checksum entry of {name}"
+                raise CorruptFile(f"{where} is damaged ({error!s:.300}); {remedy}") from error
             self.entries[name] = (size, digests)
 
     @classmethod

@@ -206,7 +206,7 @@ def _options(scene: contract.TrafficScene) -> None:
     try:
         json.dumps([dict(scene.recipe), dict(scene.notes)], allow_nan=False)
     except (TypeError, ValueError) as error:
-        _fail(scene, f"recipe and notes must be JSON: {error}")
+        _fail(scene, f"recipe and notes must be JSON: {error!s:.300}")
 
 
 def _repeated(values: np.ndarray) -> int | None:

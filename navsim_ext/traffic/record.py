@@ -89,7 +89,7 @@ def decode(arrays: Mapping[str, NDArray], where: str) -> TrafficScene:
     except (KeyError, ValueError, TypeError, zstandard.ZstdError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{where}: not a record of a traffic scene ({type(error).__name__} {error})") from error
+        raise DataError(f"{where}: not a record of a traffic scene ({type(error).__name__} {error!s:.300})") from error
 
 
 def _scene(header: Mapping[str, Any], parts: dict[str, NDArray]) -> TrafficScene:

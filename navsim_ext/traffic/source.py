@@ -101,4 +101,5 @@ def checked(where: str, make: Callable[[], Result]) -> Result:
     except TriviumError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DataError(f"{where}: {type(error).__name__} {error}: the content does not fit the format") from error
+        what = f"{type(error).__name__} {error!s:.300}"
+        raise DataError(f"{where}: {what}: the content does not fit the format") from error

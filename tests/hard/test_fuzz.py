@@ -26,10 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scene_worlds
+import test_readers_nuscenes
+import test_traffic_readers
 import yaml
 from golden_scenes import unpack_small
 from navsim_pickles import LookAlikes, cache_of
 from test_readers_scenarionet import waymo_scenario
+from test_traffic_womd import whole_street
 from wrong_values import with_one_wrong
 
 from navsim_ext import pickles
@@ -47,11 +50,15 @@ from navsim_ext.pdm import observation
 from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.pickles import Holder
 from navsim_ext.pickles.writing import original_names
+from navsim_ext.readers import NuScenes
 from navsim_ext.readers.navsim_logs import NavsimLogs
 from navsim_ext.readers.scenarionet import ScenarioNetScenes
 from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.readers.second_stage import STAND_INS, read_scene
 from navsim_ext.scene import Scene
+from navsim_ext.traffic.gpudrive import GpuDriveJson
+from navsim_ext.traffic.scenarionet import ScenarioNetTraffic
+from navsim_ext.traffic.source import TrafficSource
 from stage1_vlm.backbone import load_processor
 from stage1_vlm.data.drivelm import convert_drivelm
 from stage1_vlm.data.line_index import LineRules, build_index
@@ -125,6 +132,51 @@ def scenarionet(folder: Path) -> Reader:
             source.map_for(scene)
 
     return Reader(scenario, lambda path, content: pickled(folder / "sn" / "scenario.pkl", content), read, arrays=True)
+
+
+@reader
+def nuscenes(folder: Path) -> Reader:
+    """Tables of three windows; not every row is read."""
+
+    def read(path: Path) -> None:
+        source = NuScenes(path, "v1.0-mini", scene_filter=SceneFilter(num_future=8))
+        check_scenes([source.scene(token) for token in source.tokens])
+
+    return Reader(test_readers_nuscenes.tables(), write_tables, read, share=0.6, refused=0.1)
+
+
+def write_tables(path: Path, content: Any) -> Path:
+    (path / "v1.0-mini").mkdir(parents=True, exist_ok=True)
+    for old in (path / "v1.0-mini").iterdir():
+        old.unlink()
+    for name, rows in content.items() if isinstance(content, dict) else ():
+        if isinstance(name, str) and name.isidentifier():
+            json_text(path / "v1.0-mini" / f"{name}.json", rows)
+    return path
+
+
+def check_traffic(source: TrafficSource) -> None:
+    for unit in source.units():
+        for _, found in source.read(unit):
+            if isinstance(found, Exception):
+                raise found
+            found.validate()
+
+
+@reader
+def gpudrive(folder: Path) -> Reader:
+    """Most values are points of lanes and tracks."""
+    content = test_traffic_readers.gpudrive(whole_street())
+    return Reader(content, lambda path, content: json_text(path.with_suffix(".json"), content),
+                  lambda path: check_traffic(GpuDriveJson(str(folder))), refused=0.1)  # fmt: skip
+
+
+@reader
+def scenarionet_traffic(folder: Path) -> Reader:
+    return Reader(
+        waymo_scenario(), lambda path, content: pickled(folder / "sn" / "scenario.pkl", content),
+        lambda path: check_traffic(ScenarioNetTraffic(str(folder / "sn"))), arrays=True, share=0.6,
+    )  # fmt: skip
 
 
 @reader
