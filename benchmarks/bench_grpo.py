@@ -84,10 +84,11 @@ class Setup:
     ) -> None:
         torch.manual_seed(0)
         config = config or PlannerConfig.small(WIDTH, padding="upstream")
-        self.planner = DiffusionPlanner(config).to(device).eval()
+        self.planner = DiffusionPlanner(config).eval()
         for name, parameter in self.planner.named_parameters():
             if "adaLN" in name or "modulation" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
+        self.planner.to(device)  # only now: each device draws random numbers of its own
         frozen = copy.deepcopy(self.planner).requires_grad_(False)
         self.reference = ReferencePolicy(frozen, Fingerprint("planner", {}))
         self.optimizer = torch.optim.AdamW(self.planner.parameters(), lr=1e-6)

@@ -26,7 +26,7 @@ from torch.nn import functional
 from navsim_ext.prompts import format_trajectory, trajectory_prompt
 from stage1_vlm.backbone import VisionLanguageBackbone
 from stage1_vlm.collate import VisionLanguageBatch, pack, pad
-from stage1_vlm.module import answer_loss
+from stage1_vlm.module import answer_loss, compile_blocks
 from stage1_vlm.processor import Example, Turn
 
 PEAK_BF16_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0}
@@ -50,13 +50,6 @@ def model_flops(backbone: VisionLanguageBackbone, batch: VisionLanguageBatch, an
     text = backbone.model.config.get_text_config()
     head = 2.0 * answers * text.hidden_size * text.vocab_size
     return backbone.language_flops(sum(lengths), lengths) + backbone.vision_flops(batch.pixels) + head
-
-
-def compile_blocks(model: torch.nn.Module) -> None:
-    """Norms and feed-forward layers, which memory bounds; attention and heads stay as they are."""
-    for name, module in model.named_modules():
-        if name.endswith(("norm", "mlp", "layernorm_before", "layernorm_after")):
-            module.compile(dynamic=True)
 
 
 def seconds(step: Callable[[], None], repeats: int, device: torch.device) -> float:

@@ -51,7 +51,7 @@ class Size:
 
 FULL = Size(
     tokens=2800, width=1536, planner={}, batch=64, repeats=20, agents=8, rollouts=32, network={}, answers=8,
-    new_tokens=128,
+    new_tokens=64,
 )  # fmt: skip
 TINY = Size(
     tokens=12, width=128, batch=2, repeats=2, agents=1, rollouts=2, network={"width": 16, "heads": 2, "blocks": 1},
@@ -201,9 +201,18 @@ def grpo(device: str, size: Size) -> list[dict[str, Any]]:
         scorer = PdmScorer(synthetic_metric_cache(folder))
         known = list(scorer.cache.tokens)
         setup = Setup(size.tokens, [known[0], known[-1]], config=config, device=device)
-        elapsed = best_seconds(lambda: setup.ours(scorer), max(size.repeats // 2, 2), device)
+
+        def step() -> None:
+            with autocast(device):
+                setup.ours(scorer)
+
+        elapsed = best_seconds(step, max(size.repeats // 2, 2), device)
         return [
-            row(f"GRPO step, 2 scenes x 8, {size.tokens} tokens", 1e3 * elapsed, "ms"),
+            row(
+                f"GRPO step, 2 scenes x 8, {size.tokens} tokens, {'bf16' if device == 'cuda' else 'fp32'}",
+                1e3 * elapsed,
+                "ms",
+            ),
             row("scores of both versions, computing", 1e3 * setup.seconds["score"], "ms"),
             row("share of the step that waits for scores", setup.seconds["score_wait"] / elapsed, "", "<= 0.1"),
         ]
@@ -331,7 +340,7 @@ def main() -> None:
         if arguments.device == "cpu":
             torch.set_num_threads(1)
         rows = PARTS[arguments.part](arguments.device, TINY if arguments.size == "tiny" else FULL)
-        report(arguments.part, rows, baseline=LIMIT_NOTE, output=arguments.output)
+        report(f"GPU check: {arguments.part}", rows, baseline=LIMIT_NOTE, output=arguments.output)
 
 
 if __name__ == "__main__":

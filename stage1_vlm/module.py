@@ -59,6 +59,7 @@ class InstructionTuning(pl.LightningModule):
         lora: Mapping[str, Any] | None = None,
         drop_path: float = 0.1,
         gradient_checkpointing: bool = True,
+        compile: bool = False,
         attention: str = "sdpa",
         dtype: str = "float32",
         max_image_tokens: int | None = None,
@@ -69,7 +70,7 @@ class InstructionTuning(pl.LightningModule):
         self.betas, self.epsilon, self.warmup_ratio = tuple(betas), epsilon, warmup_ratio
         self.frozen = dict(frozen or {})
         self.lora = LoraSettings(**lora) if lora else None
-        self.drop_path, self.gradient_checkpointing = drop_path, gradient_checkpointing
+        self.drop_path, self.gradient_checkpointing, self.compile_blocks = drop_path, gradient_checkpointing, compile
         self.attention, self.dtype_name, self.max_image_tokens = attention, dtype, max_image_tokens
         self.backbone: VisionLanguageBackbone | None = None
 
@@ -92,6 +93,8 @@ class InstructionTuning(pl.LightningModule):
         add_drop_path(backbone, self.drop_path)
         if self.gradient_checkpointing:
             backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.compile_blocks:
+            compile_blocks(backbone.model)
         _log.info("%s: %s", self.model_path, trainable_summary(backbone))
         self.model = backbone.model
         self.backbone = backbone
@@ -154,6 +157,16 @@ class InstructionTuning(pl.LightningModule):
     def _vision_learns(self) -> bool:
         parts = self.backbone.parts
         return any(p.requires_grad for name in ("vision", "projector") for m in parts[name] for p in m.parameters())
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """torch.compile of norms and feed-forward layers, which memory bounds; attention and heads stay as they are.
+
+    Training of InternVL3-2B on an H100 becomes 1.10 times as fast (benchmarks/RESULTS.md); the first step takes longer.
+    """
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2].endswith(("norm", "layernorm", "layernorm_before", "layernorm_after", "mlp")):
+            module.compile(dynamic=True)
 
 
 def shard(backbone: VisionLanguageBackbone, mesh: Any) -> None:

@@ -48,8 +48,9 @@ class PlannerRunner:
     ``candidates``: samples drawn of each scene over shared keys and values; the plan is their :func:`medoid`. (A single
     sample is a draw from p(trajectory | scene); its error is some 1.4 times that of the distribution's centre.)
 
-    ``compile``: torch.compile of condition and denoiser. ``cuda_graphs``: one graph for each shape of input, replayed
-    from static buffers (GPU only); inputs of a new shape are captured on first use, so pad N to few sizes.
+    ``compile``: torch.compile of condition and denoiser, once each, not of every step of the chain. ``cuda_graphs``:
+    one graph for each shape of input, replayed from static buffers (GPU only); inputs of a new shape are captured on
+    first use, so pad N to few sizes.
     """
 
     def __init__(
@@ -75,7 +76,8 @@ class PlannerRunner:
         if cuda_graphs and self.device.type != "cuda":
             raise GraphError(f"cuda_graphs=true needs a planner on a GPU, it is on {self.device}: set it to false")
         self.cuda_graphs = cuda_graphs
-        self._sample = torch.compile(self._eager, dynamic=False) if compile else self._eager
+        wrap = (lambda part: torch.compile(part, dynamic=False)) if compile else lambda part: part
+        self._condition, self._denoise = wrap(planner.condition), wrap(planner)
         self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
 
     @torch.inference_mode()
@@ -110,15 +112,15 @@ class PlannerRunner:
         inputs = [hidden, mask, history, status, initial, steps]
         return self._replay(inputs) if self.cuda_graphs else self._sample(*inputs)
 
-    def _eager(
+    def _sample(
         self, hidden: Tensor, mask: Tensor | None, history: Tensor, status: Tensor, initial: Tensor, steps: Tensor
     ) -> Tensor:
         dtype = DTYPES.get(self.autocast)
         precision = torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
         with precision:
-            conditioning = self.planner.condition(hidden, mask, history, status)
+            conditioning = self._condition(hidden, mask, history, status)
             states = self.process.sample(
-                lambda x, time: self.planner(x, time, conditioning), ChainNoise(initial, steps), self.exploration
+                lambda x, time: self._denoise(x, time, conditioning), ChainNoise(initial, steps), self.exploration
             )
         plans = self.planner.normaliser.denormalise(states[:, -1])
         return plans if self.candidates == 1 else medoid(plans.unflatten(0, (-1, self.candidates)))

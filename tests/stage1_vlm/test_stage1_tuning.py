@@ -159,3 +159,22 @@ def test_drop_path_acts_in_training_only_and_leaves_the_state_dict(internvl, con
 def test_drop_path_refuses_a_family_without_rows(tiny_qwen):
     with pytest.raises(DataError, match="drop_path=0"):
         add_drop_path(load_backbone(tiny_qwen), 0.1)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_loss_and_gradients(backbone, make_picture):
+    from stage1_vlm.module import answer_loss, compile_blocks
+
+    turns = [Turn("user", "<image>\nWhat is ahead?"), Turn("assistant", "a car")]
+    batch = pack([[backbone.processor.encode(turns, [make_picture(0)])]], backbone.processor.pad_token_id)
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            compile_blocks(backbone.model)
+            assert sum(module._compiled_call_impl is not None for module in backbone.model.modules()) > 4
+        loss, _ = answer_loss(backbone, batch)
+        backbone.model.zero_grad()
+        loss.backward()
+        gradients = [p.grad.flatten().clone() for p in backbone.model.parameters() if p.grad is not None]
+        found.append((loss.detach(), torch.cat(gradients)))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
