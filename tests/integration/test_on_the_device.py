@@ -142,7 +142,7 @@ def test_a_traffic_model_drives_as_on_the_cpu():
 
     torch.manual_seed(0)
     vocabulary = VerletVocabulary()
-    network = NextTokenNetwork(NetworkSettings(vocabulary.size, width=16, heads=2, blocks=1)).eval()
+    network = NextTokenNetwork(NetworkSettings(vocabulary.size, width=16, heads=2, blocks=1), vocabulary).eval()
     poses, sources = {}, [busy(0)]
     for device in ("cpu", DEVICE):
         policy = TokenPolicy(network.to(device), vocabulary)
