@@ -130,13 +130,25 @@ def make(node: Any, **arguments: Any) -> Any:
         raise cause from None
 
 
+def _logger(name: str, node: Any) -> Any:
+    """Loggers of other systems fail in ways of their own: an absent package, no login, a folder that is none."""
+    try:
+        return make(node)
+    except InstantiationException as error:
+        told = " ".join(str(error.__cause__ or error).split())
+        raise ConfigError(
+            f"logger.{name} cannot be made: {told!s:.400}\nlogger=default is the tables of the run alone"
+        ) from error
+
+
 def build_trainer(cfg: DictConfig) -> pl.Trainer:
     """The trainer with callbacks and loggers of a configuration whose ``run_dir`` is set.
 
-    Raises ConfigError for what Lightning cannot make on this machine: an absent GPU, no or unknown devices, precision.
+    Raises ConfigError for what Lightning cannot make on this machine: an absent GPU, no or unknown devices, precision,
+    a logger without its package.
     """
     callbacks = [make(node) for node in (cfg.get("callbacks") or {}).values() if node]
-    loggers = [make(node) for node in (cfg.get("logger") or {}).values() if node]
+    loggers = [_logger(name, node) for name, node in (cfg.get("logger") or {}).items() if node]
     deepspeed = "deepspeed" in str(cfg.trainer.get("strategy", "")).lower()  # brings its own way of writing
     try:
         return make(
