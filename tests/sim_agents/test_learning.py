@@ -7,10 +7,13 @@ import pytest
 import torch
 from agent_scenes import street
 
+from navsim_ext.errors import DataError
 from sim_agents.data.scene_tokens import Bounds, collate, scene_tokens
 from sim_agents.model.head import MotionEmbedding, motion_features
+from sim_agents.model.network import NextTokenNetwork
 from sim_agents.model.rolling import Sampled, roll
 from sim_agents.model.sampling import Sampling
+from sim_agents.model.settings import NetworkSettings
 from sim_agents.training.module import AgentModule
 from sim_agents.vocabulary import MotionState, class_of, save_vocabulary
 from sim_agents.vocabulary.build import VocabularySettings, make_vocabulary
@@ -94,3 +97,18 @@ def test_motions_that_differ_less_are_more_alike():
         embedded = MotionEmbedding(4096).linear(motion_features(motions))
         alike = (embedded @ embedded[0]).tolist()
         assert alike == sorted(alike, reverse=True)
+
+
+def test_each_road_user_is_asked_about_the_tokens_of_its_own_class(vocabularies):
+    model = module(vocabularies)
+    torch.manual_seed(3)
+    for weight in (model.network.head.own, model.network.head.bias):
+        torch.nn.init.normal_(weight)
+    x, classes = torch.randn(2, 9, 32), torch.arange(18).view(2, 9) % 3
+    head, tokens = model.network.head, model.network.motion(model.network.head.motions) + model.network.head.own
+    wanted = torch.einsum("bnd,bnvd->bnv", head.query(head.norm(x)), tokens[classes]) * head.log_sharpness.exp()
+    torch.testing.assert_close(model.network.logits(x, classes), wanted + head.bias[classes], atol=1e-4, rtol=1e-4)
+    ends = model.vocabulary.shapes[:, :, -1]
+    torch.testing.assert_close(head.motions, ends)
+    with pytest.raises(DataError, match=r"the network has 9 tokens, the vocabulary \d+"):
+        NextTokenNetwork(NetworkSettings(9), model.vocabulary)
