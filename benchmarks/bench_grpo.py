@@ -40,7 +40,7 @@ from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache.schema import HiddenBatch
 from navsim_ext.metric_cache.scorer import PdmScorer
 from navsim_ext.pdm import PdmResult
-from navsim_ext.pdm.columns import COLUMNS
+from navsim_ext.pdm.columns import COLUMNS_ALONE
 from navsim_ext.scene import SceneBatch
 from stage2_dit import DiffusionPlanner, PlannerConfig, keyed_noise
 from stage3_grpo.algorithm import Algorithm
@@ -63,9 +63,9 @@ class NoScorer:
 
         future: Future = Future()
         score = 1.0 / (1.0 + np.abs(trajectories[:, -1, 0] - 20.0))
-        values = np.full((len(tokens), len(COLUMNS)), np.nan)
-        for name in ("reward", "pdms_v1", "epdms_v2_nofilter"):
-            values[:, COLUMNS.index(name)] = score
+        values = np.full((len(tokens), len(COLUMNS_ALONE)), np.nan)
+        for name in ("reward", "pdms_v1", "epdms_v2_no_ec_nofilter"):
+            values[:, COLUMNS_ALONE.index(name)] = score
         nothing = np.full(len(tokens), "", dtype=object)
         future.set_result(PdmResult(tokens, values, np.ones(len(tokens), dtype=bool), nothing, nothing))
         return future

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from navsim_ext.pdm.columns import WITHOUT_COMFORT
 from stage2_dit.normaliser import wrap
 
 if TYPE_CHECKING:
@@ -31,8 +30,8 @@ def pdm_means(result: PdmResult) -> dict[str, float]:
     Scenes are scored one by one, so EPDMS is without two-frame extended comfort, and says so by its name.
     """
     means = {"scored": float(result.valid.sum()), "unscored": float(result.num_invalid)}
-    for column in ("pdms_v1", "epdms_v2"):
+    for column in ("pdms_v1", "epdms_v2_no_ec"):
         known = result[column][result.valid_for(column)]
         if len(known):
-            means[WITHOUT_COMFORT.get(column, column)] = float(known.mean())
+            means[column] = float(known.mean())
     return means

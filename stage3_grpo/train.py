@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from navsim_ext.runtime.config import job
 
-MEASURED = ("val/pdm_score", "val/gain", "val/pdms_v1", "val/epdms_v2", "val/reverse_tail", "val/standing",
+MEASURED = ("val/pdm_score", "val/gain", "val/pdms_v1", "val/epdms_v2_no_ec", "val/reverse_tail", "val/standing",
             "val/score", "val/accuracy", "val/well_formed", "val/readable")  # fmt: skip
 
 

@@ -161,7 +161,7 @@ def _join(parts: Sequence[tuple[list[int], PdmResult]], content: TrajectoryFile)
     for rows, result in parts:
         values[rows], valid[rows], reason[rows] = result.values, result.valid, result.reason
         label[rows] = result.map_label
-    return PdmResult(content.tokens, values, valid, reason, label)
+    return PdmResult(content.tokens, values, valid, reason, label, two_frame=True)
 
 
 def file_fingerprint(

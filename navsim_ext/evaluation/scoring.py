@@ -15,7 +15,6 @@ import pandas as pd
 from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import RewardWeights, score, score_pairs
-from navsim_ext.pdm.columns import WITHOUT_COMFORT
 from navsim_ext.runtime.progress import track
 from navsim_ext.runtime.workers import spread
 
@@ -45,8 +44,6 @@ class PartWorker:
         else:
             result = score(tokens, poses, self.cache, **self.options)
         scores = result.to_frame().drop(columns="token")
-        if not self.two_frame:
-            scores = scores.rename(columns=WITHOUT_COMFORT)
         return pd.concat([table.drop(columns="poses").reset_index(drop=True), scores], axis=1)
 
     def close(self) -> None:

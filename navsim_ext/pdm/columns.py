@@ -36,6 +36,7 @@ WITHOUT_COMFORT = {  # EPDMS of single scenes, without two-frame extended comfor
     "epdms_v2": "epdms_v2_no_ec",
     "epdms_v2_nofilter": "epdms_v2_no_ec_nofilter",
 }
+COLUMNS_ALONE = tuple(WITHOUT_COMFORT.get(name, name) for name in COLUMNS)  # of scenes scored one by one
 SCORE_COLUMNS = COLUMNS[: EPDMS + 1]  # those of a score file
 HUMAN_COLUMNS = ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc")  # v2_nc ... v2_hc, in this order
 

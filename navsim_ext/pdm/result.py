@@ -12,15 +12,18 @@ import pandas as pd
 from jaxtyping import Bool, Float64
 from numpy.typing import NDArray
 
-from navsim_ext.pdm.columns import COLUMNS
+from navsim_ext.pdm.columns import COLUMNS, COLUMNS_ALONE
 
-_POSITION = {name: i for i, name in enumerate(COLUMNS)}
-METRICS = ("pdms_v1", "epdms_v2", "epdms_v2_nofilter", "reward")
+_POSITIONS = tuple({name: i for i, name in enumerate(names)} for names in (COLUMNS_ALONE, COLUMNS))
+METRICS = frozenset({"pdms_v1", "epdms_v2", "epdms_v2_nofilter", "epdms_v2_no_ec", "epdms_v2_no_ec_nofilter", "reward"})
 
 
 @dataclass(frozen=True, eq=False)
 class PdmResult:
     """One row per trajectory, in the order they were given. ``result["pdms_v1"]`` or ``result.pdms_v1`` is a column.
+
+    EPDMS has the name of what it is: ``epdms_v2`` where neighbouring scenes were compared (``two_frame``), and
+    ``epdms_v2_no_ec`` where each was scored alone; either is absent where the other is there.
 
     A row is valid when one of the versions that were asked for could be scored. The columns of a version that its scene
     has no reference for (a metric cache imported from the other NAVSIM version) are NaN, and ``reason`` says so:
@@ -29,31 +32,41 @@ class PdmResult:
     """
 
     tokens: Sequence[str]  # [N]
-    values: Float64[np.ndarray, "N columns"]  # in the order of ``columns.COLUMNS``
+    values: Float64[np.ndarray, "N columns"]  # in the order of ``columns.COLUMNS``, or of COLUMNS_ALONE
     valid: Bool[np.ndarray, " N"]
     reason: NDArray[np.object_]  # [N] str, empty where every version that was asked for is there
     map_label: NDArray[np.object_]  # [N] "nuplan", "approx" (scores from a reconstructed map), empty where unknown
     states: Float64[np.ndarray, "N 41 11"] | None = field(default=None, repr=False)  # simulated, if kept
     seconds: float = 0.0  # that scoring took
+    two_frame: bool = False  # scored with extended comfort: EPDMS as NAVSIM defines it
 
     def __len__(self) -> int:
         return len(self.valid)
 
     def __getitem__(self, column: str) -> NDArray[np.float64]:
         """A column [N] by name; raises KeyError naming those that exist."""
-        if column not in _POSITION:
-            raise KeyError(f"PdmResult has no column {column!r}; there are {', '.join(COLUMNS)}")
-        return self.values[:, _POSITION[column]]
+        positions = _POSITIONS[self.two_frame]
+        if column not in positions:
+            other = _POSITIONS[not self.two_frame].get(column)
+            why = "" if other is None else (
+                " (scored with two-frame extended comfort)" if self.two_frame
+                else " (each scene was scored alone, without two-frame extended comfort)"
+            )  # fmt: skip
+            raise KeyError(f"PdmResult has no column {column!r}{why}; there are {', '.join(positions)}")
+        return self.values[:, positions[column]]
 
     def __getattr__(self, name: str) -> NDArray[np.float64]:
-        if name in _POSITION:
-            return self.values[:, _POSITION[name]]
-        raise AttributeError(name)
+        if name.startswith("__"):  # copying asks before there are fields
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(error.args[0]) from None
 
     @property
     def columns(self) -> dict[str, NDArray[np.float64]]:
         """All columns [N] by name, as views."""
-        return {name: self.values[:, i] for name, i in _POSITION.items()}
+        return {name: self.values[:, i] for name, i in _POSITIONS[self.two_frame].items()}
 
     def valid_for(self, column: str) -> NDArray[np.bool_]:
         """Rows [N] that have a value in a column; raises KeyError as ``result[column]`` does."""
@@ -80,7 +93,7 @@ class PdmResult:
         """Counts, means of the metrics over the rows that have them, reasons of invalid and incomplete rows, and whose
         maps the scores are from."""
         means = {}
-        for name in METRICS:
+        for name in (name for name in _POSITIONS[self.two_frame] if name in METRICS):
             scores = self[name][self.valid]
             known = scores[~np.isnan(scores)]
             if len(known):

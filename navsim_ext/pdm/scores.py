@@ -9,6 +9,7 @@ may be made in DataLoader workers and inside a training process.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import time
@@ -123,7 +124,8 @@ def score_pairs(
         rows[row, V2_EC] = two_frame_comfort(filters, states[row, :-shift], states[other, shift:])
         finish_epdms(rows[row], scene.human)
         finish_reward(rows[row], weights)
-    return _result(tokens, rows, states if keep_states else None, loaded, valid, reasons, start)
+    states = states if keep_states else None
+    return dataclasses.replace(_result(tokens, rows, states, loaded, valid, reasons, start), two_frame=True)
 
 
 def check_trajectories(

@@ -65,12 +65,12 @@ class PdmTerm:
         """Column of a PdmResult that this term reads."""
         if not self.standard:
             return "reward"
-        return "pdms_v1" if self.version == "v1" else "epdms_v2_nofilter"
+        return "pdms_v1" if self.version == "v1" else "epdms_v2_no_ec_nofilter"
 
     @property
     def judge(self) -> str:
-        """The score that is never trained on."""
-        return "epdms_v2_nofilter" if self.version == "v1" else "pdms_v1"
+        """The score that is never trained on (scenes stand alone: EPDMS is without extended comfort)."""
+        return "epdms_v2_no_ec_nofilter" if self.version == "v1" else "pdms_v1"
 
 
 @dataclass(frozen=True)

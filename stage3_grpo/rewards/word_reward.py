@@ -142,12 +142,11 @@ class WordReward:
         reward = sum(part.weight * part.value for part in parts)
         return WordScores(np.where(valid, reward, np.nan), valid, tuple(parts), columns, tuple(reasons))
 
-
     def _columns(self, count: int, result: PdmResult | None, rows: NDArray[np.int64]) -> dict[str, Array]:
         """Every sub-score [N]; NaN where there was nothing to score."""
-        from navsim_ext.pdm.columns import COLUMNS  # loads the kernels
+        from navsim_ext.pdm.columns import COLUMNS_ALONE  # loads the kernels
 
-        columns = {name: np.full(count, np.nan) for name in COLUMNS if name != "reward"}
+        columns = {name: np.full(count, np.nan) for name in COLUMNS_ALONE if name != "reward"}
         if result is not None:
             for name in columns.keys() & result.columns.keys():
                 columns[name][rows] = np.where(result.valid, result[name], np.nan)

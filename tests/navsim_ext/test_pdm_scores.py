@@ -14,7 +14,7 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, FingerprintMismatch
 from navsim_ext.metric_cache.schema import KIND, MetricCache, MetricCacheMismatch, cache_fields, map_folder
 from navsim_ext.pdm import RewardWeights, TrajectoryShapeError, score, score_pairs
-from navsim_ext.pdm.columns import COLUMNS
+from navsim_ext.pdm.columns import COLUMNS, COLUMNS_ALONE
 from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.pdm.polygon_table import PolygonTable
 from navsim_ext.pdm.record import SceneMetricCache
@@ -75,11 +75,17 @@ def test_score_is_score_pairs_without_the_two_frame_term(golden, batch):
     assert np.isnan(alone.v2_ec).all()
     assert np.isfinite(pairs.v2_ec).sum() == len(tokens) // 2  # the later scene of each log
     without = np.isnan(pairs.v2_ec)
-    for name in COLUMNS:
+    for name, own in zip(COLUMNS, COLUMNS_ALONE):
         if name not in ("v2_ec", "epdms_v2", "epdms_v2_nofilter"):
-            np.testing.assert_array_equal(alone[name], pairs[name])
-        np.testing.assert_array_equal(alone[name][without], pairs[name][without])
-    assert (alone.epdms_v2[~without] != pairs.epdms_v2[~without]).any()
+            np.testing.assert_array_equal(alone[own], pairs[name])
+        np.testing.assert_array_equal(alone[own][without], pairs[name][without])
+    assert (alone.epdms_v2_no_ec[~without] != pairs.epdms_v2[~without]).any()
+    with pytest.raises(KeyError, match="each scene was scored alone"):
+        alone["epdms_v2"]
+    with pytest.raises(AttributeError, match="with two-frame extended comfort"):
+        _ = pairs.epdms_v2_no_ec
+    named = {*alone.columns, *alone.to_frame(), *alone.summary()["mean"]}
+    assert not {"epdms_v2", "epdms_v2_nofilter"} & named
 
 
 def test_groups_order_and_threads_do_not_change_a_bit(batch):
@@ -100,8 +106,8 @@ def test_versions_and_rewards_from_one_pass(batch):
     np.testing.assert_allclose(both.reward, both.pdms_v1, rtol=0, atol=1e-15)  # 5/5/2 is PDMS
     only = score(tokens, poses, cache, versions=("v2",), reward=RewardWeights("v2", 5.0, 5.0, 2.0, lane_keeping=2.0))
     assert np.isnan(only.pdms_v1).all()
-    np.testing.assert_array_equal(only.epdms_v2, both.epdms_v2)
-    np.testing.assert_allclose(only.reward, only.epdms_v2_nofilter, rtol=0, atol=1e-15)
+    np.testing.assert_array_equal(only.epdms_v2_no_ec, both.epdms_v2_no_ec)
+    np.testing.assert_allclose(only.reward, only.epdms_v2_no_ec_nofilter, rtol=0, atol=1e-15)
     with pytest.raises(DataError, match="lane_keeping"):
         RewardWeights(lane_keeping=1.0)
     with pytest.raises(DataError, match="v3"):
@@ -202,8 +208,8 @@ def test_unknown_human_leaves_the_filtered_score_undefined(golden):
     record = dataclasses.replace(cache.load(token), human_sub_scores=np.full(8, np.nan))
     other = MemoryMetricCache({token: record}, {record.map_location: cache.polygons(record.map_location)})
     result = score([token], arrays[f"poses/{token}"][:1], other)
-    assert np.isnan(result.epdms_v2[0])
-    assert np.isfinite(result.epdms_v2_nofilter[0])
+    assert np.isnan(result.epdms_v2_no_ec[0])
+    assert np.isfinite(result.epdms_v2_no_ec_nofilter[0])
 
 
 def test_approximate_maps_are_labelled(golden):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from navsim_ext.pdm import PdmResult
-from navsim_ext.pdm.columns import COLUMNS
+from navsim_ext.pdm.columns import COLUMNS_ALONE
 from navsim_ext.runtime.schedules import total_steps, warmup_cosine_factor
 from stage2_dit.inference import medoid
 from stage2_dit.metrics import displacement, pdm_means
@@ -19,8 +19,8 @@ from stage2_dit.normaliser import PUBLISHED, TrajectoryNormaliser, fit_bounds
 
 def test_validation_scores_are_means_over_valid_scenes():
     """Invalid rows may hold any number: it counts nowhere. A version that a scene cannot give is left out alone."""
-    columns = {"pdms_v1": [0.2, 0.9, 0.6, 0.7], "epdms_v2": [0.1, 0.0, np.nan, 0.5]}
-    values = np.stack([columns.get(name, [np.nan] * 4) for name in COLUMNS], axis=1)
+    columns = {"pdms_v1": [0.2, 0.9, 0.6, 0.7], "epdms_v2_no_ec": [0.1, 0.0, np.nan, 0.5]}
+    values = np.stack([columns.get(name, [np.nan] * 4) for name in COLUMNS_ALONE], axis=1)
     empty = np.full(4, "", dtype=object)
     result = PdmResult(list("abcd"), values, np.array([True, False, True, True]), empty, empty)
     assert pdm_means(result) == {"scored": 3.0, "unscored": 1.0, "pdms_v1": pytest.approx(0.5),

@@ -22,7 +22,7 @@ from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache.schema import HiddenBatch
 from navsim_ext.metric_cache.scorer import PdmScorer
 from navsim_ext.pdm import PdmResult
-from navsim_ext.pdm.columns import COLUMNS
+from navsim_ext.pdm.columns import COLUMNS_ALONE
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.run import run
 from navsim_ext.runtime.sampler import PositionSampler, ResumableLoader
@@ -131,13 +131,13 @@ class ToyScorer(PdmScorer):
             judge = 1.0 - score
         names = ("v1_nc", "v1_dac", "v1_ttc", "v1_ep", "v1_comfort", "v2_hc")
         columns = {name: np.ones(len(tokens)) for name in names}
-        columns |= {"pdms_v1": score, "epdms_v2_nofilter": judge, "epdms_v2": judge}
+        columns |= {"pdms_v1": score, "epdms_v2_no_ec_nofilter": judge, "epdms_v2_no_ec": judge}
         # as PDM's: its own reward is known in a weighting alone
         columns["reward"] = np.full(len(tokens), np.nan) if reward is None else score * 5.0 / reward.progress
         valid = np.array([token not in self.invalid and token in self.known for token in tokens])
         reasons = np.array(["" if good else "toy: cannot be scored" for good in valid], dtype=object)
         unknown = np.full(len(tokens), np.nan)
-        values = np.stack([columns.get(name, unknown) for name in COLUMNS], axis=1)
+        values = np.stack([columns.get(name, unknown) for name in COLUMNS_ALONE], axis=1)
         return PdmResult(tokens, values, valid, reasons, np.full(len(tokens), "toy", dtype=object))
 
     def submit(self, tokens, trajectories, reward=None) -> Future:

@@ -19,7 +19,7 @@ from grpo_toy import Scenes, Source, ToyScorer, make_planner, token
 from navsim_ext.errors import DataError
 from navsim_ext.metric_cache.scorer import CoverageError, PdmScorer
 from navsim_ext.pdm import PdmResult
-from navsim_ext.pdm.columns import COLUMNS
+from navsim_ext.pdm.columns import COLUMNS_ALONE
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.run import make
 from navsim_ext.scene import collate_scenes
@@ -178,7 +178,7 @@ class Told:
 
     def score(self, tokens, trajectories, reward=None) -> PdmResult:
         unknown, empty = np.full(len(tokens), np.nan), np.full(len(tokens), "", dtype=object)
-        values = np.stack([self.columns.get(name, unknown) for name in COLUMNS], axis=1)
+        values = np.stack([self.columns.get(name, unknown) for name in COLUMNS_ALONE], axis=1)
         return PdmResult(tokens, values, self.valid, empty, empty)
 
     def submit(self, tokens, trajectories, reward=None) -> Future:
@@ -188,26 +188,26 @@ class Told:
 
 
 def test_held_out_means_are_over_valid_scenes():
-    columns = {"pdms_v1": np.array([0.2, 0.9, 0.6]), "epdms_v2": np.array([0.1, np.nan, np.nan])}
+    columns = {"pdms_v1": np.array([0.2, 0.9, 0.6]), "epdms_v2_no_ec": np.array([0.1, np.nan, np.nan])}
     scorer = Told(columns, [True, False, True])
     held_out = DiffusionHeldOut(None, Reward(PdmTerm()), scorer, 0)
     forward = np.stack([np.linspace(1, 8, 8), np.zeros(8), np.zeros(8)], axis=1)
     means = held_out.means({"a": forward, "b": forward, "c": -forward})
     assert means["pdms_v1"] == pytest.approx(0.4)
-    assert means["epdms_v2"] == pytest.approx(0.1)
+    assert means["epdms_v2_no_ec"] == pytest.approx(0.1)
     assert means["invalid_rate"] == pytest.approx(1 / 3)
     assert means["reverse_tail"] == pytest.approx(1 / 3)
     assert math.isnan(means["v1_nc"])
 
 
-@pytest.mark.parametrize(("version", "selection"), [("v1", "pdms_v1"), ("v2", "epdms_v2_nofilter")])
+@pytest.mark.parametrize(("version", "selection"), [("v1", "pdms_v1"), ("v2", "epdms_v2_no_ec_nofilter")])
 def test_the_best_checkpoint_goes_by_the_version_that_is_trained_on(version, selection):
     assert DiffusionHeldOut(None, Reward(PdmTerm(version=version)), None, 0).selection == selection
 
 
 def test_the_gain_is_over_the_reference_of_the_same_version():
     held_out = DiffusionHeldOut(None, Reward(PdmTerm()), Told({"pdms_v1": np.array([0.75])}, [True]), 0)
-    held_out.reference_means = {"pdms_v1": 0.5, "epdms_v2_nofilter": 0.1}
+    held_out.reference_means = {"pdms_v1": 0.5, "epdms_v2_no_ec_nofilter": 0.1}
     held_out._plans = {"a": np.zeros((8, 3))}
     trainer = SimpleNamespace(is_global_zero=True, sanity_checking=False,
                               strategy=SimpleNamespace(broadcast=lambda value: value))  # fmt: skip
@@ -224,7 +224,7 @@ def test_a_reward_is_the_weighted_sum_of_its_terms():
             return np.array([1.0, 0.5, 0.25])
 
     scorer = Told({"reward": np.array([0.2, 0.4, np.nan]), "pdms_v1": np.array([0.9, 0.9, 0.9]),
-                   "epdms_v2_nofilter": np.array([0.6, 0.7, 0.8])}, [True, False, True])  # fmt: skip
+                   "epdms_v2_no_ec_nofilter": np.array([0.6, 0.7, 0.8])}, [True, False, True])  # fmt: skip
     reward = Reward(PdmTerm(weight=2.0, progress=10.0), {"half": Half()})
     moved = np.zeros((3, 8, 3))
     scores = reward.submit(scorer, ["a", "b", "c"], moved, np.zeros((3, 4, 3)), np.zeros((3, 8))).result()

@@ -212,8 +212,8 @@ def test_every_option_is_among_the_flips():
 @pytest.mark.parametrize("name", ["pdms", "published", "epdms", "guarded"])
 def test_reward_configurations_compose(name):
     reward = instantiate(compose("stage3", [f"reward={name}"]).reward)
-    assert reward.score.column == {"epdms": "epdms_v2_nofilter"}.get(name, "reward")
-    assert reward.judge == {"epdms": "pdms_v1"}.get(name, "epdms_v2_nofilter")
+    assert reward.score.column == {"epdms": "epdms_v2_no_ec_nofilter"}.get(name, "reward")
+    assert reward.judge == {"epdms": "pdms_v1"}.get(name, "epdms_v2_no_ec_nofilter")
     assert (reward.score.progress == 10.0) == (name == "published")
     assert sorted(reward.terms) == (["comfort_proxy", "feasible", "reverse"] if name == "guarded" else [])
 

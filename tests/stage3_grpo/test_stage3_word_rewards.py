@@ -193,7 +193,7 @@ class FakeScorer:
         valid = np.array([token not in self.unknown for token in tokens])
         values = np.where(valid, 0.5, np.nan)
 
-        columns = {"reward": values, "pdms_v1": values, "epdms_v2_nofilter": values * 0.9}
+        columns = {"reward": values, "pdms_v1": values, "epdms_v2_no_ec_nofilter": values * 0.9}
         done = Future()
         done.set_result(Columns(columns, valid, np.where(valid, "", "no metric cache")))
         return done

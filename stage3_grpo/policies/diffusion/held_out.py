@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from navsim_ext.metric_cache.scorer import PdmScorer
     from stage3_grpo.policies.diffusion.policy import DiffusionPolicy
 
-SCORES = ("pdms_v1", "epdms_v2_nofilter", "epdms_v2", "v1_nc", "v1_dac", "v1_ep", "v1_ttc", "v1_comfort", "v2_nc",
-          "v2_dac", "v2_ddc", "v2_tlc", "v2_lk", "v2_hc")  # fmt: skip
+SCORES = ("pdms_v1", "epdms_v2_no_ec_nofilter", "epdms_v2_no_ec", "v1_nc", "v1_dac", "v1_ep", "v1_ttc", "v1_comfort",
+          "v2_nc", "v2_dac", "v2_ddc", "v2_tlc", "v2_lk", "v2_hc")  # fmt: skip
 
 
 class DiffusionHeldOut:
@@ -40,7 +40,7 @@ class DiffusionHeldOut:
     def __init__(self, policy: DiffusionPolicy | None, reward: Reward, scorer: PdmScorer, seed: int) -> None:
         self.policy, self.reward, self.scorer, self.seed = policy, reward, scorer, seed
         version = reward.score.version if reward.score else "v1"
-        self.selection = "pdms_v1" if version == "v1" else "epdms_v2_nofilter"
+        self.selection = "pdms_v1" if version == "v1" else "epdms_v2_no_ec_nofilter"
         self.reference_means: dict[str, float] = {}
         self._plans: dict[str, np.ndarray] = {}
         self._reference_plans: dict[str, np.ndarray] = {}

@@ -17,7 +17,7 @@ from stage3_grpo.policies.language.statistics import reply_columns
 if TYPE_CHECKING:
     from stage3_grpo.policies.language.policy import LanguagePolicy
 
-STANDARD = {"v1": "pdms_v1", "v2": "epdms_v2_nofilter"}
+STANDARD = {"v1": "pdms_v1", "v2": "epdms_v2_no_ec_nofilter"}
 LEFT_OUT = ("distinct",)  # of groups, which single answers are not
 
 
