@@ -138,6 +138,25 @@ def test_every_token_of_every_stage_is_looked_at(tmp_path):
         check_submission(path)
 
 
+def test_blind_planners_beside_the_planner_are_not_submitted(tmp_path, monkeypatch, capsys):
+    """As ``score probes=true`` writes its trajectories."""
+    rows = [
+        {"token": token, "name": name, "poses": poses.ravel()}
+        for name in ("mine", "probe_standing_still")
+        for token, poses in POSES.items()
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "t.parquet")
+    team = [f"team.{key}={value}" for key, value in TEAM.items()]
+    options = [f"trajectories={tmp_path}/t.parquet", f"output={tmp_path}/s.pkl", *team]
+    monkeypatch.setattr(sys, "argv", ["submission", *options])
+    submission.main()
+    assert read_submission(tmp_path / "s.pkl").poses.keys() == POSES.keys()
+    pd.DataFrame(rows + [row | {"name": "other"} for row in rows]).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(SystemExit):
+        submission.main()
+    assert "['mine', 'other']" in capsys.readouterr().err
+
+
 def test_parts_are_merged_and_contradictions_refused(tmp_path):
     first, second = list(POSES)[:2], list(POSES)[1:]
     write_submission(tmp_path / "a.pkl", {token: POSES[token] for token in first}, TEAM)
