@@ -23,5 +23,3 @@ def start_next_epoch(trainer: Trainer) -> None:
     loop.reset_restart_stage()
     loop._restarting = False  # noqa: SLF001  (its setter would take a run with max_steps for one that restarts)
     loop.epoch_loop.restarting = False  # and all loops in it
-    for inner in (loop.epoch_loop, loop.epoch_loop.val_loop):
-        inner.reset_restart_stage()
