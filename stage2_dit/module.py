@@ -23,7 +23,7 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import require_states
 from navsim_ext.runtime.collectives import gather_by_token
-from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
+from navsim_ext.runtime.optimizer import adamw, scheduled
 from navsim_ext.runtime.schedules import total_steps
 from navsim_ext.scene import SceneBatch
 from stage2_dit.checkpoint import RECORD, load_planner, planner_record, require_hidden
@@ -31,6 +31,7 @@ from stage2_dit.inference import PlannerRunner
 from stage2_dit.metrics import displacement, pdm_means
 from stage2_dit.normaliser import fit_bounds
 from stage2_dit.not_finite import not_finite_loss
+from stage2_dit.optimizer import MuonWithAdamW, PlannerOptimizerSettings, block_matrices
 from stage2_dit.planner import POSE_CHANNELS, DiffusionPlanner, PlannerConfig
 from stage2_dit.published import CheckpointMismatch
 
@@ -61,7 +62,7 @@ class PlannerModule(pl.LightningModule):
     def __init__(
         self,
         planner: PlannerConfig,
-        optimizer: OptimizerSettings | None = None,
+        optimizer: PlannerOptimizerSettings | None = None,
         *,
         fit_bounds: FitBounds | None = None,
         init_from: str | None = None,
@@ -75,7 +76,7 @@ class PlannerModule(pl.LightningModule):
         super().__init__()
         self.backbone, self.backbone_lr = backbone, backbone_lr
         self.planner_config = planner
-        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.optimizer_settings = optimizer or PlannerOptimizerSettings()
         self.fit_bounds, self.init_from, self.metric_cache = fit_bounds, init_from, metric_cache
         self.allow_hidden_mismatch, self.validation_seed = allow_hidden_mismatch, validation_seed
         self.planner: DiffusionPlanner | None = None
@@ -185,12 +186,17 @@ class PlannerModule(pl.LightningModule):
         self._targets, self._outside = 0, torch.zeros_like(self._outside)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        groups: list[dict[str, Any]] = [{"params": list(self.planner.parameters())}]
+        settings, fused = self.optimizer_settings, self.device.type == "cuda"
+        matrices = block_matrices(self.planner) if settings.matrices == "muon" else []
+        apart = {id(weight) for weight in matrices}
+        groups: list[dict[str, Any]] = [{"params": [w for w in self.planner.parameters() if id(w) not in apart]}]
         if self.backbone is not None:
             learning = [weight for weight in self.backbone.parameters() if weight.requires_grad]
             groups.append({"params": learning, "lr": self.backbone_lr})
         total = total_steps(self.trainer)
-        return adamw(groups, self.optimizer_settings, total=total, fused=self.device.type == "cuda")
+        if matrices:
+            return scheduled(MuonWithAdamW(matrices, groups, settings, fused=fused), settings, total=total)
+        return adamw(groups, settings, total=total, fused=fused)
 
     # ---- validation
 

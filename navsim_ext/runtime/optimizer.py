@@ -35,6 +35,11 @@ def adamw(
         list(groups), lr=settings.lr, betas=tuple(settings.betas), eps=settings.eps,
         weight_decay=settings.weight_decay, fused=fused,
     )  # fmt: skip
+    return scheduled(optimizer, settings, total=total)
+
+
+def scheduled(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, *, total: int) -> dict[str, Any]:
+    """``optimizer`` with the schedule of its settings over ``total`` optimizer steps, stepped after each."""
     warmup = round(settings.warmup_share * total)
     scheduler = warmup_cosine(optimizer, warmup=warmup, total=total, floor=settings.min_lr / settings.lr)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
