@@ -32,6 +32,8 @@ TOGETHER = {
 
 COMPARED_ONLY = {
     "lightning.pytorch.Trainer": "devices and precision of another machine",
+    "lightning.pytorch.loggers.MLFlowLogger": "needs a package that set-up leaves out",
+    "lightning.pytorch.loggers.WandbLogger": "needs a package that set-up leaves out",
     "navsim_ext.hidden_cache.CachedHiddenStates": "opens a hidden-state cache",
     "navsim_ext.metric_cache.scorer.PdmScorer": "opens a metric cache",
     "navsim_ext.metric_cache.schema.MetricCache": "opens a metric cache",
