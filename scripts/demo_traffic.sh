@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Traffic models on a synthetic world: scenes, vocabulary, cloning, closest-token fine-tuning, reinforcement, a
-# planner with a goal that drives among replayed road users, rollouts, realism, table.
-#   bash scripts/demo_traffic.sh    about eight minutes on two CPU cores, after installation
+# planner with a goal that drives among replayed road users, rollouts, realism, planners ranked among them, tables.
+#   bash scripts/demo_traffic.sh    about nine minutes on two CPU cores, after installation
 # DEMO_DIR (demo_traffic) is where everything goes. Run it again after an interruption: it goes on where it stopped.
 # Steps whose command has not changed since they finished are not run again. DRY_RUN=1 only prints the commands.
 set -euo pipefail
@@ -44,8 +44,11 @@ step reinforced "reinforced in the moving world: towards the log, away from cont
   experiment=traffic_demo init="$job/cat_k/version_0/checkpoints/last.ckpt" data.train="$job/scenes/train" \
   data.val="$job/scenes/val" output_dir="$job/reinforced"
 models_drive reinforced "$job/reinforced/version_0/checkpoints/best_score.ckpt"
-# Here come planners ranked among its road users.
 await
+step ranking "which traffic ranks planners as the law of the world does" navsim_ext.evaluation.rank \
+  scenes="$job/scenes/val" panel="[idm_3,frenet_2,late,slow,hasty,swerving]" horizon_s=8 workers=processes num_workers=2 \
+  agents="[replay,$job/cat_k/version_0/checkpoints/last.ckpt,$job/reinforced/version_0/checkpoints/best_score.ckpt]" \
+  output_dir="$job/ranking"
 
 compared="replay: [$job/realism/replay], reinforced: [$job/realism/reinforced], cat_k: [$job/realism/cat_k]"
 compared+=", cloned: [$job/realism/cloned]"
