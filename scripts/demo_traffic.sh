@@ -45,9 +45,12 @@ step reinforced "reinforced in the moving world: towards the log, away from cont
   data.val="$job/scenes/val" output_dir="$job/reinforced"
 models_drive reinforced "$job/reinforced/version_0/checkpoints/best_score.ckpt"
 await
+learned() { # run, checkpoint: a model's traffic by the run's name
+  echo "+traffic.$1={_target_: sim_agents.ego.actors.traffic, checkpoint: $job/$1/version_0/checkpoints/$2.ckpt, name: $1}"
+}
 step ranking "which traffic ranks planners as the law of the world does" navsim_ext.evaluation.rank \
   scenes="$job/scenes/val" panel="[idm_3,frenet_2,late,slow,hasty,swerving]" horizon_s=8 workers=processes num_workers=2 \
-  agents="[replay,$job/cat_k/version_0/checkpoints/last.ckpt,$job/reinforced/version_0/checkpoints/best_score.ckpt]" \
+  agents="[replay,cat_k,reinforced]" "$(learned cat_k last)" "$(learned reinforced best_score)" \
   output_dir="$job/ranking"
 
 compared="replay: [$job/realism/replay], reinforced: [$job/realism/reinforced], cat_k: [$job/realism/cat_k]"
