@@ -97,7 +97,8 @@ def assert_same_training(one: Path, two: Path) -> None:
 def losses(output: Path) -> list[tuple[str, str, str]]:
     with open(output / "version_0/metrics.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    return [(row["step"], row["loss"], row["val/loss"]) for row in rows if row["loss"] or row["val/loss"]]
+    found = [(row["step"], row["loss"], row.get("val/loss", "")) for row in rows]
+    return [row for row in found if any(row[1:])]
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +221,16 @@ def test_killed_after_each_epoch_and_continued(tmp_path, bound, validation, more
     result = run(config(tmp_path / "cut", sizes))
     assert result["resumed_from"].endswith(f"epoch=1-step={step}.ckpt")
     assert not differences(contents(tmp_path / "cut/version_0", timed=True), expected)
+
+
+@pytest.mark.parametrize("more", [[], ["trainer.limit_val_batches=0"]], ids=["validated", "not validated"])
+def test_a_run_that_its_steps_ended_within_an_epoch_goes_on_there(tmp_path, more):
+    sizes = ["datamodule.size=24", "callbacks.checkpoint.every_n_steps=4", "trainer.max_epochs=100", *more]
+    run(config(tmp_path / "whole", [*sizes, "trainer.max_steps=18"]))
+    run(config(tmp_path / "two", [*sizes, "trainer.max_steps=9"]))
+    further = ["trainer.max_steps=18", "resume_ignore=[trainer.max_steps]"]
+    assert run(config(tmp_path / "two", [*sizes, *further]))["resumed_from"].endswith("epoch=1-step=9.ckpt")
+    assert_same_training(tmp_path / "whole", tmp_path / "two")
 
 
 def test_resume_between_validations_within_an_epoch(tmp_path):
