@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from navsim_ext.errors import NotFiniteLoss
-from navsim_ext.files import write_json_atomic
+from navsim_ext.runtime.not_finite import loss_not_finite
 from navsim_ext.scene import SceneBatch
 
 MAX_LISTED = 8
@@ -23,9 +21,6 @@ def not_finite_loss(what: str, value: float, trainer: pl.Trainer, scenes: SceneB
         if values is not None:
             finite = torch.isfinite(values).flatten(1).all(1).tolist()
             bad[name] = [token for token, good in zip(scenes.token, finite) if not good]
-    step = trainer.global_step
-    path = Path(trainer.default_root_dir) / f"not_finite_loss_step{step}_rank{trainer.global_rank}.json"
-    write_json_atomic(path, {"step": step, what: str(value), "tokens": scenes.token, "not_finite": bad})
     named = {name: tokens[:MAX_LISTED] for name, tokens in bad.items() if tokens}
     reason = f"not finite in the data: {named}" if named else "all inputs are finite: lower the rate or use float32"
-    return NotFiniteLoss(f"the {what} is {value} at step {step}; {reason}; the batch's tokens are in {path}")
+    return loss_not_finite(what, value, trainer, {"tokens": scenes.token, "not_finite": bad}, reason=reason)

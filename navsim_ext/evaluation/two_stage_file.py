@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from navsim_ext.errors import DataError, MissingError
+from navsim_ext.evaluation.submission_file import read_submission
+from navsim_ext.evaluation.trajectory_file import trajectory_table
 from navsim_ext.evaluation.two_stage import (
     NAMES,
     STAGE_ROWS,
@@ -80,8 +82,6 @@ def read_planners(path: str | os.PathLike[str]) -> dict[str, Trajectories]:
     Raises MissingError, or DataError for what is neither.
     """
     if Path(path).suffix == ".pkl":
-        from navsim_ext.devkit.submission import read_submission
-
         found = read_submission(path)
         tokens = [*found.poses, *found.malformed]
         poses = [np.asarray(values, dtype=np.float64) for values in found.poses.values()]
@@ -89,8 +89,6 @@ def read_planners(path: str | os.PathLike[str]) -> dict[str, Trajectories]:
         bad = dict(enumerate(found.malformed.values(), start=len(found.poses)))
         intervals = [found.intervals.get(token, POSE_INTERVAL_S) for token in tokens]
         return {str(found.team["team_name"] or "submission"): Trajectories(tokens, poses, intervals, bad)}
-    from navsim_ext.evaluation.score_file import trajectory_table
-
     table = trajectory_table(path, ("token", "name", "poses"))
     tokens, names = table["token"].to_pylist(), table["name"].to_pylist()
     intervals = table["interval"].to_pylist() if "interval" in table.column_names else [POSE_INTERVAL_S] * len(tokens)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from navsim_ext.errors import DataError
 from navsim_ext.scene import COMMANDS
-from navsim_ext.traffic import scene as contract
-from navsim_ext.traffic.codes import AgentKind, EdgeKind, PieceKind, Role
+from navsim_ext.traffic.codes import CODES, LANE_KINDS, AgentKind, EdgeKind, PieceKind, Role
 from navsim_ext.traffic.motion import speed_known, unwrap_headings
+
+if TYPE_CHECKING:
+    from navsim_ext.traffic.scene import TrafficScene
 
 FARTHEST_M = 20_000.0  # from the local origin; float32 still resolves 2 mm there
 LARGEST_M = 100.0  # of a road user
@@ -22,18 +24,18 @@ class BadScene(DataError):
     """A traffic scene that breaks its contract."""
 
 
-def check(scene: contract.TrafficScene) -> None:
+def check(scene: TrafficScene) -> None:
     """Raises BadScene at the first broken promise: types, shapes, finiteness, ranges, identities, references."""
     checks = (_identity, _arrays, _agents, _poses, _map, _graph, _lights, _options)
     for one in checks:
         one(scene)
 
 
-def _fail(scene: contract.TrafficScene, text: str) -> NoReturn:
+def _fail(scene: TrafficScene, text: str) -> NoReturn:
     raise BadScene(f"scene {scene.id!r} of {scene.source!r}: {text}")
 
 
-def _identity(scene: contract.TrafficScene) -> None:
+def _identity(scene: TrafficScene) -> None:
     for name in ("id", "source", "licence", "map_location"):
         value = getattr(scene, name)
         if not isinstance(value, str):
@@ -46,7 +48,7 @@ def _identity(scene: contract.TrafficScene) -> None:
         _fail(scene, f"has_lights is {scene.has_lights!r}; True or False was expected")
 
 
-def _arrays(scene: contract.TrafficScene) -> None:
+def _arrays(scene: TrafficScene) -> None:
     if not (isinstance(scene.pose, np.ndarray) and scene.pose.ndim == 3):
         _fail(scene, "pose is not an array of three dimensions [N,T,3]")
     n, t = scene.pose.shape[:2]
@@ -77,7 +79,7 @@ def _arrays(scene: contract.TrafficScene) -> None:
         if value.dtype.kind == "f" and name not in ("goal", "speed_limit") and not np.isfinite(value).all():
             at = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
             _fail(scene, f"{name}{list(at)} is {value[at]}; finite was expected")
-        codes = contract.CODES.get(name)
+        codes = CODES.get(name)
         if codes is not None and not np.isin(value, codes).all():
             bad = int(np.unique(value[~np.isin(value, codes)])[0])
             _fail(scene, f"{name} holds the code {bad}; one of {codes.tolist()} was expected")
@@ -88,7 +90,7 @@ def _arrays(scene: contract.TrafficScene) -> None:
 OPTIONAL = ("z", "point_z", "source_heading", "route", "goal", "command", "ego_dynamics")
 
 
-def _agents(scene: contract.TrafficScene) -> None:
+def _agents(scene: TrafficScene) -> None:
     egos = np.flatnonzero(scene.role & Role.EGO)
     if len(egos) != 1:
         _fail(scene, f"{len(egos)} road users are the ego; exactly one was expected")
@@ -115,7 +117,7 @@ def _agents(scene: contract.TrafficScene) -> None:
         _fail(scene, f"road user {scene.agent_id[np.flatnonzero(never)[0]]} is never observed; leave it out")
 
 
-def _poses(scene: contract.TrafficScene) -> None:
+def _poses(scene: TrafficScene) -> None:
     for name in ("pose", "z", "source_heading"):
         value = getattr(scene, name)
         if value is not None and value[~scene.valid].any():
@@ -137,7 +139,7 @@ def _poses(scene: contract.TrafficScene) -> None:
         _fail(scene, "headings of pose are not those of the source, unwrapped per track")
 
 
-def _map(scene: contract.TrafficScene) -> None:
+def _map(scene: TrafficScene) -> None:
     if not len(scene.piece_kind):
         _fail(scene, "no map: at least one piece was expected")
     starts = scene.piece_start
@@ -151,13 +153,13 @@ def _map(scene: contract.TrafficScene) -> None:
         _fail(scene, f"a speed limit is not in (0, {FASTEST_MPS:.0f}] m/s; NaN says that it is not known")
 
 
-def _graph(scene: contract.TrafficScene) -> None:
+def _graph(scene: TrafficScene) -> None:
     pieces = len(scene.piece_kind)
     if not len(scene.edges):
         return
     if scene.edges.min() < 0 or scene.edges.max() >= pieces:
         _fail(scene, f"the lane graph names piece {int(scene.edges.max())} or {int(scene.edges.min())} of {pieces}")
-    lane = np.isin(scene.piece_kind, contract.LANE_KINDS)
+    lane = np.isin(scene.piece_kind, LANE_KINDS)
     stops = scene.edge_kind == EdgeKind.STOPS
     holder = np.isin(scene.piece_kind, [PieceKind.STOP_SIGN, PieceKind.STOP_LINE])
     fits = lane[scene.edges[:, 1]] & np.where(stops, holder[scene.edges[:, 0]], lane[scene.edges[:, 0]])
@@ -170,20 +172,20 @@ def _graph(scene: contract.TrafficScene) -> None:
         _fail(scene, "the lane graph holds an edge twice")
 
 
-def _lights(scene: contract.TrafficScene) -> None:
+def _lights(scene: TrafficScene) -> None:
     if len(scene.light_piece) and not scene.has_lights:
         _fail(scene, f"{len(scene.light_piece)} lights in a scene that is said to tell none (has_lights is False)")
     known = scene.light_piece[scene.light_piece != -1]
     if len(known) and (known.min() < 0 or known.max() >= len(scene.piece_kind)):
         _fail(scene, f"a light controls piece {int(known.max())} of {len(scene.piece_kind)}")
-    if not np.isin(scene.piece_kind[known], contract.LANE_KINDS).all():
+    if not np.isin(scene.piece_kind[known], LANE_KINDS).all():
         _fail(scene, "a light controls a map piece that is not a lane")
     repeated = _repeated(known)
     if repeated is not None:
         _fail(scene, f"two lights control the lane {scene.piece_id[repeated]}")
 
 
-def _options(scene: contract.TrafficScene) -> None:
+def _options(scene: TrafficScene) -> None:
     n, t, m = scene.num_agents, scene.num_steps, len(scene.piece_kind)
     for name, count in (("agent_tokens", n), ("agent_names", n), ("piece_tokens", m), ("frame_tokens", t)):
         tokens = getattr(scene, name)

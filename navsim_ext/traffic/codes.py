@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
+import numpy as np
+
 
 class AgentKind(IntEnum):
     """What a road user is."""
@@ -107,3 +109,8 @@ class LightState(IntEnum):
 
 
 RED = (LightState.ARROW_STOP, LightState.STOP)  # states that forbid crossing the stop point
+
+
+_CODES = {"kind": AgentKind, "piece_kind": PieceKind, "edge_kind": EdgeKind, "light_state": LightState}
+CODES = {name: np.array([int(code) for code in codes], np.uint8) for name, codes in _CODES.items()}
+LANE_KINDS = np.array([int(kind) for kind in LANES], np.uint8)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.scene import Camera
-from navsim_ext.traffic.codes import LANES, AgentKind, EdgeKind, LightState, PieceKind, Role
+from navsim_ext.traffic.checks import check
+from navsim_ext.traffic.codes import EdgeKind, PieceKind, Role
 from navsim_ext.traffic.motion import speed_known, speeds, unwrap_headings, velocities
 
 
@@ -145,16 +146,11 @@ class TrafficScene:
 
     def validate(self) -> TrafficScene:
         """Returns self; raises DataError naming scene, field and both values at the first broken promise."""
-        from navsim_ext.traffic.checks import check
-
         check(self)
         return self
 
 
 FIELDS = tuple(one.name for one in fields(TrafficScene))
-_CODES = {"kind": AgentKind, "piece_kind": PieceKind, "edge_kind": EdgeKind, "light_state": LightState}
-CODES = {name: np.array([int(code) for code in codes], np.uint8) for name, codes in _CODES.items()}
-LANE_KINDS = np.array([int(kind) for kind in LANES], np.uint8)
 
 
 def _same(mine: Any, theirs: Any) -> bool:

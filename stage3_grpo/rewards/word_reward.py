@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,7 @@ class WordsPdm:
                             "crashes (0), so a number <= 0 was expected")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class WordPart:
+class WordPart(NamedTuple):
     """Values of one term [N] (0 where invalid), its weight, and the tokens that it is credited to."""
 
     name: str

@@ -40,9 +40,9 @@ from navsim_ext.devkit import submission
 from navsim_ext.devkit.cache_content import read_content
 from navsim_ext.devkit.cache_pickle import read_cache
 from navsim_ext.devkit.metric_cache_import import SharedPolygons, convert
-from navsim_ext.devkit.submission import Trajectory, check_submission
 from navsim_ext.errors import TriviumError
 from navsim_ext.evaluation.score_file import read_trajectories
+from navsim_ext.evaluation.submission_file import Trajectory, check_submission
 from navsim_ext.files import inside
 from navsim_ext.maps import nuplan_gpkg
 from navsim_ext.maps.nuplan_gpkg import read_gpkg

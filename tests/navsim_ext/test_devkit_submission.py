@@ -18,6 +18,7 @@ from navsim_ext.devkit.submission import (
     read_submission,
     write_submission,
 )
+from navsim_ext.evaluation import submission_file
 from navsim_ext.evaluation.score_file import score_file
 from navsim_ext.evaluation.two_stage import evaluate
 from navsim_ext.evaluation.two_stage_file import read_planners
@@ -45,11 +46,11 @@ def test_pickle_names_the_original_classes_and_leaves_no_module_behind(tmp_path)
     before = set(sys.modules)
     write_submission(tmp_path / "s.pkl", POSES, TEAM)
     assert not {name for name in set(sys.modules) - before if name.startswith(("navsim.", "nuplan"))}
-    assert submission.Trajectory.__module__ == "navsim_ext.devkit.submission"
+    assert submission_file.Trajectory.__module__ == "navsim_ext.evaluation.submission_file"
     strings = [argument for _, argument, _ in pickletools.genops((tmp_path / "s.pkl").read_bytes())]
     for name in ("navsim.common.dataclasses", "Trajectory", "TrajectorySampling"):
         assert name in strings
-    assert "navsim_ext.devkit.submission" not in strings
+    assert "navsim_ext.evaluation.submission_file" not in strings
 
 
 @pytest.mark.parametrize(
@@ -119,15 +120,15 @@ def test_every_token_of_every_stage_is_looked_at(tmp_path):
     """Lists instead of trajectories, short samplings, NaN: named and counted, and the good tokens stay."""
     path = tmp_path / "s.pkl"
     bad_second = dict(SECOND)
-    stages = [{t: submission.Trajectory(np.float32(p)) for t, p in part.items()} for part in (POSES, bad_second)]
+    stages = [{t: submission_file.Trajectory(np.float32(p)) for t, p in part.items()} for part in (POSES, bad_second)]
     tokens = [*stages[0], *stages[1]]
     stages[0][tokens[0]] = np.zeros((8, 3)).tolist()
-    stages[0][tokens[1]] = submission.Trajectory(np.zeros((8, 3), np.float32), 0.1)
-    stages[1][tokens[3]] = submission.Trajectory(np.full((8, 3), np.nan, np.float32))
-    fields = dict.fromkeys(submission.TEAM_FIELDS, "x")
-    keys = submission.PREDICTIONS["v2.2"]
+    stages[0][tokens[1]] = submission_file.Trajectory(np.zeros((8, 3), np.float32), 0.1)
+    stages[1][tokens[3]] = submission_file.Trajectory(np.full((8, 3), np.nan, np.float32))
+    fields = dict.fromkeys(submission_file.TEAM_FIELDS, "x")
+    keys = submission_file.PREDICTIONS["v2.2"]
     content = fields | {key: [stage] for key, stage in zip(keys, stages)}
-    path.write_bytes(dumps_as(content, submission.STAND_INS))
+    path.write_bytes(dumps_as(content, submission_file.STAND_INS))
     found = read_submission(path)
     assert set(found.malformed) == {tokens[0], tokens[1], tokens[3]}
     assert "a Trajectory was expected" in found.malformed[tokens[0]]

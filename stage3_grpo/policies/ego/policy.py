@@ -18,7 +18,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -31,10 +30,10 @@ from navsim_ext.closed_loop.policy import AgentPolicy, Mixed
 from navsim_ext.closed_loop.scenes import WorldScenes
 from navsim_ext.closed_loop.state import WorldState
 from navsim_ext.closed_loop.world import World
-from navsim_ext.errors import DataError, NotFiniteLoss, TriviumError
-from navsim_ext.files import write_json_atomic
+from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.collectives import gather_rows
+from navsim_ext.runtime.not_finite import loss_not_finite
 from navsim_ext.runtime.rng import derive_seed
 from navsim_ext.traffic.scene import TrafficScene
 from sim_agents import EGO_EVENTS, EgoActor, EgoReward, outcome, semi_markov
@@ -177,13 +176,7 @@ class EgoDriving:
         return EgoHeldOut(self)
 
     def not_finite(self, what: str, value: float, trainer: pl.Trainer, rollout: PolicyRollout) -> TriviumError:
-        name = f"not_finite_loss_step{trainer.global_step}_rank{trainer.global_rank}.json"
-        path = Path(trainer.default_root_dir) / name
-        write_json_atomic(path, {"step": trainer.global_step, what: str(value), "scenes": list(rollout.names)})
-        return NotFiniteLoss(
-            f"the {what} is {value} at step {trainer.global_step}: lower module.optimizer.lr; the batch's scenes are "
-            f"in {path}"
-        )
+        return loss_not_finite(what, value, trainer, {"scenes": list(rollout.names)})
 
     def save(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return self.actor.records(self.scenes), {"reference": self.actor.fingerprint.to_json()}

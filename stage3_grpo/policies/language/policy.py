@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from navsim_ext.errors import DataError, NotFiniteLoss, TriviumError
-from navsim_ext.files import write_json_atomic
+from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.questions.answers import decision_part
 from navsim_ext.questions.meta_actions import action_weights, frequencies
+from navsim_ext.runtime.not_finite import loss_not_finite
 from navsim_ext.runtime.rng import derive_seed
 from stage1_vlm import (
     AnswerSampling,
@@ -366,15 +366,8 @@ class LanguagePolicy:
         return LanguageHeldOut(self)
 
     def not_finite(self, what: str, value: float, trainer: pl.Trainer, rollout: PolicyRollout) -> TriviumError:
-        name = f"not_finite_loss_step{trainer.global_step}_rank{trainer.global_rank}.json"
-        path = Path(trainer.default_root_dir) / name
-        texts = list(rollout.own.replies.texts)
-        content = {"step": trainer.global_step, what: str(value), "questions": list(rollout.names), "replies": texts}
-        write_json_atomic(path, content)
-        return NotFiniteLoss(
-            f"the {what} is {value} at step {trainer.global_step}: lower module.optimizer.lr; the batch's questions "
-            f"and replies are in {path}"
-        )
+        batch = {"questions": list(rollout.names), "replies": list(rollout.own.replies.texts)}
+        return loss_not_finite(what, value, trainer, batch)
 
     def save(self) -> tuple[dict[str, Any], dict[str, Any]]:
         scorer = None if self.scorer is None else self.scorer.fingerprint.to_json()

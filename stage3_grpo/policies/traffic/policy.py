@@ -17,7 +17,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,9 +25,9 @@ from torch import Tensor, nn
 
 from navsim_ext.closed_loop.kinematics import TOKEN_STEPS
 from navsim_ext.closed_loop.world import World
-from navsim_ext.errors import DataError, NotFiniteLoss, TriviumError
-from navsim_ext.files import write_json_atomic
+from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.runtime.not_finite import loss_not_finite
 from navsim_ext.runtime.rng import derive_seed
 from navsim_ext.traffic.codes import Role
 from navsim_ext.traffic.scene import TrafficScene
@@ -291,13 +290,7 @@ class TrafficPolicy:
         return TrafficHeldOut(self)
 
     def not_finite(self, what: str, value: float, trainer: pl.Trainer, rollout: PolicyRollout) -> TriviumError:
-        name = f"not_finite_loss_step{trainer.global_step}_rank{trainer.global_rank}.json"
-        path = Path(trainer.default_root_dir) / name
-        write_json_atomic(path, {"step": trainer.global_step, what: str(value), "scenes": list(rollout.names)})
-        return NotFiniteLoss(
-            f"the {what} is {value} at step {trainer.global_step}: lower module.optimizer.lr; the batch's scenes are "
-            f"in {path}"
-        )
+        return loss_not_finite(what, value, trainer, {"scenes": list(rollout.names)})
 
     def save(self) -> tuple[dict[str, Any], dict[str, Any]]:
         record = agent_record(
