@@ -18,7 +18,8 @@ began=$SECONDS
 
 world="$job/world"
 step world "towns, traffic, camera pictures" \
-  navsim_ext.synthetic.build experiment=demo recipe.qa=false output_dir="$world"
+  navsim_ext.synthetic.build experiment=demo scenes=400 recipe.qa=false recipe.test_share=0.2 recipe.val_share=0.1 \
+  output_dir="$world"
 questions() { # part, split
   step "questions_$1" "decisions with reasons of $1" navsim_ext.questions.write data.root="$world" data.split="$2" \
     data.scene_filter="$world/train_test_split/scene_filter/$1.yaml" types=[decision] name="$1" output_dir="$job/qa"
@@ -27,7 +28,7 @@ questions train trainval
 questions val trainval
 questions test test
 
-step warm_up "a tiny InternVL learns the form of a reply from few of them" \
+step warm_up "the shipped tiny InternVL learns the form of a reply from few of them" \
   stage1_vlm.train experiment=language_demo data.mixture="$job/qa/train.json" output_dir="$job/warm_up"
 evaluated() { # step or beside, name, model
   "$1" "answers_$2" "answers in the unseen town: $2" stage1_vlm.evaluate experiment=demo model_path="$3" \

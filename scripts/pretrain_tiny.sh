@@ -2,7 +2,7 @@
 # Trains the tiny InternVL that ships with the suite (init=tiny of stage 1) on synthetic worlds: questions about pictures
 # of all types, those about text and trajectories, in the training towns only. Its accuracy is measured in the unseen
 # towns at every kept checkpoint, with the right pictures and with swapped ones.
-#   bash scripts/pretrain_tiny.sh                 about two hours on two CPU cores
+#   bash scripts/pretrain_tiny.sh                 some twenty minutes of processor time
 #   DEVICE=cuda bash scripts/pretrain_tiny.sh     minutes on one GPU and 16 cores
 # PRETRAIN_DIR (pretrain) is where everything goes; SEEDS ("1") of the worlds, each with towns of its own. Run it again
 # after an interruption: it goes on where it stopped. DRY_RUN=1 only prints the commands. The packed model is
@@ -30,8 +30,9 @@ asked() { # set, seed, split, part, overrides ...: questions about one part of o
     data.scene_filter="$world/train_test_split/scene_filter/$part.yaml" template=brief name="$set" \
     output_dir="$job/questions" "$@"
 }
+seen=lead_vehicle_distance,lead_vehicle_braking,traffic_light,crossing_pedestrian,lane_left,lane_right
 types=ego_speed,lead_vehicle_distance,lead_vehicle_speed,lead_vehicle_braking,traffic_light,crossing_pedestrian
-types+=,lane_left,lane_right,navigation_command,meta_action,road_users,trajectory
+types+=,lane_left,lane_right,navigation_command,meta_action,trajectory
 sets=()
 for seed in "${seeds[@]}"; do
   step "world_$seed" "towns, traffic, camera pictures" navsim_ext.synthetic.build experiment=pretrain_tiny seed="$seed" \
@@ -42,7 +43,7 @@ done
 first="${seeds[0]}"
 asked decisions "$first" trainval val "types=[decision]"
 sets+=(decisions)
-asked held_out "$first" test test "types=[$types]"
+asked held_out "$first" test test "types=[$seen]"
 
 mixture="$job/questions/mixture.json"
 if [[ "${DRY_RUN:-0}" != "1" ]]; then # the data sets of all worlds side by side

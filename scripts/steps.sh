@@ -9,6 +9,13 @@ stop_background() { (( ${#background[@]} == 0 )) || kill "${background[@]}" 2> /
 trap stop_background EXIT
 trap 'echo "Interrupted; run the same command again to go on." >&2; exit 130' INT TERM
 
+measure_processor() { # sets $processor to the processor seconds of this shell's children that have ended
+  local file; file="$(mktemp)"
+  times > "$file" # not in $(...): that shell would have no children
+  processor="$(awk 'NR == 2 { for (i = 1; i <= 2; i++) { split($i, t, /[ms]/); s += 60 * t[1] + t[2] } printf "%d", s }' "$file")"
+  rm -f "$file"
+}
+
 # By run.sh in one process, or with launcher=torchrun in NPROC_PER_NODE processes.
 step() { # name, what it does, module, overrides ...: runs it unless this very command has finished before
   local name="$1" what="$2"; shift 2
@@ -22,11 +29,13 @@ step() { # name, what it does, module, overrides ...: runs it unless this very c
     return
   fi
   printf '== %-16s %s\n' "$name" "$what"
-  local start=$SECONDS
+  local start=$SECONDS processor before
+  measure_processor; before=$processor
   bash "$launch" "$@" || { echo "$script: step $name failed; what finished is kept in $job" >&2; exit 1; }
   mkdir -p "$job/.done"
   echo "$command" > "$stamp"
-  printf '== %-16s %d s\n' "$name" $(( SECONDS - start ))
+  measure_processor
+  printf '== %-16s %d s, %d s of processor time\n' "$name" $(( SECONDS - start )) $(( processor - before ))
 }
 
 beside() { # as step, on the second core; what it prints goes to a log file

@@ -43,6 +43,8 @@ def copy_pretrained(target: Path, sizes: Mapping[str, Any], folder: Path | None 
     check_model_folder(folder)
     own = sizes_of(folder)
     other = {name: value for name, value in sizes.items() if name in own and own[name] != value}
+    if sizes.get("vocabulary", own["vocabulary"]) > own["vocabulary"]:
+        del other["vocabulary"]  # of tiny it is the largest that is allowed
     if other:
         stated = ", ".join(f"tiny.{name}={value} (there: {own[name]})" for name, value in sorted(other.items()))
         raise DataError(f"init=tiny is a finished model of other sizes: {stated}. Leave them out, or take init=random")
@@ -98,7 +100,12 @@ def pack(model: Path, curve: Path, output_dir: Path) -> dict[str, Any]:
         "sizes": sizes_of(output_dir),
         "parameters": sum(parameter.numel() for parameter in backbone.model.parameters()),
         "weights": weights_digest(output_dir),
-        "trained": made.to_json(),
+        "trained": {
+            "fingerprint": made.digest,
+            "steps": steps,
+            "seed": made.fields.get("seed"),
+            "versions": made.info.get("versions"),
+        },
         "accuracy_in_unseen_towns": {kind: _figures(row) for kind, row in evaluated[steps].items()},
         "curve": [{"step": step} | _figures(evaluated[step]["image-dependent"]) for step in sorted(evaluated)],
     }

@@ -102,6 +102,7 @@ def test_stage_1_and_export_in_two_processes(artefacts, tmp_path):
     """Two processes fine-tune the tiny VLM and then export; each wrote its share and the cache holds every scene."""
     vlm = ["tiny.width=32", "tiny.layers=1", "tiny.heads=2", "tiny.vision_width=32", "tiny.vision_layers=1"]
     vlm += [
+        "init=random",
         "data.repeat=null",
         "tiny.vision_heads=2",
         "tiny.vocabulary=400",

@@ -16,8 +16,9 @@ from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.config import compose
 from stage1_vlm import pretrained
 from stage1_vlm.backbone import load_backbone, weights_digest
-from stage1_vlm.pretrained import CARD_FILE, copy_pretrained, pack, sizes_of
-from stage1_vlm.train import train
+from stage1_vlm.pretrained import CARD_FILE, FOLDER, LARGEST_BYTES, copy_pretrained, pack, sizes_of
+from stage1_vlm.tiny import TinyInternVL
+from stage1_vlm.train import build_initial_model, train
 
 SMALL = {"width": 32, "layers": 2, "heads": 2, "vision_width": 32, "vision_heads": 2}
 
@@ -105,7 +106,32 @@ def test_an_installation_without_it_is_named(tmp_path):
 
 
 def test_other_sizes_than_the_shipped_ones_are_refused(packed, tmp_path):
-    copy_pretrained(tmp_path / "same", {**SMALL, "vocabulary": sizes_of(packed)["vocabulary"]}, packed)
+    vocabulary = sizes_of(packed)["vocabulary"]
+    copy_pretrained(tmp_path / "same", {**SMALL, "vocabulary": vocabulary}, packed)
+    copy_pretrained(tmp_path / "room", {**SMALL, "vocabulary": 4 * vocabulary}, packed)
+    with pytest.raises(DataError, match=r"tiny\.vocabulary=64 \(there: "):
+        copy_pretrained(tmp_path / "copy", {"vocabulary": 64}, packed)
     with pytest.raises(DataError, match=r"tiny\.width=64 \(there: 32\)"):
         copy_pretrained(tmp_path / "copy", {"width": 64}, packed)
 
+@pytest.mark.parametrize("experiment", ["demo", "language_demo"])
+def test_what_ships_is_what_the_demos_fine_tune(experiment, tmp_path):
+    cfg = compose(
+        "stage1",
+        [f"experiment={experiment}", f"output_dir={tmp_path}", "data.mixture=none.json"],
+    )
+    assert cfg.init == "tiny"
+    build_initial_model(cfg)
+    backbone = load_backbone(tmp_path / "initial", max_image_tokens=cfg.data.max_image_tokens, exact=True)
+    tokens = backbone.processor.image_tokens(480, 270)
+    assert tokens == cfg.data.max_image_tokens == backbone.processor.tokens_per_tile
+    card = json.loads((FOLDER / CARD_FILE).read_text())
+    assert card["weights"] == weights_digest(FOLDER)
+    assert card["sizes"] == sizes_of(FOLDER)
+    assert set(card["sizes"]) <= set(TinyInternVL.__dataclass_fields__)
+    weights = FOLDER / "model.safetensors"
+    assert weights.stat().st_size <= LARGEST_BYTES
+    assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.bfloat16}
+    seen = card["accuracy_in_unseen_towns"]["image-dependent"]
+    assert seen["accuracy"] > seen["swapped"]
+    assert seen["accuracy"] > seen["majority"]
