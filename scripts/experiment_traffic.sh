@@ -59,8 +59,7 @@ for seed in "${seeds[@]}"; do
   train "cat_k_$seed" k_disks "$seed" experiment=traffic_catk module.init_from="$(checkpoint "smoothed_$seed")" \
     "${tune[@]}"
   models_drive "cat_k_$seed" "$(checkpoint "cat_k_$seed")"
-  train "own_$seed" k_disks "$seed" experiment=traffic_catk module.init_from="$(checkpoint "smoothed_$seed")" \
-    module.choice="{_target_: sim_agents.model.rolling.Sampled}" "${tune[@]}"
+  train "own_$seed" k_disks "$seed" experiment=traffic_own module.init_from="$(checkpoint "smoothed_$seed")" "${tune[@]}"
   models_drive "own_$seed" "$(checkpoint "own_$seed")"
 done
 await
