@@ -81,6 +81,7 @@ def pack(model: Path, curve: Path, output_dir: Path) -> dict[str, Any]:
 
     from navsim_ext.fingerprint import Fingerprint
     from stage1_vlm.backbone import load_backbone, weights_digest
+    from stage1_vlm.weights import finish_model_folder
 
     evaluated = {int(path.parent.name): read_json(path) for path in sorted(curve.glob("[0-9]*/accuracy.json"))}
     if not evaluated:
@@ -110,6 +111,7 @@ def pack(model: Path, curve: Path, output_dir: Path) -> dict[str, Any]:
         "curve": [{"step": step} | _figures(evaluated[step]["image-dependent"]) for step in sorted(evaluated)],
     }
     write_json_atomic(output_dir / CARD_FILE, card)
+    finish_model_folder(output_dir)  # once more: the checksums cover the card too
     return card
 
 

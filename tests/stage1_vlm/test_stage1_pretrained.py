@@ -87,7 +87,18 @@ def test_stage_1_fine_tunes_the_shipped_model(packed, toy_mixture, tmp_path, mon
     assert 0.0 < max(moved) < 0.1  # it learnt, from there
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "preprocessor_config.json"])
+def test_packing_again_gives_the_same_folder(packed, tmp_path):
+    before = {path.name: path.read_bytes() for path in packed.iterdir()}
+    evaluation(tmp_path / "curve", 15, 0.6)
+    pack(tmp_path / "model", tmp_path / "curve", packed)
+    copy_pretrained(tmp_path / "copy", {}, packed)  # whole: the checksums are of what is there
+    changed = {path.name for path in packed.iterdir() if path.read_bytes() != before.get(path.name)}
+    assert changed == {CARD_FILE, "checksums.json"}
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "config.json", "preprocessor_config.json", CARD_FILE]
+)
 def test_a_damaged_shipped_file_is_named(packed, tmp_path, name):
     content = bytearray((packed / name).read_bytes())
     content[len(content) // 2] ^= 1
