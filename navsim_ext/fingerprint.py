@@ -128,8 +128,14 @@ def digest_file(path: str | os.PathLike[str]) -> str:
 
 
 def package_versions(*names: str) -> dict[str, str]:
-    """Installed versions of the named distributions."""
-    return {name: metadata.version(name) for name in names}
+    """Installed versions of the named distributions; ``absent`` for those that a machine does without."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
 
 
 def flatten_json(content: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Fingerprints: digest laws, refusal of mixing, round trip, tampering."""
 
+import importlib.metadata
 import json
 
 import pytest
 
 from navsim_ext.errors import MissingError
-from navsim_ext.fingerprint import FILE_NAME, Fingerprint, FingerprintMismatch, digest_tokens
+from navsim_ext.fingerprint import FILE_NAME, Fingerprint, FingerprintMismatch, digest_tokens, package_versions
 
 
 def make(codec="bf16", width=64, **info):
@@ -47,3 +48,10 @@ def test_absent_fingerprint_says_what_to_do(tmp_path):
 def test_token_digest_is_order_free_and_counts_duplicates():
     assert digest_tokens(["b", "a"]) == digest_tokens(["a", "b"])
     assert digest_tokens(["a", "a"]) != digest_tokens(["a"])
+
+
+def test_a_package_that_a_machine_does_without_is_recorded_as_absent():
+    assert package_versions("torch", "no-such-distribution") == {
+        "torch": importlib.metadata.version("torch"),
+        "no-such-distribution": "absent",
+    }
