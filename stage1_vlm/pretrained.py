@@ -1,6 +1,6 @@
 """The tiny InternVL that ships with the suite (``init=tiny``): it has learnt to see a synthetic world.
 
-    python -m stage1_vlm.pretrained model_path=CHECKPOINT accuracy=DIR output_dir=stage1_vlm/tiny_internvl
+    python -m stage1_vlm.pretrained model_path=RUN curve=DIR output_dir=stage1_vlm/tiny_internvl
 
 packs what ``scripts/pretrain_tiny.sh`` trained: weights in bf16, tokeniser, picture settings, checksums of all of them,
 and ``card.json``: how they were made and what they can do. Stage 1 copies the folder and fine-tunes it, as real users

@@ -60,7 +60,7 @@ class SplitConfig:
             raise DataError(
                 f"split {self.name} has no {MAPPING}: its scenes can be planned and submitted, but how they form "
                 "groups only the evaluation server knows, so it cannot be scored here "
-                "(python -m navsim_ext.evaluation.score protocol=plan plans it for a submission)"
+                "(protocol=plan of navsim_ext.evaluation.score plans it for a submission)"
             )
         return self.groups
 

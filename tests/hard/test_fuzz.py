@@ -36,11 +36,11 @@ from test_traffic_womd import whole_street
 from wrong_values import with_one_wrong
 
 from navsim_ext import pickles
-from navsim_ext.devkit import submission
 from navsim_ext.devkit.cache_content import read_content
 from navsim_ext.devkit.cache_pickle import read_cache
 from navsim_ext.devkit.metric_cache_import import SharedPolygons, convert
 from navsim_ext.errors import TriviumError
+from navsim_ext.evaluation import submission_file
 from navsim_ext.evaluation.score_file import read_trajectories
 from navsim_ext.evaluation.submission_file import Trajectory, check_submission
 from navsim_ext.files import inside
@@ -183,7 +183,7 @@ def scenarionet_traffic(folder: Path) -> Reader:
 def submissions(folder: Path) -> Reader:
     poses = np.cumsum(np.ones((8, 3), dtype=np.float32), axis=0)
     content = {
-        **dict.fromkeys(submission.TEAM_FIELDS, "team"),
+        **dict.fromkeys(submission_file.TEAM_FIELDS, "team"),
         "first_stage_predictions": [
             {f"{number:016x}": {"poses": poses, "sampling": [8, 4.0, 0.5]} for number in range(2)}
         ],
@@ -191,7 +191,7 @@ def submissions(folder: Path) -> Reader:
     }
 
     def write(path: Path, content: Any) -> Path:
-        with original_names(submission.STAND_INS):
+        with original_names(submission_file.STAND_INS):
             return pickled(path, _with_trajectories(content))
 
     return Reader(content, write, check_submission, arrays=True)
@@ -204,7 +204,7 @@ def _with_trajectories(content: Any) -> Any:
         made.__dict__.update({name: value for name, value in content.items() if isinstance(name, str) and name})
         sampling = content.get("sampling")
         if isinstance(sampling, list) and len(sampling) == 3:
-            made.trajectory_sampling = submission.TrajectorySampling()
+            made.trajectory_sampling = submission_file.TrajectorySampling()
             keys = ("num_poses", "time_horizon", "interval_length")
             made.trajectory_sampling.__dict__.update(zip(keys, sampling))
         elif "sampling" in content:

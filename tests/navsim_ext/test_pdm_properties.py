@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from navsim_ext.metric_cache.scene_record import with_reference_scores
 from navsim_ext.pdm import score
-from navsim_ext.pdm.columns import COLUMNS
+from navsim_ext.pdm.columns import COLUMNS_ALONE
 from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.pdm.polygon_table import PolygonTable
 from navsim_ext.pdm.record import encode_text
@@ -21,7 +21,7 @@ from navsim_ext.pdm.resident import prepare
 from navsim_ext.pdm.reward import PUBLISHED_REWARD
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pdm" / "scenes.npz"
-BOUNDED = [name for name in COLUMNS if name not in ("progress_m", "v2_ec") and not name.endswith("_s")]
+BOUNDED = [name for name in COLUMNS_ALONE if name not in ("progress_m", "v2_ec") and not name.endswith("_s")]
 FUZZ = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -140,7 +140,7 @@ def test_a_rigid_motion_of_the_scene_changes_nothing(golden, angle, shift, which
     tokens = [scene.token] * len(chosen)
     reference = score(tokens, trajectories, cache, threads=1)
     result = score(tokens, trajectories, one_scene(*moved(scene, table, angle, np.array(shift))), threads=1)
-    for name in COLUMNS[: COLUMNS.index("reward")]:
+    for name in COLUMNS_ALONE[: COLUMNS_ALONE.index("reward")]:
         np.testing.assert_allclose(result[name], reference[name], rtol=0, atol=1e-6, err_msg=name)
 
 
