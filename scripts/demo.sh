@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole job on a synthetic world: world, stage 1, hidden cache, metric cache, stage 2, stage 3, scores, report.
-#   bash scripts/demo.sh                       about seven minutes on two CPU cores, after installation
+#   bash scripts/demo.sh                       about fifteen minutes on two CPU cores, after installation
 #   EXPERIMENT=demo_gpu bash scripts/demo.sh   the bigger twin for one GPU
 # DEMO_DIR (demo) is where everything goes. Run it again after an interruption: it goes on where it stopped. Steps
 # whose command has not changed since they finished are not run again. DRY_RUN=1 only prints the commands.
