@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Traffic models on a synthetic world: scenes, vocabulary, cloning, closest-token fine-tuning, reinforcement, a
 # planner with a goal that drives among replayed road users, rollouts, realism, planners ranked among them, tables.
-#   bash scripts/demo_traffic.sh    about nine minutes on two CPU cores, after installation
+#   bash scripts/demo_traffic.sh    about eleven minutes on two CPU cores, after installation
 # DEMO_DIR (demo_traffic) is where everything goes. Run it again after an interruption: it goes on where it stopped.
 # Steps whose command has not changed since they finished are not run again. DRY_RUN=1 only prints the commands.
 set -euo pipefail
