@@ -62,8 +62,9 @@ def frames(
             parts.insert(0, np.asarray(picture.resize((width, height))))
         image = Image.fromarray(np.concatenate(parts, axis=1))
         ImageDraw.Draw(image).text(
-            (6, 4), f"{step * STEP_S:4.1f} s  {scene.speed[scene.ego, scene.now + step]:4.1f} m/s"
-        )
+            (6, 4), f"{step * STEP_S:4.1f} s  {scene.speed[scene.ego, scene.now + step]:4.1f} m/s",
+            fill="black", stroke_width=1, stroke_fill="white",
+        )  # fmt: skip
         yield np.asarray(image)
 
 
