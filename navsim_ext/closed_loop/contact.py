@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+MARGIN_M = 1e-3  # of the broad phase, for rounding
+
 
 class Contacts(NamedTuple):
     """Who touches whom in one token."""
@@ -56,7 +58,7 @@ def circumradius(present: Bool[Tensor, "B N"], size: Float[Tensor, "B N _"]) -> 
 
 
 def near_pairs(
-    x: Float[Tensor, "B N K"], y: Float[Tensor, "B N K"], radius: Float[Tensor, "B N"], margin: float = 1e-3
+    x: Float[Tensor, "B N K"], y: Float[Tensor, "B N K"], radius: Float[Tensor, "B N"], margin: float = MARGIN_M
 ) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " P"]]:
     """Broad phase: (i, j) int64 [P], i < j, rows of [B*N], of pairs whose discs around the token's middle may meet.
 

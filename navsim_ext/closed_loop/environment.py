@@ -139,7 +139,8 @@ class ClosedLoopEnv(gymnasium.Env):
         ahead = self._s[..., None] + torch.tensor(WAY_M, dtype=torch.float32)
         way = local(interpolate(self._way, ahead)[0, 0, :, :2].numpy())
         record = state.scenes.log_pose[0, row, int(state.scenes.last_seen[0, row]), :2].numpy()
-        edge = float(edge_distance(state, planes(state.pose[:, :, None]), state.scenes.size)[0, row, 0])
+        asked = state.present[..., None]
+        edge = float(edge_distance(state, planes(state.pose[:, :, None]), state.scenes.size, asked)[0, row, 0])
         left = state.steps_left / max(state.steps_left + state.step, 1)
         head = np.array([float(state.speed[0, row]) / SPEED, np.nan_to_num(edge, nan=0.0) / DISTANCE, left])
         pose, speed = state.pose[0].numpy(), state.speed[0].numpy()

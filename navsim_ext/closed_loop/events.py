@@ -23,10 +23,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from navsim_ext.closed_loop.contact import Planes, circumradius, find_contacts, planes, time_to_contact
+from navsim_ext.closed_loop import kernels
+from navsim_ext.closed_loop.contact import MARGIN_M, Planes, circumradius, find_contacts, planes, time_to_contact
 from navsim_ext.closed_loop.kinematics import STEP_S, TOKEN_STEPS, wrap
 from navsim_ext.closed_loop.scenes import is_road_user
 from navsim_ext.closed_loop.state import WorldState
@@ -45,6 +48,7 @@ RED_GRACE_STEPS = 10  # 1 s: nobody can stop for a light that has just turned (m
 TIME_TO_CONTACT_S = 3.0
 CHUNK_PAIRS = 1 << 18  # pairs of road users that the broad phase looks at in one go (memory and cache)
 COMFORT_STEPS = 5  # over which accelerations are taken
+STEPS_PER_THREAD = 16_384  # agent-steps that are worth a thread of their own
 
 
 @dataclass
@@ -86,9 +90,8 @@ def find_events(state: WorldState, first: int, last: int, wanted: Sequence[str])
     if "contact" in wanted:
         result.contact, result.contact_pairs = contacts(boxes, size, there, first)
     if "off_road" in wanted:
-        distance = edge_distance(state, boxes, size)
-        valid = there & (drives & scenes.knows_road[scene][:, None])[..., None] & ~distance.isnan()
-        result.off_road = Event(distance < 0.0, valid)
+        distance = edge_distance(state, boxes, size, there & (drives & scenes.knows_road[scene][:, None])[..., None])
+        result.off_road = Event(distance < 0.0, ~distance.isnan())
     if "wrong_way" in wanted:
         against, valid = scenes.lanes.against(*boxes, scene)
         result.wrong_way = Event(against, valid & there & drives[..., None])
@@ -106,10 +109,31 @@ def find_events(state: WorldState, first: int, last: int, wanted: Sequence[str])
 
 
 def contacts(boxes: Planes, size: Tensor, there: Tensor, first: int) -> tuple[Event, Tensor]:
-    """Contacts of boxes [B,N,E] token by token, several tokens in one go where worlds are few.
+    """(event, pairs [P,4] in no particular order) of the contacts of boxes [B,N,E]; the first step is ``first`` + 1.
 
     Known for those who are in the world during the whole token.
     """
+    if boxes.x.device.type != "cpu":
+        return tensor_contacts(boxes, size, there, first)
+    B, _, E = there.shape
+    event = Event(torch.zeros_like(there), torch.zeros_like(there))
+    arrays = [one.contiguous().numpy() for one in (*boxes, 0.5 * size[..., :2], there)]
+    values, valid = event.value.numpy(), event.valid.numpy()
+
+    def work(begin: int, end: int) -> NDArray[np.int64]:
+        return kernels.find_contacts(*arrays, TOKEN_STEPS, MARGIN_M, first + 1, begin, end, values, valid)
+
+    pairs = kernels.split(work, B * -(-E // TOKEN_STEPS), threads_for(there))
+    return event, torch.from_numpy(np.concatenate(pairs))
+
+
+def threads_for(there: Tensor) -> int:
+    """How many of torch's threads events of ``there`` [B,N,E] are worth."""
+    return min(torch.get_num_threads(), there.numel() // STEPS_PER_THREAD)
+
+
+def tensor_contacts(boxes: Planes, size: Tensor, there: Tensor, first: int) -> tuple[Event, Tensor]:
+    """:func:`contacts` on any device, token by token, several tokens in one go where worlds are few."""
     B, N, E = there.shape
     touching, known = torch.zeros_like(there), torch.zeros_like(there)
     pairs = [torch.empty(0, 4, dtype=torch.int64, device=size.device)]
@@ -142,14 +166,31 @@ def _chunks(B: int, N: int, tokens: int):
         yield begin, min(size, tokens - begin)
 
 
-def edge_distance(state: WorldState, boxes: Planes, size: Tensor) -> Tensor:
-    """[B,N,E] m, the least signed distance of a box's four corners to the road's edge; NaN: a corner off the grid."""
+def edge_distance(state: WorldState, boxes: Planes, size: Tensor, wanted: Tensor) -> Tensor:
+    """[B,N,E] m, the least signed distance of a box's four corners to the road's edge; NaN: a corner off the grid, or
+    not ``wanted`` [B,N,E] bool."""
+    if boxes.x.device.type != "cpu":
+        return tensor_edge_distance(state, boxes, size, wanted)
+    road, (B, N, _) = state.scenes.road, wanted.shape
+    result = torch.empty(wanted.shape)
+    arrays = [one.contiguous().numpy() for one in (*boxes, 0.5 * size[..., :2], wanted)]
+    grids = (road.flat.numpy(), *road.shape, road.origin.numpy(), np.float32(road.cell), state.scene.numpy())
+
+    def work(begin: int, end: int) -> None:
+        kernels.edge_distances(*arrays, *grids, begin, end, result.numpy())
+
+    kernels.split(work, B * N, threads_for(wanted))
+    return result
+
+
+def tensor_edge_distance(state: WorldState, boxes: Planes, size: Tensor, wanted: Tensor) -> Tensor:
+    """:func:`edge_distance` on any device."""
     l, w = 0.5 * size[..., 0:1], 0.5 * size[..., 1:2]
     along = torch.stack((l, -l, -l, l))  # [4,B,N,1] front left, rear left, rear right, front right
     across = torch.stack((w, w, -w, -w))
     x = torch.addcmul(boxes.x, boxes.c, along).addcmul_(boxes.s, across, value=-1.0)
     y = torch.addcmul(boxes.y, boxes.s, along).addcmul_(boxes.c, across)
-    return state.scenes.road.at(x, y, state.scene).amin(dim=0)
+    return torch.where(wanted, state.scenes.road.at(x, y, state.scene).amin(dim=0), torch.nan)
 
 
 def red_lights(state: WorldState, first: int, last: int, drives: Tensor) -> Event:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from navsim_ext.closed_loop import kinematics
+from navsim_ext.closed_loop import kernels, kinematics
 from navsim_ext.closed_loop.kinematics import TOKEN_STEPS
 from navsim_ext.errors import DataError
 
@@ -65,15 +65,14 @@ class Moves:
         if self.form == POSES:
             poses = self.values
         elif self.form == TOKENS:
-            poses = kinematics.compose(state.pose, self.values)
+            poses = _composed(state.pose, self.values)
         elif self.form == ACCELERATIONS:
             poses = kinematics.verlet(state.pose, state.displacement(), self.values)
         else:
             speed = state.speed.clamp_min(0.0)
             length = state.scenes.size[state.scene, :, 0]
             poses, _ = kinematics.bicycle(state.pose, speed, length, self.values[..., 0], self.values[..., 1])
-        # One sum tells whether all is finite; only then is it worth asking where it is not.
-        if not bool(torch.isfinite(torch.where(state.present[..., None, None], poses, 0.0).sum())):
+        if not all_finite(poses, state.present):
             bad = (~torch.isfinite(poses).all(-1).all(-1) & state.present).nonzero().tolist()
             names = [f"{state.scenes.sources[int(state.scene[b])].id} row {n}" for b, n in bad[:4]]
             raise BadMoves(
@@ -81,6 +80,27 @@ class Moves:
                 f"{state.step}: the policy that made them is broken"
             )
         return replace(self, form=POSES, values=poses)
+
+
+def _composed(pose: Tensor, local: Tensor) -> Tensor:
+    """``kinematics.compose``, on a CPU by its compiled twin."""
+    if not on_cpu(pose, local):
+        return kinematics.compose(pose, local)
+    result = torch.empty_like(local, memory_format=torch.contiguous_format)
+    kernels.compose(pose.numpy(), local.detach().contiguous().numpy(), result.numpy())
+    return result
+
+
+def all_finite(poses: Tensor, present: Tensor) -> bool:
+    """Whether the poses [B,N,K,3] of all who are present [B,N] are finite."""
+    if on_cpu(poses):
+        return bool(kernels.all_finite(poses.detach().contiguous().numpy(), present.contiguous().numpy()))
+    return bool(torch.isfinite(torch.where(present[..., None, None], poses, 0.0).sum()))
+
+
+def on_cpu(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels can take these: float32 on the CPU."""
+    return all(one.device.type == "cpu" and one.dtype == torch.float32 for one in tensors)
 
 
 def chosen(masks: list[Tensor], moves: list[Moves], state: WorldState) -> Moves:

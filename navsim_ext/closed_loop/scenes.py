@@ -45,6 +45,7 @@ class WorldScenes:
     last: Tensor  # [S] int64 column of the last recorded step
     first_seen: Tensor  # [S,N] int64 column of the first recorded pose, U where there is none
     last_seen: Tensor  # [S,N] int64 column of the last one, -1 where there is none
+    last_entry: int  # last column at which the recording shows somebody whom it does not show at now, -1: there is none
     goal: Tensor  # [S,N,2] float32 m; NaN: not known
     light_stop: Tensor  # [S,K,2] float32 stop point; NaN for padding
     light_direction: Tensor  # [S,K,2] float32 driving direction at the stop point (cos, sin)
@@ -119,6 +120,7 @@ class WorldScenes:
             last=tensor(last),
             first_seen=tensor(first),
             last_seen=tensor(final),
+            last_entry=int(np.where(seen[:, :, now], -1, final).max()),
             goal=tensor(goal),
             light_stop=tensor(stop),
             light_direction=tensor(direction),

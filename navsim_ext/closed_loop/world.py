@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from navsim_ext.closed_loop import kernels
 from navsim_ext.closed_loop.events import EVENTS, Events, find_events
 from navsim_ext.closed_loop.kinematics import STEP_S, TOKEN_STEPS
-from navsim_ext.closed_loop.moves import Moves
+from navsim_ext.closed_loop.moves import Moves, on_cpu
 from navsim_ext.closed_loop.scenes import WorldScenes
 from navsim_ext.closed_loop.state import WorldState
 from navsim_ext.closed_loop.tracks import ABSENT
@@ -86,14 +88,7 @@ class World:
         if state.steps_left < TOKEN_STEPS:
             raise DataError(f"the drive is over: its horizon is {state.step * STEP_S:.1f} s; reset with a longer one")
         moves = moves.resolve(state)
-        column, present = state.column, state.present
-        span = slice(column + 1, column + 1 + TOKEN_STEPS)
-        state.poses[:, :, span] = torch.where(present[..., None, None], moves.values, 0.0)
-        state.there[:, :, span] = present[..., None]
-        last, before = state.poses[:, :, column + TOKEN_STEPS], state.poses[:, :, column + TOKEN_STEPS - 1]
-        heading = last[..., 2].contiguous()
-        d = last[..., :2] - before[..., :2]
-        state.speed = (torch.cos(heading) * d[..., 0] + torch.sin(heading) * d[..., 1]) / STEP_S
+        state.speed = advance(state, moves.values) if on_cpu(moves.values) else tensor_advance(state, moves.values)
         state.step += TOKEN_STEPS
         if moves.leaves is not None:
             self._remove(state, moves.leaves)
@@ -122,7 +117,7 @@ class World:
     @staticmethod
     def _admit(state: WorldState) -> None:
         scenes, column = state.scenes, state.column
-        if column >= scenes.log_pose.shape[2]:
+        if column > scenes.last_entry:
             return
         seen = (scenes.log_state[:, :, column] != ABSENT)[state.scene] & (state.entered_at < 0)
         if not bool(seen.any()):
@@ -132,6 +127,28 @@ class World:
         state.speed = torch.where(seen, _logged_speed(scenes, column)[state.scene], state.speed)
         state.entered_at = torch.where(seen, state.step, state.entered_at)
         state.present = state.present | seen
+
+
+def advance(state: WorldState, values: Tensor) -> Tensor:
+    """:func:`tensor_advance` by its compiled twin."""
+    speed = torch.empty_like(state.speed)
+    given = (one.detach().contiguous().numpy() for one in (values, state.present))
+    written = (one.numpy() for one in (state.poses, state.there, speed))
+    kernels.advance(*given, state.column + 1, np.float32(STEP_S), *written)
+    return speed
+
+
+def tensor_advance(state: WorldState, values: Tensor) -> Tensor:
+    """Writes a token's poses [B,N,K,3] into the state (0 for those who are not present); returns the speed [B,N] m/s
+    along the heading over the last step."""
+    column, present = state.column, state.present
+    span = slice(column + 1, column + 1 + TOKEN_STEPS)
+    state.poses[:, :, span] = torch.where(present[..., None, None], values, 0.0)
+    state.there[:, :, span] = present[..., None]
+    last, before = state.poses[:, :, column + TOKEN_STEPS], state.poses[:, :, column + TOKEN_STEPS - 1]
+    heading = last[..., 2].contiguous()
+    d = last[..., :2] - before[..., :2]
+    return (torch.cos(heading) * d[..., 0] + torch.sin(heading) * d[..., 1]) / STEP_S
 
 
 def _logged_speed(scenes: WorldScenes, column: int) -> Tensor:
