@@ -20,8 +20,8 @@ import torch
 from environment import report, row
 from PIL import Image
 
-from stage1_vlm.backbone import load_backbone
 from stage1_vlm.collate import pad
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.processor import Turn
 from stage1_vlm.sampling import AnswerSampling, encode_prompt, forbidden_tokens, sample_answers
 from stage1_vlm.tiny import build_tiny_internvl

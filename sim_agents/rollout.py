@@ -11,7 +11,7 @@ user, so any number of processes writes the same bytes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,12 +19,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from navsim_ext.closed_loop.kinematics import STEP_S
 from navsim_ext.closed_loop.policies import ConstantVelocity, Idm, Replay
 from navsim_ext.closed_loop.policy import AgentPolicy
-from navsim_ext.closed_loop.state import WorldState
-from navsim_ext.closed_loop.tracks import from_frame
-from navsim_ext.closed_loop.world import World
 from navsim_ext.errors import DataError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.realism.rollouts import KIND
@@ -33,8 +29,8 @@ from navsim_ext.runtime.lock import FolderLock
 from navsim_ext.runtime.progress import track
 from navsim_ext.runtime.workers import spread
 from navsim_ext.shards import ShardWriter, merge
-from navsim_ext.traffic.scene import TrafficScene
 from navsim_ext.traffic.store import TrafficStore
+from sim_agents.drive import driven, record_of
 from sim_agents.model.sampling import Sampling
 from sim_agents.training.checkpoint import load_agents
 
@@ -72,39 +68,6 @@ class RolloutSettings:
             raise DataError(f"driver={self.driver}: one of {', '.join((MODEL, *RULES))} was expected")
         if (self.checkpoint is None) == (self.driver == MODEL):
             raise DataError(f"driver={self.driver}, checkpoint={self.checkpoint}: the model needs one, rules take none")
-
-
-def driven(
-    policy_of: Callable[[int], AgentPolicy],
-    scene: TrafficScene,
-    *,
-    rollouts: int,
-    chunk: int,
-    horizon_s: float = 8.0,
-    device: torch.device | str = "cpu",
-) -> Iterator[WorldState]:
-    """Worlds at the end of their drives, ``chunk`` rollouts after another. ``policy_of`` makes the driver of a chunk
-    from the number of its first rollout."""
-    for first in range(0, rollouts, chunk):
-        count = min(chunk, rollouts - first)
-        world = World(rollouts=count, horizon_s=horizon_s, enter="never", device=device)
-        state = world.reset([scene])
-        policy = policy_of(first)
-        policy.start(state, [scene])
-        while state.steps_left > 0:
-            state = world.step(state, policy.act(state))
-        yield state
-
-
-def record_of(states: Iterable[WorldState], scene: TrafficScene, horizon_s: float = 8.0) -> dict[str, np.ndarray]:
-    """``ids`` [S], ``pose`` [R, S, H, 3] in the scene's frame, of everybody there at the present."""
-    rows = np.flatnonzero(scene.valid[:, scene.now])
-    steps = round(horizon_s / STEP_S)
-    parts = []
-    for state in states:
-        ahead = state.poses[:, rows, state.scenes.now + 1 :][:, :, :steps]
-        parts.append(from_frame(ahead.double().cpu().numpy(), state.scenes.frame[0]))
-    return {"ids": scene.agent_id[rows], "pose": np.concatenate(parts).astype(np.float32)}
 
 
 class RolloutWorker:

@@ -10,10 +10,11 @@ from navsim_ext.exports import exported
 
 if TYPE_CHECKING:
     from stage1_vlm.adapters import LoraSettings, add_lora, freeze, trainable_summary
-    from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone, load_processor, weights_digest
+    from stage1_vlm.backbone import VisionLanguageBackbone
     from stage1_vlm.data.line_index import LineIndex, LineRules, build_index, write_skipped
     from stage1_vlm.data.mixture import read_mixture
     from stage1_vlm.data.records import picture_paths
+    from stage1_vlm.loading import load_backbone, load_processor
     from stage1_vlm.outputs import save_plain_model
     from stage1_vlm.processor import ChatProcessor, Example, turns_from_conversation
     from stage1_vlm.sampling import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         score_answers,
         score_conversations,
     )
+    from stage1_vlm.weights import weights_digest
 
 __all__ = [
     "AnswerSampling",
@@ -73,8 +75,8 @@ __getattr__ = exported(
         "build_index": "data.line_index",
         "encode_prompt": "sampling",
         "freeze": "adapters",
-        "load_backbone": "backbone",
-        "load_processor": "backbone",
+        "load_backbone": "loading",
+        "load_processor": "loading",
         "picture_paths": "data.records",
         "read_mixture": "data.mixture",
         "sample_answers": "sampling",
@@ -83,7 +85,7 @@ __getattr__ = exported(
         "score_conversations": "sampling",
         "trainable_summary": "adapters",
         "turns_from_conversation": "processor",
-        "weights_digest": "backbone",
+        "weights_digest": "weights",
         "write_skipped": "data.line_index",
     },
 )

@@ -1,9 +1,8 @@
-"""The contract between Trivium and a vision-language model, and how a checkpoint folder becomes one.
+"""The contract between Trivium and a vision-language model.
 
 Legend: B rows, L tokens, D hidden width, V vocabulary.
 A family contributes a :class:`~stage1_vlm.processor.ChatProcessor` and a subclass of this one; everything else
-(data, training, export, evaluation) speaks to the contract. No remote code is ever run: a folder is read with
-transformers' native classes or refused.
+(data, training, export, evaluation) speaks to the contract. :mod:`stage1_vlm.loading` knows the families.
 """
 
 from __future__ import annotations
@@ -14,18 +13,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from navsim_ext.fingerprint import digest_file, digest_json
 from stage1_vlm.collate import VisionLanguageBatch, pad
-from stage1_vlm.documents import attend_within_documents, packed_inputs
-from stage1_vlm.folder import CheckpointError, guarded, load_config, read_settings
+from stage1_vlm.documents import packed_inputs
 from stage1_vlm.processor import ChatProcessor, Example
-from stage1_vlm.weights import WEIGHTS_FILE, WEIGHTS_INDEX, check_model_folder, finish_model_folder, shard_files
-
-OFFICIAL_ARCHITECTURE = "InternVLChatModel"  # OpenGVLab's own classes, which need remote code
+from stage1_vlm.weights import finish_model_folder
 
 
 class VisionLanguageBackbone(ABC):
@@ -147,97 +141,3 @@ class VisionLanguageBackbone(ABC):
         self.model.save_pretrained(str(folder))
         self.processor.save_pretrained(folder)
         finish_model_folder(folder)
-
-
-def families() -> dict[str, type[VisionLanguageBackbone]]:
-    """Backbone class by ``model_type`` of config.json."""
-    from stage1_vlm.internvl import InternVLBackbone
-    from stage1_vlm.qwen import QwenBackbone
-
-    return {"internvl": InternVLBackbone, "qwen2_5_vl": QwenBackbone}
-
-
-def read_config(folder: str | Path) -> tuple[type[VisionLanguageBackbone], Any]:
-    """The family and config of a checkpoint folder; raises MissingError or CheckpointError naming the remedy."""
-    content = read_settings(folder)
-    check_model_folder(folder, weights=False)
-    if OFFICIAL_ARCHITECTURE in (content.get("architectures") or ()):
-        raise CheckpointError(
-            f"{folder} holds OpenGVLab's own format, which needs remote code; convert it once with "
-            f"`python -m stage1_vlm.convert source={folder} output_dir={folder}-hf`"
-        )
-    known = families()
-    if content.get("model_type") not in known:
-        raise CheckpointError(
-            f"{folder}/config.json: model_type {content.get('model_type')!r:.60} is not one of {sorted(known)}"
-        )
-    config = load_config(folder)
-    if type(config) is not known[content["model_type"]].model_class.config_class:
-        raise CheckpointError(f"{folder}/config.json was read as {type(config).__name__}, which is of another model")
-    return known[content["model_type"]], config
-
-
-def load_processor(folder: str | Path, *, max_image_tokens: int | None = None, exact: bool = False) -> ChatProcessor:
-    """The processor alone: what data loaders need."""
-    family, config = read_config(folder)
-    return guarded(folder, lambda: family.make_processor(folder, config, max_image_tokens, exact))
-
-
-def load_backbone(
-    folder: str | Path,
-    *,
-    dtype: str | torch.dtype = torch.float32,
-    max_image_tokens: int | None = None,
-    exact: bool = False,
-    attention: str = "sdpa",
-    device_map: str | dict[str, Any] | None = None,
-) -> VisionLanguageBackbone:
-    """Loads a checkpoint folder strictly.
-
-    Modules are created empty (meta device) and filled shard by shard, so the peak is the model plus one shard;
-    ``device_map="auto"`` lets accelerate spread it. Raises CheckpointError listing missing, unexpected and
-    mismatched keys: nothing is ever left at its random initialisation.
-    """
-    family, config = read_config(folder)
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    shard_files(folder)  # says what is there instead, where they are missing
-    if (Path(folder) / WEIGHTS_INDEX).is_file() and (Path(folder) / WEIGHTS_FILE).is_file():
-        raise CheckpointError(
-            f"{folder} holds weights twice, {WEIGHTS_FILE} and the shards of {WEIGHTS_INDEX}: remove those that are "
-            "not this model's"
-        )
-    check_model_folder(folder)
-    try:
-        model, report = family.model_class.from_pretrained(
-            str(folder),
-            dtype=dtype,
-            attn_implementation=attention,
-            device_map=device_map,
-            output_loading_info=True,
-            local_files_only=True,
-            use_safetensors=True,
-        )
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder}: its weights (*.safetensors) are missing or damaged ({error}): copy or convert it again"
-        ) from error
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder}: its config.json makes no {family.model_class.__name__} ({type(error).__name__}: "
-            f"{error!s:.300}): copy or convert it again"
-        ) from error
-    problems = {key: sorted(map(str, values)) for key, values in report.items() if values}
-    if problems:
-        raise CheckpointError(f"{folder} does not fit {family.model_class.__name__}: {problems}")
-    if attention == "sdpa":
-        attend_within_documents(model)
-    processor = guarded(folder, lambda: family.make_processor(folder, config, max_image_tokens, exact))
-    return family(model, processor)
-
-
-def weights_digest(folder: str | Path) -> str:
-    """SHA-256 hex over the safetensors files and the config of a checkpoint folder."""
-    files = shard_files(folder)
-    config = read_settings(folder)
-    config.pop("transformers_version", None)
-    return digest_json({"config": config, "files": {file.name: digest_file(file) for file in files}})

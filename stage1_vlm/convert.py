@@ -33,9 +33,9 @@ from transformers import (
 from navsim_ext.files import read_json, write_json_atomic
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.progress import track
-from stage1_vlm.backbone import OFFICIAL_ARCHITECTURE
 from stage1_vlm.folder import REMEDY, CheckpointError, guarded, load_config, load_tokenizer, read_settings
 from stage1_vlm.internvl import IMAGENET_MEAN, IMAGENET_STD
+from stage1_vlm.loading import OFFICIAL_ARCHITECTURE
 from stage1_vlm.tiny import INTERNVL_ROLES
 from stage1_vlm.weights import WEIGHTS_INDEX, check_model_folder, finish_model_folder, shard_files, with_rope_keys
 

@@ -33,9 +33,10 @@ from navsim_ext.runtime.config import job
 from navsim_ext.runtime.preflight import measure_slice, preflight
 from navsim_ext.runtime.progress import track
 from stage1_vlm.asked import Asked, batches_by_length, question_example, read_questions
-from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone
+from stage1_vlm.backbone import VisionLanguageBackbone
 from stage1_vlm.data.records import picture_paths
 from stage1_vlm.export import device_of
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.words_evaluation import print_words, words_report
 
 _log = logging.getLogger(__name__)

@@ -23,9 +23,10 @@ from transformers import get_cosine_schedule_with_warmup
 from navsim_ext.errors import DataError
 from navsim_ext.runtime.schedules import total_steps
 from stage1_vlm.adapters import LoraSettings, add_lora, freeze, trainable_summary
-from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone
+from stage1_vlm.backbone import VisionLanguageBackbone
 from stage1_vlm.collate import VisionLanguageBatch
 from stage1_vlm.drop_path import add_drop_path
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.processor import IGNORED_LABEL
 
 _log = logging.getLogger(__name__)

@@ -80,8 +80,8 @@ def pack(model: Path, curve: Path, output_dir: Path) -> dict[str, Any]:
     import torch
 
     from navsim_ext.fingerprint import Fingerprint
-    from stage1_vlm.backbone import load_backbone, weights_digest
-    from stage1_vlm.weights import finish_model_folder
+    from stage1_vlm.loading import load_backbone
+    from stage1_vlm.weights import finish_model_folder, weights_digest
 
     evaluated = {int(path.parent.name): read_json(path) for path in sorted(curve.glob("[0-9]*/accuracy.json"))}
     if not evaluated:

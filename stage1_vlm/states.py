@@ -19,10 +19,12 @@ from navsim_ext.fingerprint import Fingerprint, package_versions
 from navsim_ext.pictures import open_picture
 from navsim_ext.prompts import prompt_digest, trajectory_prompt
 from navsim_ext.scene import SceneBatch
-from stage1_vlm.backbone import VisionLanguageBackbone, load_backbone, weights_digest
+from stage1_vlm.backbone import VisionLanguageBackbone
 from stage1_vlm.collate import pad
 from stage1_vlm.internvl import InternVLBackbone
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.processor import ChatProcessor, Example, Turn
+from stage1_vlm.weights import weights_digest
 
 PUBLISHED_TILE_TOKENS = 256  # what the cache's 2x2 pooling is made for
 

@@ -83,8 +83,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     # PyTorch, Lightning and transformers are loaded here: --help has no use for them
     from navsim_ext.runtime.collectives import launched_rank
     from navsim_ext.runtime.run import run
-    from stage1_vlm.backbone import weights_digest
     from stage1_vlm.outputs import METRICS_FILE, last_metrics, publish
+    from stage1_vlm.weights import weights_digest
 
     needed = ((cfg, "output_dir"), (cfg, "model_path"), (cfg.data, "mixture"))
     if any(OmegaConf.is_missing(node, key) for node, key in needed):

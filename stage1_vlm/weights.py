@@ -14,8 +14,9 @@ from typing import Any
 
 from navsim_ext.errors import MissingError, TriviumError
 from navsim_ext.files import read_json, write_json_atomic
+from navsim_ext.fingerprint import digest_file, digest_json
 from navsim_ext.runtime.checksums import CHECKSUMS_FILE, CheckedFiles, seal_folder
-from stage1_vlm.folder import ADAPTER_CONFIG, REMEDY, CheckpointError, unmerged
+from stage1_vlm.folder import ADAPTER_CONFIG, REMEDY, CheckpointError, read_settings, unmerged
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +75,14 @@ def _no_weights(folder: Path) -> TriviumError:
             f"{folder} holds pickled weights ({pickled[0]}), which are not read: save them as safetensors"
         )
     return MissingError(f"{folder} holds no *.safetensors: it is not a model's folder")
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 hex over the safetensors files and the config of a checkpoint folder."""
+    files = shard_files(folder)
+    config = read_settings(folder)
+    config.pop("transformers_version", None)
+    return digest_json({"config": config, "files": {file.name: digest_file(file) for file in files}})
 
 
 def finish_model_folder(folder: str | Path) -> None:

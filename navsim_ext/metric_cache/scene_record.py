@@ -22,12 +22,12 @@ from navsim_ext.pdm.closed.reference import ClosedPlan, plan_closed
 from navsim_ext.pdm.closed.rollout import NUM_TRAJECTORY_STEPS, ego_boxes, ego_centers
 from navsim_ext.pdm.polygon_table import PolygonTable
 from navsim_ext.pdm.reactive.agents import traffic_agents
-from navsim_ext.pdm.reactive.rails import TrafficAgents
 from navsim_ext.pdm.record import NUM_FRAMES, NUM_FRAMES_V2, SceneMetricCache, encode_text
 from navsim_ext.pdm.references import references_from_predictions, references_from_trajectory
 from navsim_ext.pdm.resident import ResidentScene, indexed, prepare
 from navsim_ext.pdm.scorer import score_proposals
 from navsim_ext.pdm.simulator import simulate
+from navsim_ext.pdm.traffic_agents import TrafficAgents
 from navsim_ext.pdm.version import VERSIONS
 from navsim_ext.scene import OBJECT_TYPES, Scene
 

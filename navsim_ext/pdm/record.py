@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.errors import DataError, TriviumError
-from navsim_ext.pdm.reactive.rails import TrafficAgents
+from navsim_ext.pdm.traffic_agents import TrafficAgents
 from navsim_ext.pdm.version import VERSIONS
 
 NUM_FRAMES = 11  # 2 Hz frames 0 ... 5 s
@@ -70,7 +70,7 @@ class SceneMetricCache:
 
     text: NDArray[np.uint8]  # JSON bytes: see the properties below
 
-    # what reactive traffic needs of the map (navsim_ext.pdm.reactive.rails); no path_offsets at all: unknown
+    # what reactive traffic needs of the map (navsim_ext.pdm.traffic_agents); no path_offsets at all: unknown
     agent_rows: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     agent_kinds: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
     agent_path: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))

@@ -9,6 +9,7 @@ Legend: B worlds, J = 5 poses of 0.1 s, F = 8 poses of 0.5 s.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -25,7 +26,7 @@ from sim_agents.ego.observation import EgoObservation, Sight, observe
 from sim_agents.ego.surroundings import GOALS, EgoSurroundings
 
 
-class EgoPolicy:
+class EgoPolicy(ABC):
     """An AgentPolicy for the ego (mix it in as ``ego=``; the others' moves that it returns stand still).
 
     ``goal`` says what it drives to: "log" (where the recording ends), "scene" (what the scene says) or "none".
@@ -40,13 +41,13 @@ class EgoPolicy:
         self.failures: dict[int, str] = {}
         self.around: EgoSurroundings | None = None
 
+    @abstractmethod
     def drive(self, state: WorldState) -> tuple[Tensor, Tensor | None]:
         """(poses [B,J,3] of the next 0.5 s in the scene's frame, log-probability [B] of the choice or None)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plan(self, state: WorldState) -> Tensor:
         """[B,F,3] poses of the box centre at 0.5 ... 4.0 s in the ego's present frame."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def start(self, state: WorldState, scenes: Sequence[TrafficScene]) -> None:

@@ -25,7 +25,7 @@ from navsim_ext.realism.rules import PRESENT, STEP_SECONDS, STEPS
 from navsim_ext.traffic.codes import Role
 from navsim_ext.traffic.scene import TrafficScene
 from navsim_ext.traffic.store import TrafficStore
-from sim_agents.rollout import driven, record_of
+from sim_agents.drive import driven, record_of
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from rich.table import Table
 
 from navsim_ext.errors import DataError
 from navsim_ext.runtime.sampler import LengthGrouped, PositionSampler, ResumableLoader
-from stage1_vlm.backbone import load_processor
 from stage1_vlm.collate import pack, pad
 from stage1_vlm.data.line_index import LineRules, build_index, write_skipped
 from stage1_vlm.data.mixture import read_mixture
 from stage1_vlm.data.packing import length_classes, packing_plan, padding_share
 from stage1_vlm.data.questions import DrivingQuestions, PackedQuestions
+from stage1_vlm.loading import load_processor
 
 _log = logging.getLogger(__name__)
 BATCHING = ("grouped", "packed", "random")

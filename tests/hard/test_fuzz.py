@@ -59,11 +59,11 @@ from navsim_ext.scene import Scene
 from navsim_ext.traffic.gpudrive import GpuDriveJson
 from navsim_ext.traffic.scenarionet import ScenarioNetTraffic
 from navsim_ext.traffic.source import TrafficSource
-from stage1_vlm.backbone import load_processor
 from stage1_vlm.data.drivelm import convert_drivelm
 from stage1_vlm.data.line_index import LineRules, build_index
 from stage1_vlm.data.mixture import DatasetEntry, read_mixture
 from stage1_vlm.data.questions import DrivingQuestions
+from stage1_vlm.loading import load_processor
 from stage1_vlm.tiny import build_tiny_internvl
 
 GOLDEN = Path(__file__).parents[1] / "golden"

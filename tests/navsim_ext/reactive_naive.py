@@ -9,7 +9,7 @@ from shapely import LineString, Polygon, STRtree
 from shapely.ops import nearest_points, unary_union
 
 from navsim_ext.pdm.ego import box_corners
-from navsim_ext.pdm.reactive.rails import IS_ACTIVE, STAYS, TrafficAgents
+from navsim_ext.pdm.traffic_agents import IS_ACTIVE, STAYS, TrafficAgents
 
 
 def box(x: float, y: float, heading: float, length: float, width: float) -> Polygon:

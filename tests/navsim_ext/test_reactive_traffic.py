@@ -19,10 +19,11 @@ from navsim_ext.pdm.reactive.corridor import buffer_outline
 from navsim_ext.pdm.reactive.footprints import area_distance, empty_areas, update_bounds
 from navsim_ext.pdm.reactive.idm import DONE, simulate_vehicles
 from navsim_ext.pdm.reactive.nearest import tree_nearest
-from navsim_ext.pdm.reactive.rails import IS_ACTIVE, TrafficAgents, make_rails
+from navsim_ext.pdm.reactive.rails import make_rails
 from navsim_ext.pdm.reactive.world import open_world
 from navsim_ext.pdm.record import SceneMetricCache
 from navsim_ext.pdm.scores import score
+from navsim_ext.pdm.traffic_agents import IS_ACTIVE, TrafficAgents
 
 TRACK_M = 1e-8
 

@@ -18,7 +18,7 @@ from navsim_ext.errors import DataError
 from navsim_ext.evaluation.two_stage import Trajectories, TwoStageResult, evaluate
 from navsim_ext.pdm.memory import MemoryMetricCache
 from navsim_ext.pdm.reactive.agents import traffic_agents
-from navsim_ext.pdm.reactive.rails import IS_ACTIVE, STAYS
+from navsim_ext.pdm.traffic_agents import IS_ACTIVE, STAYS
 from navsim_ext.readers import read_split
 
 

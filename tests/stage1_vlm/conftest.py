@@ -14,7 +14,7 @@ from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.readers.source import SkipReport
 from navsim_ext.scene import Annotations, Camera, Scene
 from navsim_ext.scene_index import build_index
-from stage1_vlm.backbone import load_backbone
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.tiny import build_tiny_internvl, build_tiny_qwen
 
 TEXTS = [

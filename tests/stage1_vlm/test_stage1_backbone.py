@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from navsim_ext.errors import DataError, MissingError
-from stage1_vlm.backbone import CheckpointError, load_backbone, weights_digest
 from stage1_vlm.collate import pack, pad
+from stage1_vlm.folder import CheckpointError
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.processor import IGNORED_LABEL, Turn, turns_from_conversation
+from stage1_vlm.weights import weights_digest
 
 QUESTION = Turn("user", "<image>\nWhat does the traffic light show?")
 

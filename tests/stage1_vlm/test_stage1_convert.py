@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional
 
 from navsim_ext.errors import MissingError
-from stage1_vlm.backbone import CheckpointError, load_backbone
 from stage1_vlm.collate import pad
 from stage1_vlm.convert import convert, to_native_name, to_official_name
+from stage1_vlm.folder import CheckpointError
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.processor import Turn
 
 

@@ -16,13 +16,13 @@ from navsim_ext.errors import CorruptFile, DataError, MissingError
 from navsim_ext.runtime.checksums import file_checksums
 from navsim_ext.runtime.config import config_root
 from navsim_ext.runtime.sampler import LengthGrouped, PositionSampler
-from stage1_vlm.backbone import load_processor
 from stage1_vlm.data import line_index
 from stage1_vlm.data.datamodule import DrivingQuestionData
 from stage1_vlm.data.line_index import LineRules, build_index, write_skipped
 from stage1_vlm.data.mixture import DatasetEntry, read_mixture
 from stage1_vlm.data.packing import CLASS_RATIO, length_classes, packing_plan, padding_share
 from stage1_vlm.data.questions import DrivingQuestions
+from stage1_vlm.loading import load_processor
 
 PUBLISHED_COUNTS = {
     "Navsim": (85109, 2), "Navsim_QA": (85109, 1), "CODA-LM": (20318, 1), "DriveLM": (4072, 1), "LingoQA": (26824, 1),

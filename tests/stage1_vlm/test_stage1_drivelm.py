@@ -6,10 +6,10 @@ import pytest
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.runtime.config import compose
-from stage1_vlm.backbone import load_processor
 from stage1_vlm.data.drivelm import convert_drivelm
 from stage1_vlm.data.line_index import LineRules, build_index
 from stage1_vlm.data.mixture import read_mixture
+from stage1_vlm.loading import load_processor
 from stage1_vlm.train import train
 
 VIEWS = ("CAM_FRONT", "CAM_BACK", "CAM_FRONT_LEFT")

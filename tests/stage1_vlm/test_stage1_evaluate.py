@@ -14,8 +14,8 @@ from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.preflight import PreflightError
 from navsim_ext.scene import collate_scenes
 from stage1_vlm import evaluate as evaluation
-from stage1_vlm.backbone import load_backbone
 from stage1_vlm.evaluate import evaluate, majority_answers, normalised, read_questions, swapped
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.text_planner import VlmText
 
 

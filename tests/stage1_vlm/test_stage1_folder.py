@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from navsim_ext.errors import TriviumError
-from stage1_vlm.backbone import CheckpointError, load_backbone, load_processor
 from stage1_vlm.convert import convert
+from stage1_vlm.folder import CheckpointError
+from stage1_vlm.loading import load_backbone, load_processor
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("navsim_ext", "stage1_vlm", "stage2_dit", "stage3_grpo", "benchmarks", "scripts")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from accelerate import init_empty_weights
 from safetensors.torch import save_file
-from stage1_vlm.backbone import load_backbone
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.collate import pad
 from stage1_vlm.convert import native_names, file_name
 from stage1_vlm.processor import Turn

@@ -12,10 +12,10 @@ import pytest
 from navsim_ext.errors import CorruptFile, DataError, MissingError
 from navsim_ext.questions.answers import read_decision, read_reply
 from navsim_ext.questions.meta_actions import Decision
-from stage1_vlm.backbone import load_processor
 from stage1_vlm.data.importer import import_questions
 from stage1_vlm.data.line_index import LineRules, build_index
 from stage1_vlm.data.mixture import read_mixture
+from stage1_vlm.loading import load_processor
 
 
 @pytest.fixture

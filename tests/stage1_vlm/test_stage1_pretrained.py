@@ -15,10 +15,11 @@ from navsim_ext.errors import CorruptFile, DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.config import compose
 from stage1_vlm import pretrained
-from stage1_vlm.backbone import load_backbone, weights_digest
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.pretrained import CARD_FILE, FOLDER, LARGEST_BYTES, copy_pretrained, pack, sizes_of
 from stage1_vlm.tiny import TinyInternVL
 from stage1_vlm.train import build_initial_model, train
+from stage1_vlm.weights import weights_digest
 
 SMALL = {"width": 32, "layers": 2, "heads": 2, "vision_width": 32, "vision_heads": 2}
 

@@ -145,7 +145,7 @@ def test_four_phases_and_a_judge_make_a_mixture_that_stage_1_reads(scenes, serve
     assert (counts["scenes"], counts["failed"], counts["kept"], counts["rejected"]) == (4, 0, 16, 16)
     sent = {(scenes.sensor_root / f"{token}.jpg").read_bytes() for token in scenes.tokens}
     assert server.pictures == sent  # the very bytes of the files
-    from stage1_vlm.backbone import load_processor
+    from stage1_vlm.loading import load_processor
 
     processor = load_processor(tiny_internvl, max_image_tokens=16)
     entries = {one.name: one for one in read_mixture(tmp_path / "qa" / "mixture.json")}

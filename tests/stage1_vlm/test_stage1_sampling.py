@@ -9,8 +9,8 @@ import torch
 
 from navsim_ext.errors import DataError
 from stage1_vlm import sampling as module
-from stage1_vlm.backbone import load_backbone
 from stage1_vlm.collate import pad
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.processor import Turn
 from stage1_vlm.sampling import (
     AnswerSampling,

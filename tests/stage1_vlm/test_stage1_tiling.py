@@ -76,7 +76,7 @@ def test_pictures_of_one_conversation_share_the_tiles(processor, make_picture):
 
 
 def test_a_bound_only_lowers_what_the_checkpoint_states_unless_exact(tiny_internvl):
-    from stage1_vlm.backbone import load_processor
+    from stage1_vlm.loading import load_processor
 
     own = load_processor(tiny_internvl).settings()["max_tiles"]  # 12 tiles of 4 tokens
     assert load_processor(tiny_internvl, max_image_tokens=3072).settings()["max_tiles"] == own == 12

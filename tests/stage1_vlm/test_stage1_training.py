@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 from navsim_ext.errors import DataError
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.rng import ResumeMismatch
-from stage1_vlm.backbone import load_backbone
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.strategies import StrategyError, resolve_auto
 from stage1_vlm.train import build_initial_model, train
 from stage1_vlm.universal import to_universal

@@ -6,9 +6,9 @@ from torch.nn import functional
 
 from navsim_ext.errors import DataError
 from stage1_vlm.adapters import LoraSettings, add_lora, freeze, has_adapters, merged_state_dict
-from stage1_vlm.backbone import load_backbone
 from stage1_vlm.collate import pack, pad
 from stage1_vlm.drop_path import add_drop_path, drop_path
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.module import answer_loss
 from stage1_vlm.processor import Turn
 

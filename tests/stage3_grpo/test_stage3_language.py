@@ -17,7 +17,7 @@ from navsim_ext.prompts import format_trajectory
 from navsim_ext.questions.catalogue import with_reasoning
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.run import run
-from stage1_vlm.backbone import load_backbone
+from stage1_vlm.loading import load_backbone
 from stage1_vlm.sampling import AnswerSampling, SampledAnswer
 from stage3_grpo.algorithm import Algorithm, AlgorithmError, GroupStandardised
 from stage3_grpo.credit import assign_credit

@@ -22,7 +22,7 @@ from navsim_ext.maps.layers import LaneLayer
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.pdm.ego import HALF_LENGTH, HALF_WIDTH, REAR_AXLE_TO_CENTER, box_corners
 from navsim_ext.pdm.geometry import boxes_intersect
-from navsim_ext.pdm.reactive.rails import IS_ACTIVE, START_COLUMNS, STAYS, TrafficAgents
+from navsim_ext.pdm.traffic_agents import IS_ACTIVE, START_COLUMNS, STAYS, TrafficAgents
 
 SNAP_THRESHOLD = 3.0  # m
 HEADING_STEP = 0.5  # m along the baseline

@@ -26,18 +26,7 @@ from navsim_ext.pdm.ego import HALF_LENGTH, HALF_WIDTH, HEADING, NUM_STEPS, STEP
 from navsim_ext.pdm.geometry import boxes_intersect
 from navsim_ext.pdm.reactive.footprints import Areas, area_distance, bounds_gap, update_bounds, winding
 from navsim_ext.pdm.reactive.nearest import tree_nearest
-from navsim_ext.pdm.reactive.rails import (
-    CHUNK,
-    IS_ACTIVE,
-    LIMIT,
-    PROGRESS,
-    SNAPPED_HEADING,
-    SNAPPED_X,
-    SNAPPED_Y,
-    SPEED,
-    STAYS,
-    TARGET,
-)
+from navsim_ext.pdm.reactive.rails import CHUNK
 from navsim_ext.pdm.reactive.way import (
     HEADWAY,
     SURE_OUTSIDE,
@@ -47,6 +36,17 @@ from navsim_ext.pdm.reactive.way import (
     path_pose,
     touches_way,
     way_begins,
+)
+from navsim_ext.pdm.traffic_agents import (
+    IS_ACTIVE,
+    LIMIT,
+    PROGRESS,
+    SNAPPED_HEADING,
+    SNAPPED_X,
+    SNAPPED_Y,
+    SPEED,
+    STAYS,
+    TARGET,
 )
 
 GAP = 1.0  # m

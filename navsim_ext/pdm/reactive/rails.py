@@ -1,4 +1,4 @@
-"""The vehicles of a scene as reactive traffic takes them: what is stored, and what the kernels get.
+"""The vehicles of a scene as the kernels of reactive traffic get them.
 
 Legend: n vehicles of the annotation now, in list order; p distinct paths with v vertices together, c chunks.
 """
@@ -12,22 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext.pdm.compiled import kernel
+from navsim_ext.pdm.traffic_agents import TrafficAgents
 
 CHUNK = 8  # path segments that share bounds
-START_COLUMNS = ("progress", "speed", "target_speed", "speed_limit", "x", "y", "heading")
-PROGRESS, SPEED, TARGET, LIMIT, SNAPPED_X, SNAPPED_Y, SNAPPED_HEADING = range(len(START_COLUMNS))
-IS_ACTIVE, STAYS = 1, 2  # bits of ``kinds``
-
-
-class TrafficAgents(NamedTuple):
-    """The vehicles of a scene as the reactive traffic starts with them."""
-
-    rows: NDArray[np.int32]  # [n] row of the vehicle among the scene's tracks
-    kinds: NDArray[np.uint8]  # [n] IS_ACTIVE: reacts; STAYS: shown where it is while it does not react
-    path: NDArray[np.int32]  # [n] number of its path, -1: none
-    start: NDArray[np.float64]  # [n,7] START_COLUMNS: progress [m], speeds [m/s] (limit 0: none), snapped pose
-    path_offsets: NDArray[np.int64]  # [p+1]
-    path_vertices: NDArray[np.float64]  # [v,4] x, y, heading (unwrapped), progress [m]
 
 
 class Rails(NamedTuple):

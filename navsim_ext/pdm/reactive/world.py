@@ -37,12 +37,13 @@ from navsim_ext.pdm.compiled import kernel
 from navsim_ext.pdm.ego import HEADING, NUM_STEPS, STATE_SIZE, STEP_S
 from navsim_ext.pdm.log_replay import replay, replayed_tracks
 from navsim_ext.pdm.reactive.idm import DONE, LEFT_ITS_CORRIDOR, simulate_vehicles
-from navsim_ext.pdm.reactive.rails import IS_ACTIVE, Rails, make_rails
+from navsim_ext.pdm.reactive.rails import Rails, make_rails
 from navsim_ext.pdm.record import SceneMetricCache, UnscorableScene
 from navsim_ext.pdm.references import references_from_poses, references_from_predictions, references_from_trajectory
 from navsim_ext.pdm.scorer import scoring_filters, sub_scores
 from navsim_ext.pdm.simulator import simulate, simulate_reference
 from navsim_ext.pdm.traffic import V2, Traffic, make_traffic, swept_bounds
+from navsim_ext.pdm.traffic_agents import IS_ACTIVE
 from navsim_ext.pdm.version import VERSIONS
 
 CANNOT_GO_ON = {
