@@ -18,6 +18,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from navsim_ext.errors import MissingError, TriviumError
+from navsim_ext.runtime.checkpoint_folder import COMPLETE_MARK, is_complete
 from navsim_ext.runtime.config import job
 
 _log = logging.getLogger(__name__)
@@ -30,8 +31,6 @@ class ConversionFailed(TriviumError):
 
 def to_universal(checkpoint: str | Path) -> Path:
     """Converts a complete ZeRO checkpoint folder; returns the universal one (an existing one is kept)."""
-    from navsim_ext.runtime.checkpoints import COMPLETE_MARK, is_complete  # loads Lightning
-
     source = Path(checkpoint).resolve()
     if not (source / TAG).is_dir() or not is_complete(source):
         raise MissingError(

@@ -25,7 +25,7 @@ from navsim_ext.errors import MissingError
 from navsim_ext.files import atomic_file, reading
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import require_states
-from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint
+from navsim_ext.runtime.checkpoint_file import ema_weights, load_checkpoint
 from navsim_ext.runtime.checksums import PLACE, check_stamp, stamp
 from stage2_dit.planner import DiffusionPlanner, PlannerConfig
 from stage2_dit.published import CheckpointMismatch, differences, without_wrappers

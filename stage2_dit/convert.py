@@ -23,7 +23,7 @@ from torch import Tensor
 
 from navsim_ext.errors import CorruptFile, DataError, MissingError
 from navsim_ext.files import atomic_file
-from navsim_ext.runtime.checkpoints import require_undamaged
+from navsim_ext.runtime.checkpoint_file import require_undamaged
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.torch_file import load_torch
 from stage2_dit.checkpoint import load_planner, save_planner

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from navsim_ext.errors import TriviumError
-from navsim_ext.runtime.checkpoints import BestCheckpoints, resume_point
+from navsim_ext.runtime.checkpoint_folder import resume_point
+from navsim_ext.runtime.checkpoints import BestCheckpoints
 from navsim_ext.runtime.collectives import share_of_count
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
 from navsim_ext.runtime.schedules import total_steps

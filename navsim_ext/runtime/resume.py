@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from navsim_ext.errors import CorruptFile, MissingError
 from navsim_ext.files import read_json, write_json_atomic
 from navsim_ext.fingerprint import FILE_NAME, Fingerprint, digest_file, digest_json, flatten_json
-from navsim_ext.runtime.checkpoints import is_complete, place_of, resume_point, step_of
+from navsim_ext.runtime.checkpoint_folder import is_complete, place_of, resume_point, step_of
 from navsim_ext.runtime.rng import ResumeMismatch
 
 IDENTITY_NAME = "identity.json"

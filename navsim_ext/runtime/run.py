@@ -28,14 +28,9 @@ from rich.console import Console
 
 from navsim_ext.errors import TriviumError
 from navsim_ext.files import remove_temporaries, write_atomic
-from navsim_ext.runtime.checkpoints import (
-    AtomicCheckpointIO,
-    BestCheckpoints,
-    Checkpoints,
-    require_undamaged,
-    resume_point,
-    step_of,
-)
+from navsim_ext.runtime.checkpoint_file import AtomicCheckpointIO, require_undamaged
+from navsim_ext.runtime.checkpoint_folder import resume_point, step_of
+from navsim_ext.runtime.checkpoints import BestCheckpoints, Checkpoints
 from navsim_ext.runtime.collectives import connected, launched_rank
 from navsim_ext.runtime.csv_log import CsvLog, MetricsCsv
 from navsim_ext.runtime.lock import FolderLock

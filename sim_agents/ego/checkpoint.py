@@ -16,7 +16,7 @@ from torch import nn
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, digest_json
-from navsim_ext.runtime.checkpoints import ema_weights, load_checkpoint, record_of
+from navsim_ext.runtime.checkpoint_file import ema_weights, load_checkpoint, record_of
 from sim_agents.training.checkpoint import require_fit
 
 RECORD = "ego_planner"

@@ -24,7 +24,7 @@ def readers() -> dict[str, Callable[[Path], object]]:
     from navsim_ext.devkit.submission import check_submission
     from navsim_ext.readers.navsim_logs import NavsimLogs
     from navsim_ext.readers.scenarionet import ScenarioNetScenes
-    from navsim_ext.runtime.checkpoints import load_checkpoint
+    from navsim_ext.runtime.checkpoint_file import load_checkpoint
     from stage2_dit.convert import read_published
 
     return {

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from navsim_ext.runtime.checkpoints import load_checkpoint
+from navsim_ext.runtime.checkpoint_file import load_checkpoint
 
 TIMES = re.compile(r"(train/)?seconds(_\w+)?|samples_per_s|data_wait")  # columns and keys
 WORK = {".lock", ".lock.json", "locks", "training_log.txt", "tensorboard", "hydra"}  # names

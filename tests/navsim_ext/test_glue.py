@@ -12,7 +12,8 @@ from navsim_ext.bootstrap import REPLICATES, bootstrap_mean
 from navsim_ext.evaluation.compare import compare
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache.source import states_fingerprint
-from navsim_ext.runtime.checkpoints import resumable_after, resume_point
+from navsim_ext.runtime.checkpoint_folder import resume_point
+from navsim_ext.runtime.checkpoints import resumable_after
 from navsim_ext.runtime.csv_log import CsvLog
 
 

@@ -21,7 +21,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from runtime_toy import config
 
-from navsim_ext.runtime.checkpoints import BestCheckpoints, Checkpoints, RunCheckpointError, load_checkpoint
+from navsim_ext.runtime.checkpoint_file import load_checkpoint
+from navsim_ext.runtime.checkpoint_folder import RunCheckpointError
+from navsim_ext.runtime.checkpoints import BestCheckpoints, Checkpoints
 from navsim_ext.runtime.run import run
 
 CHANGES = ("replace", "rename", "symlink", "unlink", "fsync", "mkdir", "rmdir")

@@ -25,7 +25,8 @@ from rich.console import Console
 from torch import nn
 
 from navsim_ext.errors import CorruptFile, DataError, TriviumError
-from navsim_ext.runtime.checkpoints import AtomicCheckpointIO, RunCheckpointError, load_checkpoint, require_undamaged
+from navsim_ext.runtime.checkpoint_file import AtomicCheckpointIO, load_checkpoint, require_undamaged
+from navsim_ext.runtime.checkpoint_folder import RunCheckpointError
 from navsim_ext.runtime.csv_log import CsvLog
 from navsim_ext.runtime.ema import EMA, EmaError
 from navsim_ext.runtime.lock import FolderBusy, FolderLock

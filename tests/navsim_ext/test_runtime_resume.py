@@ -24,16 +24,9 @@ from runtime_toy import config
 
 from navsim_ext.errors import MissingError
 from navsim_ext.fingerprint import Fingerprint
-from navsim_ext.runtime.checkpoints import (
-    Checkpoints,
-    RunCheckpointError,
-    ema_weights,
-    load_checkpoint,
-    load_weights,
-    newest_complete,
-    resume_point,
-    step_of,
-)
+from navsim_ext.runtime.checkpoint_file import ema_weights, load_checkpoint, load_weights
+from navsim_ext.runtime.checkpoint_folder import RunCheckpointError, newest_complete, resume_point, step_of
+from navsim_ext.runtime.checkpoints import Checkpoints
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.lock import FolderBusy, FolderLock
 from navsim_ext.runtime.resume import check_identity, identity, plan_run, save_identity

@@ -22,7 +22,7 @@ from navsim_ext.dataset import SceneDataset
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint, FingerprintMismatch
 from navsim_ext.hidden_cache import HiddenCacheWriter, states_fingerprint
-from navsim_ext.runtime.checkpoints import load_checkpoint
+from navsim_ext.runtime.checkpoint_file import load_checkpoint
 from navsim_ext.runtime.config import compose
 from navsim_ext.runtime.run import run
 from navsim_ext.runtime.schedules import warmup_cosine_factor

@@ -18,7 +18,8 @@ from grpo_toy import config, make_planner, token
 import stage3_grpo.module as module_of_stage_3
 import stage3_grpo.train as command
 from navsim_ext.errors import DataError
-from navsim_ext.runtime.checkpoints import load_checkpoint, newest_complete
+from navsim_ext.runtime.checkpoint_file import load_checkpoint
+from navsim_ext.runtime.checkpoint_folder import newest_complete
 from navsim_ext.runtime.run import run
 from stage2_dit import NotFiniteLoss
 from stage3_grpo.core import ZeroMask, masked_mean
@@ -236,6 +237,7 @@ def test_why_there_are_no_figures_of_held_out_scenes():
 
 def test_rollouts_that_moved_no_weight_have_rows_of_their_own(tmp_path):
     """They share the optimizer step with the next one: every group was flat, or no scene could be scored."""
+
     def recorded(recorder: FlightRecorder, rollouts: range) -> list[str]:
         for number in rollouts:
             module = SimpleNamespace(record={"reward": 0.5 + number}, drawn_at=3, rollout_number=number,

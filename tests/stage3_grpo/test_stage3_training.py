@@ -21,7 +21,8 @@ from grpo_toy import config, make_planner
 
 from navsim_ext.errors import TriviumError
 from navsim_ext.metric_cache.scorer import CoverageError
-from navsim_ext.runtime.checkpoints import load_checkpoint, newest_complete
+from navsim_ext.runtime.checkpoint_file import load_checkpoint
+from navsim_ext.runtime.checkpoint_folder import newest_complete
 from navsim_ext.runtime.run import run
 from stage2_dit import WrongProcess, load_planner
 from stage3_grpo.algorithm import AlgorithmError

@@ -26,7 +26,8 @@ from navsim_ext.closed_loop.world import World
 from navsim_ext.errors import DataError, TriviumError
 from navsim_ext.realism.metric import realism
 from navsim_ext.realism.rollouts import Rollouts
-from navsim_ext.runtime.checkpoints import load_checkpoint, newest_complete
+from navsim_ext.runtime.checkpoint_file import load_checkpoint
+from navsim_ext.runtime.checkpoint_folder import newest_complete
 from navsim_ext.runtime.run import make, run
 from navsim_ext.traffic.store import TrafficStore
 from sim_agents.training.checkpoint import load_agents

@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from navsim_ext.errors import MissingError
-from navsim_ext.runtime.checkpoints import BestCheckpoints, load_checkpoint
+from navsim_ext.runtime.checkpoint_file import load_checkpoint
+from navsim_ext.runtime.checkpoints import BestCheckpoints
 from stage1_vlm import save_plain_model
 from stage3_grpo.policies.language.policy import MODULE
 
