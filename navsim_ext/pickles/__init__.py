@@ -1,9 +1,9 @@
 """Reading pickles of unknown origin: numpy arrays, plain containers and numbers are admitted, nothing else.
 
 A pickle is a program that may name any importable object. Here a name is looked up in a fixed table and refused
-before anything is imported or built, and what the table holds are stand-ins of our own (``machine``, ``arrays``). Both
-spellings of numpy's module (``numpy.core``, ``numpy._core``) are known, and neither is imported, so files of numpy 1
-and numpy 2 read the same.
+before anything is imported or built, and what the table holds are stand-ins of our own (``stand_ins``, ``arrays``).
+Both spellings of numpy's module (``numpy.core``, ``numpy._core``) are known, and neither is imported, so files of
+numpy 1 and numpy 2 read the same.
 
 A format with classes of its own adds its names: ``load(path, also_allowed=holders({("module", "Class"), ...}))`` gives
 :class:`Holder` objects with the stored fields. Tables are plain dictionaries and are joined with ``|``.
@@ -18,7 +18,8 @@ from typing import Any
 
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.pickles.arrays import BadContent
-from navsim_ext.pickles.machine import PLAIN, Holder, Machine, UnknownName, holders
+from navsim_ext.pickles.machine import Machine, UnknownName
+from navsim_ext.pickles.stand_ins import PLAIN, Holder, holders
 
 __all__ = ["BadContent", "DamagedPickle", "Holder", "RefusedObject", "holders", "load", "loads"]
 

@@ -14,155 +14,40 @@ Opcodes: https://github.com/python/cpython/blob/main/Lib/pickletools.py
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct
 from typing import Any
 
 import numpy as np
 
-from navsim_ext.errors import DataError
-from navsim_ext.pickles.arrays import BadContent, NamedDtype, PendingArray, build_array, from_buffer, scalar
+from navsim_ext.pickles.arrays import BadContent, NamedDtype, PendingArray, build_array
+from navsim_ext.pickles.literals import MAX_INTEGER_BYTES, U32, decimal, integer, line_of, value_of
+from navsim_ext.pickles.stand_ins import INTEGERS, KEYS, NUMPY_SCALARS, Holder, Named, members
 
 MAX_DEPTH = 64  # containers in one another; the formats that are read need 20
 MAX_OPCODES = 8_000_000  # an OpenScene log takes some 1,600 a frame
 MAX_CONTAINERS = 1_000_000  # some 80 to 180 a frame
-MAX_TEXT = 1 << 22  # characters of one text
 FREE_SIZE = 1_000_000  # elements that a structure may have whatever the file's size,
 SIZE_PER_BYTE = 16  # and how many more for each of its bytes
 FREE_WORK = 16 << 20  # bytes that stand-ins may be given, likewise
 WORK_PER_BYTE = 8
 ELEMENT_BYTES = 16  # an element of a list counts as so many
 LEAF_BYTES = 64  # of text, bytes or an array count as one element
-MAX_INTEGER_BYTES = 9  # 64 bits and a sign
 _EMPTY = {0x5D: list, 0x7D: dict, 0x8F: set}
 _TOO_MANY = f"more than {MAX_CONTAINERS:,} lists, dictionaries and objects"
-_INTEGERS = (-(1 << 63), (1 << 64) - 1)
 
-_U8, _U16, _I32, _U32, _U64, _F64 = (Struct(layout) for layout in ("B", "<H", "<i", "<I", "<Q", ">d"))
+_U8, _U16, _I32, _F64 = (Struct(layout) for layout in ("B", "<H", "<i", ">d"))
 
-_NUMPY_SCALARS = frozenset(
-    np.dtype(code).type for code in ("b1", *(f"{k}{n}" for k in "iu" for n in (1, 2, 4, 8)), "f2", "f4", "f8")
-)
-_FLAT = frozenset({int, float, bool, complex, type(None), np.complex64, np.complex128}) | _NUMPY_SCALARS
+_FLAT = frozenset({int, float, bool, complex, type(None), np.complex64, np.complex128}) | NUMPY_SCALARS
 _TEXT = frozenset({str, bytes, bytearray, np.str_, np.bytes_})
 _SIZED = frozenset({list, tuple, dict, set, frozenset})
-_KEYS = frozenset({str, bytes, int, float, bool, type(None), np.str_}) | _NUMPY_SCALARS
 
 
-class Holder:
-    """Stands for an object of a class that is not imported: what its constructor was given (``args``) and its
-    attributes (``fields``), the leading underscores of their names dropped; those also by ``holder.name``."""
-
-    __slots__ = ("args", "fields")
-    kind = "?"
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-        self.fields: dict[str, Any] = {}
-
-    def fill(self, state: Any) -> None:
-        """Attributes as pickle stores them: a dictionary, or (dictionary or None, dictionary of the slots)."""
-        parts = state if isinstance(state, tuple) else (state,)
-        for part in parts:
-            if part is None:
-                continue
-            if not isinstance(part, dict) or not all(type(name) is str for name in part):
-                raise BadContent(f"the state of {type(self).kind} is a {type(part).__name__}")
-            self.fields.update({name.lstrip("_"): value for name, value in part.items()})
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if name not in self.fields:
-            raise DataError(
-                f"the pickled {type(self).kind} has no field {name!r} (it has {sorted(self.fields)!r:.200}): it was "
-                "written by another version of the program"
-            )
-        return self.fields[name]
-
-    def __repr__(self) -> str:
-        return f"<{type(self).kind}>"
-
-
-def holders(names: Iterable[tuple[str, str]]) -> dict[tuple[str, str], type[Holder]]:
-    """A stand-in of its own for each (module, class)."""
-    return {entry: type(entry[1], (Holder,), {"kind": entry[1], "__slots__": ()}) for entry in names}
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A name of the table on the stack; not callable, so that it is inert wherever a pickle puts it."""
-
-    name: tuple[str, str]
-    stand_in: Callable[..., Any] | None  # None: may be named, not called
-
-
-def _latin1(text: Any, encoding: Any) -> bytes:
-    """``bytes`` as protocols 0 to 2 write them: latin-1 text through ``_codecs.encode``."""
-    if encoding != "latin1" or not isinstance(text, str):
-        raise BadContent(f"bytes stored in the encoding {encoding!r:.20}; latin1 was expected")
-    return text.encode("latin1")
-
-
-def _bytes(*nothing: Any) -> bytes:
-    if nothing:
-        raise BadContent("bytes made of something else")
-    return b""
-
-
-def _bytearray(content: Any = b"", encoding: Any = None) -> bytearray:
-    if isinstance(content, str) and encoding in ("latin-1", "latin1"):
-        return bytearray(content.encode("latin1"))
-    if not isinstance(content, bytes) or encoding is not None:
-        raise BadContent(f"a bytearray made of a {type(content).__name__}")
-    return bytearray(content)
-
-
-def _members(content: Any) -> list[Any]:
-    if not isinstance(content, list | tuple) or not all(
-        type(member) in _KEYS and (type(member) is not int or _INTEGERS[0] <= member <= _INTEGERS[1])
-        for member in content
-    ):
-        raise BadContent(f"a set made of a {type(content).__name__}, or of members that are not texts or numbers")
-    return list(content)
-
-
-def _complex(real: Any, imaginary: Any) -> complex:
-    if type(real) is not float or type(imaginary) is not float:
-        raise BadContent("a complex number that is not made of two numbers")
-    return complex(real, imaginary)
-
-
-def _ordered(pairs: Any = ()) -> OrderedDict:
-    made: OrderedDict[Any, Any] = OrderedDict()
-    for pair in pairs if isinstance(pairs, list | tuple) else (None,):
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or type(pair[0]) not in _KEYS:
-            raise BadContent("an OrderedDict that is not made of pairs")
-        made[pair[0]] = pair[1]
-    return made
-
-
-PLAIN: dict[tuple[str, str], Callable[..., Any] | None] = {
-    ("numpy", "ndarray"): None,
-    ("numpy", "dtype"): NamedDtype,
-    ("collections", "OrderedDict"): _ordered,
-    ("_codecs", "encode"): _latin1,
-}
-for _module in ("numpy.core", "numpy._core"):
-    PLAIN[_module + ".multiarray", "_reconstruct"] = PendingArray
-    PLAIN[_module + ".multiarray", "scalar"] = scalar
-    PLAIN[_module + ".numeric", "_frombuffer"] = from_buffer
-for _module in ("builtins", "__builtin__"):
-    PLAIN[_module, "bytes"] = _bytes
-    PLAIN[_module, "bytearray"] = _bytearray
-    PLAIN[_module, "complex"] = _complex
-    PLAIN[_module, "set"] = lambda content=(): set(_members(content))
-    PLAIN[_module, "frozenset"] = lambda content=(): frozenset(_members(content))
+class UnknownName(Exception):
+    """A name that is not in the table: (module, name)."""
 
 
 class Machine:
@@ -283,7 +168,7 @@ class Machine:
                         raise EOFError("bytes are cut off")
                     push(data[start:position])
                 elif opcode == 0x6A:  # LONG_BINGET
-                    fetched = memo[_U32.unpack_from(data, position)[0]]
+                    fetched = memo[U32.unpack_from(data, position)[0]]
                     position += 4
                     if id(fetched) in measured:
                         sealed.add(id(fetched))
@@ -321,7 +206,7 @@ class Machine:
                     position = start + data[position]
                     if position > end:
                         raise EOFError("an integer is cut off")
-                    push(_integer(data[start:position], self._integer_bytes))
+                    push(integer(data[start:position], self._integer_bytes))
                 elif opcode == 0x4E:  # NONE
                     push(None)
                 elif opcode == 0x88:  # NEWTRUE
@@ -330,15 +215,15 @@ class Machine:
                     _put(memo, data[position], stack[-1])
                     position += 1
                 elif opcode == 0x72:  # LONG_BINPUT
-                    _put(memo, _U32.unpack_from(data, position)[0], stack[-1])
+                    _put(memo, U32.unpack_from(data, position)[0], stack[-1])
                     position += 4
                 elif opcode in (0x93, 0x63):  # STACK_GLOBAL, GLOBAL
                     if opcode == 0x93:
                         name = stack.pop()
                         module = stack.pop()
                     else:
-                        module, position = _line(data, position)
-                        name, position = _line(data, position)
+                        module, position = line_of(data, position)
+                        name, position = line_of(data, position)
                         module, name = module.decode(), name.decode()
                     push(self._find(module, name))
                 elif opcode == 0x29:  # EMPTY_TUPLE
@@ -351,14 +236,14 @@ class Machine:
                     target = stack[-1]
                     if type(target) is not set or id(target) in sealed:
                         raise BadContent("members for what is no set")
-                    target.update(_members(items))
+                    target.update(members(items))
                     grow(target, items)
                 elif opcode in (0x91, 0x6C, 0x64):  # FROZENSET, LIST, DICT
                     items = stack
                     stack = metastack.pop()
                     push = stack.append
                     if opcode == 0x91:
-                        made = frozenset(_members(items))
+                        made = frozenset(members(items))
                         enter(made, items)
                     elif opcode == 0x6C:
                         made = items
@@ -380,11 +265,11 @@ class Machine:
                     del stack[-2:]
                     self._set_items(stack[-1], items, sealed)
                 elif opcode == 0x70:  # PUT
-                    line, position = _line(data, position)
-                    _put(memo, _decimal(line), stack[-1])
+                    line, position = line_of(data, position)
+                    _put(memo, decimal(line), stack[-1])
                 elif opcode == 0x67:  # GET
-                    line, position = _line(data, position)
-                    fetched = memo[_decimal(line)]
+                    line, position = line_of(data, position)
+                    fetched = memo[decimal(line)]
                     if id(fetched) in measured:
                         sealed.add(id(fetched))
                     push(fetched)
@@ -405,7 +290,7 @@ class Machine:
                 elif opcode == 0x95:  # FRAME
                     position += 8
                 else:
-                    value, position = _value(opcode, data, position)
+                    value, position = value_of(opcode, data, position)
                     push(value)
             raise BadContent(f"more than {MAX_OPCODES:,} opcodes")
         finally:
@@ -433,7 +318,7 @@ class Machine:
         if type(named) is not NamedDtype or memo.get(_reference(subtype)) != _NDARRAY:
             return None
         start = match.end()
-        end = start + (short[0] if short else _U32.unpack(length)[0])
+        end = start + (short[0] if short else U32.unpack(length)[0])
         if self._data[end : end + 4] != b"\x94t\x94b":
             return None
         content = self._data[start:end]
@@ -473,7 +358,7 @@ class Machine:
             raise BadContent("items for what is no dictionary, or holds itself")
         for position in range(0, len(items), 2):
             key = items[position]
-            if type(key) not in _KEYS or (type(key) is int and not _INTEGERS[0] <= key <= _INTEGERS[1]):
+            if type(key) not in KEYS or (type(key) is int and not INTEGERS[0] <= key <= INTEGERS[1]):
                 raise BadContent(f"a dictionary key of type {type(key).__name__}, or an integer beyond 64 bits")
             target[key] = items[position + 1]
         self._grow(target, items)
@@ -526,7 +411,7 @@ _USUAL_ARRAY = re.compile(  # ndarray, (0,), b"b" -> _reconstruct; 1, shape, dty
 
 def _reference(fetch: bytes) -> int:
     """Memo key of a BINGET or LONG_BINGET."""
-    return fetch[1] if len(fetch) == 2 else _U32.unpack_from(fetch, 1)[0]
+    return fetch[1] if len(fetch) == 2 else U32.unpack_from(fetch, 1)[0]
 
 
 @lru_cache(maxsize=1024)
@@ -541,78 +426,7 @@ def _shape(content: bytes) -> tuple[int, ...]:
     return tuple(lengths)
 
 
-class UnknownName(Exception):
-    """A name that is not in the table: (module, name)."""
-
-
 def _put(memo: dict[int, Any], key: int, value: Any) -> None:
     if type(value) is PendingArray:
         value.keys.append(key)
     memo[key] = value
-
-
-def _line(data: bytes, position: int) -> tuple[bytes, int]:
-    """Bytes up to the end of the line, and where the next begins."""
-    stop = data.index(b"\n", position)
-    return data[position:stop], stop + 1
-
-
-def _decimal(line: bytes) -> int:
-    value = int(line) if len(line) <= 21 else _INTEGERS[1] + 1
-    if not _INTEGERS[0] <= value <= _INTEGERS[1]:
-        raise BadContent("an integer of more than 64 bits")
-    return value
-
-
-def _integer(content: bytes, most: int = MAX_INTEGER_BYTES) -> int:
-    if len(content) > most:
-        raise BadContent(f"an integer of {len(content)} bytes; at most 64 bits are admitted")
-    value = int.from_bytes(content, "little", signed=True)
-    if most > MAX_INTEGER_BYTES:
-        return value
-    if not _INTEGERS[0] <= value <= _INTEGERS[1]:
-        raise BadContent("an integer of more than 64 bits")
-    return value
-
-
-def _value(opcode: int, data: bytes, position: int) -> tuple[Any, int]:
-    """(value, next position) of the rarer opcodes that push one value. Raises BadContent for all that is left: POP and
-    DUP (only structures that hold themselves need them), persistent ids, extension codes, buffers out of band."""
-    sizes = {0x58: _U32, 0x42: _U32, 0x54: _U32, 0x8D: _U64, 0x8E: _U64, 0x96: _U64}
-    if opcode in sizes or opcode == 0x55:
-        head = 1 if opcode == 0x55 else sizes[opcode].size
-        length = data[position] if opcode == 0x55 else sizes[opcode].unpack_from(data, position)[0]
-        start, stop = position + head, position + head + length
-        if stop > len(data):
-            raise EOFError(f"{length:,} bytes are announced, {len(data) - start:,} are left")
-        if opcode not in (0x42, 0x8E, 0x96) and length > MAX_TEXT:
-            raise BadContent(f"a text of {length:,} bytes")
-        if opcode in (0x58, 0x8D):  # BINUNICODE, BINUNICODE8
-            return data[start:stop].decode(), stop
-        if opcode in (0x54, 0x55):  # BINSTRING, SHORT_BINSTRING of Python 2
-            return data[start:stop].decode("latin1"), stop
-        return (bytearray if opcode == 0x96 else bytes)(data[start:stop]), stop  # BYTEARRAY8, BINBYTES, BINBYTES8
-    if opcode == 0x8B:  # LONG4
-        start = position + 4
-        stop = start + _U32.unpack_from(data, position)[0]
-        if stop - start > MAX_INTEGER_BYTES:
-            raise BadContent("an integer of more than 64 bits")
-        return _integer(data[start:stop]), stop
-    if opcode in (0x49, 0x4C, 0x46, 0x53, 0x56):  # INT, LONG, FLOAT, STRING, UNICODE
-        line, position = _line(data, position)
-        if len(line) > MAX_TEXT:
-            raise BadContent(f"a text of {len(line):,} bytes")
-        if opcode == 0x49:
-            return {b"00": False, b"01": True}[line] if line in (b"00", b"01") else _decimal(line), position
-        if opcode == 0x4C:
-            return _decimal(line.removesuffix(b"L")), position
-        if opcode == 0x46:
-            return float(line), position
-        if opcode == 0x56:
-            text = line.decode("raw-unicode-escape")
-            text.encode()  # no lone surrogates
-            return text, position
-        if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
-            raise BadContent("a text without quotation marks")
-        return codecs.escape_decode(line[1:-1])[0].decode("latin1"), position
-    raise BadContent(f"the opcode {opcode:#04x}, which data does not need")
