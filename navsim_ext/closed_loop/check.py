@@ -21,7 +21,6 @@ from rich.table import Table
 
 from navsim_ext.closed_loop import score
 from navsim_ext.closed_loop.ego import EgoSeat
-from navsim_ext.closed_loop.paths import build_paths
 from navsim_ext.closed_loop.policies import Replay
 from navsim_ext.closed_loop.policy import AgentPolicy, Mixed
 from navsim_ext.closed_loop.scenes import WorldScenes
@@ -88,7 +87,7 @@ def drive_and_score(scenes: WorldScenes, policy: AgentPolicy, horizon_s: float |
     policy.start(state, scenes.sources)
     while state.steps_left >= 5:
         world.step(state, policy.act(state))
-    return score.score_drives(state, build_paths(scenes, "log"))
+    return score.score_drives(state)
 
 
 def ceiling(

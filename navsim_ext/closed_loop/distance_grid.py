@@ -10,7 +10,7 @@ Legend: G segments, (H, W) nodes of a grid, S scenes, B = S R worlds; metres.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ class DistanceGrids:
     shape: tuple[int, int]  # H, W
     origin: Tensor  # [S,2] float32, in cells
     cell: float
+    row: Tensor  # [S] int64: whose grid a scene has; several scenes may share one
 
     @classmethod
     def stack(cls, grids: list[Grid], device: torch.device | str, cell: float = CELL_M) -> DistanceGrids:
@@ -68,13 +69,19 @@ class DistanceGrids:
         for row, grid in zip(values, grids):
             row[: grid.values.shape[0], : grid.values.shape[1]] = grid.values
         origin = np.array([grid.origin / cell for grid in grids], np.float32)
-        return cls(torch.from_numpy(values.ravel()).to(device), (H, W), torch.from_numpy(origin).to(device), cell)
+        row = torch.arange(len(grids), device=device)
+        return cls(torch.from_numpy(values.ravel()).to(device), (H, W), torch.from_numpy(origin).to(device), cell, row)
+
+    def select(self, scenes: Int64[Tensor, " n"]) -> DistanceGrids:
+        """Those of some scenes, which may repeat; nothing is copied."""
+        return replace(self, row=self.row[scenes])
 
     def at(
         self, x: Float[Tensor, "*any B N K"], y: Float[Tensor, "*any B N K"], scene: Int64[Tensor, " B"]
     ) -> Float[Tensor, "*any B N K"]:
         """Signed distances [...,B,N,K] at points [...,B,N,K] of the worlds' ``scene`` numbers [B]; NaN: unknown."""
         H, W = self.shape
+        scene = self.row[scene]
         origin = self.origin[scene][..., None, None]  # [B,2,1,1]
         column_at = (x / self.cell - origin[:, 0]).clamp_(0.0, W - 1.001)
         row_at = (y / self.cell - origin[:, 1]).clamp_(0.0, H - 1.001)

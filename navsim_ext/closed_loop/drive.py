@@ -24,7 +24,6 @@ from navsim_ext.closed_loop import score, tracker
 from navsim_ext.closed_loop.check import chunks, open_scenes
 from navsim_ext.closed_loop.drives import drive_scene
 from navsim_ext.closed_loop.ego import EgoSeat
-from navsim_ext.closed_loop.paths import build_paths
 from navsim_ext.closed_loop.policy import AgentPolicy, Mixed
 from navsim_ext.closed_loop.scenes import WorldScenes
 from navsim_ext.closed_loop.world import World
@@ -79,7 +78,7 @@ def drive_batch(
     policy.start(state, usable)
     while state.steps_left >= 5:
         world.step(state, policy.act(state))
-    columns = score.score_drives(state, build_paths(state.scenes, "log"))
+    columns = score.score_drives(state)
     failures: Mapping[int, str] = getattr(ego, "failures", {})
     drives = []
     for b, scene in enumerate(usable):

@@ -174,7 +174,8 @@ def edge_distance(state: WorldState, boxes: Planes, size: Tensor, wanted: Tensor
     road, (B, N, _) = state.scenes.road, wanted.shape
     result = torch.empty(wanted.shape)
     arrays = [one.contiguous().numpy() for one in (*boxes, 0.5 * size[..., :2], wanted)]
-    grids = (road.flat.numpy(), *road.shape, road.origin.numpy(), np.float32(road.cell), state.scene.numpy())
+    row = road.row[state.scene].numpy()
+    grids = (road.flat.numpy(), *road.shape, road.origin.numpy(), np.float32(road.cell), row)
 
     def work(begin: int, end: int) -> None:
         kernels.edge_distances(*arrays, *grids, begin, end, result.numpy())

@@ -175,19 +175,19 @@ def find_contacts(x, y, c, s, half, there, K, margin, first, begin, end, touchin
 
 
 @kernel
-def edge_distances(x, y, c, s, half, wanted, grids, height, width, origin, cell, scene, begin, end, result):
+def edge_distances(x, y, c, s, half, wanted, grids, height, width, origin, cell, row, begin, end, result):
     """Fills result [B,N,E] with the least signed distance of a box's four corners to the road's edge, for the rows
     ``begin`` ... ``end`` - 1 of B N; NaN: a corner off the grid, or not ``wanted`` [B,N,E].
 
-    grids [S H W] signed distances, origin [S,2] in cells, scene [B]; the rest as above. Bilinear between nodes, as
-    ``distance_grid.DistanceGrids.at``.
+    grids [S H W] signed distances, origin [S,2] in cells, row [B] which of them; the rest as above. Bilinear between
+    nodes, as ``distance_grid.DistanceGrids.at``.
     """
     N, E = x.shape[1], x.shape[2]
     last_column, last_row = np.float32(width - 1.001), np.float32(height - 1.001)
     for item in range(begin, end):
         b, n = item // N, item % N
-        start = scene[b] * height * width
-        origin_x, origin_y = origin[scene[b], 0], origin[scene[b], 1]
+        start = row[b] * height * width
+        origin_x, origin_y = origin[row[b], 0], origin[row[b], 1]
         l, w = half[b, n, 0], half[b, n, 1]
         for e in range(E):
             if not wanted[b, n, e]:
@@ -198,14 +198,14 @@ def edge_distances(x, y, c, s, half, wanted, grids, height, width, origin, cell,
             for corner in range(4):
                 along = l if corner in (0, 3) else -l
                 across = w if corner < 2 else -w
-                column = (x_e + c_e * along - s_e * across) / cell - origin_x
-                row = (y_e + s_e * along + c_e * across) / cell - origin_y
-                if column != column or row != row:
+                right = (x_e + c_e * along - s_e * across) / cell - origin_x
+                up = (y_e + s_e * along + c_e * across) / cell - origin_y
+                if right != right or up != up:
                     least = np.float32(np.nan)
                     break
-                column, row = min(max(column, _ZERO), last_column), min(max(row, _ZERO), last_row)
-                i, j = int(row), int(column)
-                u, v = column - np.float32(j), row - np.float32(i)
+                right, up = min(max(right, _ZERO), last_column), min(max(up, _ZERO), last_row)
+                i, j = int(up), int(right)
+                u, v = right - np.float32(j), up - np.float32(i)
                 at = start + i * width + j
                 low = grids[at] + u * (grids[at + 1] - grids[at])
                 high = grids[at + width] + u * (grids[at + width + 1] - grids[at + width])

@@ -8,7 +8,7 @@ Legend: (H, W) nodes, D = 3 lanes of a node, S scenes, B worlds; metres.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -105,6 +105,7 @@ class LaneGrids:
     offset: Tensor  # [S*H*W] float32
     shape: tuple[int, int]
     origin: Tensor  # [S,2] float32 m
+    row: Tensor  # [S] int64: whose grid a scene has; several scenes may share one
 
     @classmethod
     def stack(cls, grids: list[LaneGrid], device: torch.device | str) -> LaneGrids:
@@ -122,11 +123,17 @@ class LaneGrids:
             torch.from_numpy(offset.ravel()).to(device),
             (H, W),
             torch.from_numpy(origin).to(device),
+            torch.arange(len(grids), device=device),
         )
+
+    def select(self, scenes: Int64[Tensor, " n"]) -> LaneGrids:
+        """Those of some scenes, which may repeat; nothing is copied."""
+        return replace(self, row=self.row[scenes])
 
     def _index(self, x: Tensor, y: Tensor, scene: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(row of the nearest node [B,N,K], offset of the point from it x, y, inside [B,N,K])."""
         H, W = self.shape
+        scene = self.row[scene]
         origin = self.origin[scene][..., None, None]
         column_at, row_at = (x - origin[:, 0]) / CELL_M, (y - origin[:, 1]) / CELL_M
         inside = (column_at > -0.5) & (row_at > -0.5) & (column_at < W - 0.5) & (row_at < H - 0.5)
@@ -157,6 +164,12 @@ class LaneGrids:
         self, x: Float[Tensor, "B N K"], y: Float[Tensor, "B N K"], scene: Int64[Tensor, " B"]
     ) -> Float[Tensor, "B N K"]:
         """[B,N,K] signed distance [m] to the nearest centre line, left of it positive; NaN where no lane is near."""
+        return self.nearest(x, y, scene)[0]
+
+    def nearest(
+        self, x: Float[Tensor, "B N K"], y: Float[Tensor, "B N K"], scene: Int64[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B N K"], Float[Tensor, "B N K"], Float[Tensor, "B N K"]]:
+        """(:meth:`offset_at`, cosine and sine of the lane's heading) [B,N,K] of the nearest lane; 0 where none is."""
         index, dx, dy, inside = self._index(x, y, scene)
-        normal = dy * self.cos[0].take(index) - dx * self.sin[0].take(index)
-        return torch.where(inside, self.offset.take(index) + normal, torch.nan)
+        cos, sin = self.cos[0].take(index), self.sin[0].take(index)
+        return torch.where(inside, self.offset.take(index) + dy * cos - dx * sin, torch.nan), cos, sin

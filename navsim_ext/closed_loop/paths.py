@@ -80,10 +80,11 @@ def beside(poses: Tensor, pose: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     return lateral, turn
 
 
-def build_paths(scenes: WorldScenes, source: str = "log") -> Paths:
-    """Paths of all road users. "log": the recorded positions after now, then along the lane from there; "lane": onto
-    the nearest lane that runs the same way and along its successors (at a fork the one nearest to the recorded
-    future)."""
+def build_paths(scenes: WorldScenes, source: str = "log", only_egos: bool = False) -> Paths:
+    """Paths of all road users, or of the egos alone (the others' rows are then 0).
+
+    "log": the recorded positions after now, then along the lane from there; "lane": onto the nearest lane that runs the
+    same way and along its successors (at a fork the one nearest to the recorded future)."""
     if source not in SOURCES:
         raise DataError(f"paths follow {source!r}; one of {', '.join(SOURCES)} was expected")
     S, N = scenes.exists.shape
@@ -92,7 +93,7 @@ def build_paths(scenes: WorldScenes, source: str = "log") -> Paths:
     log_pose, log_state = scenes.log_pose.cpu().numpy().astype(np.float64), scenes.log_state.cpu().numpy()
     for s, scene in enumerate(scenes.sources):
         graph = LaneGraph(scene, scenes.frame[s])
-        for n in range(scene.num_agents):
+        for n in [scene.ego] if only_egos else range(scene.num_agents):
             known = np.flatnonzero(log_state[s, n] != ABSENT)
             known = known[known >= min(scenes.now, known[-1])] if len(known) else known
             if not len(known):

@@ -9,7 +9,7 @@ Legend: S scenes, N road users (padded to a multiple of 16), U recorded steps of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -129,6 +129,20 @@ class WorldScenes:
             road=DistanceGrids.stack([part.road for part in parts], device),
             knows_road=torch.tensor([part.knows_road for part in parts], device=device),
             lanes=LaneGrids.stack([part.lanes for part in parts], device),
+        )
+
+    def select(self, rows: Sequence[int]) -> WorldScenes:
+        """Some of the scenes, which may repeat, with the same padding; the grids are shared, not copied."""
+        at = torch.as_tensor(rows, dtype=torch.int64, device=self.device)
+        picked = {one.name: getattr(self, one.name) for one in fields(self)}
+        picked = {name: value[at] for name, value in picked.items() if isinstance(value, Tensor)}
+        return replace(
+            self,
+            **picked,
+            sources=tuple(self.sources[row] for row in at.tolist()),
+            frame=self.frame[at.cpu().numpy()],
+            road=self.road.select(at),
+            lanes=self.lanes.select(at),
         )
 
 

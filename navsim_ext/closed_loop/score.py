@@ -97,14 +97,13 @@ def rear_axle_offset(state: WorldState) -> Tensor:
     return torch.where(known.isnan(), share, known)
 
 
-def score_drives(state: WorldState, paths: Paths | None = None) -> dict[str, NDArray[np.float64]]:
+def score_drives(state: WorldState) -> dict[str, NDArray[np.float64]]:
     """Columns [B] of every driven world: :data:`COLUMNS`, ``unknown``, ``contacts``, ``progress_m``, ``recorded_m``,
     ``mean_speed``, ``first_fault_s`` (of an at-fault contact; NaN: none) and ``clean`` (share of the drive before the
     first moment at which a gate falls below 1: grades drives that all end with a fault). Raises DataError before the
     first step."""
     if state.step < 1:
         raise DataError("nothing was driven: there is no drive to score")
-    paths = paths or build_paths(state.scenes, "log")
     events = find_events(state, 0, state.step, ("contact", "off_road", "red_light", "wrong_way"))
     worlds, ego = state.ego_index()
     drive = _Drive(state, events, worlds, ego)
@@ -119,7 +118,7 @@ def score_drives(state: WorldState, paths: Paths | None = None) -> dict[str, NDA
     columns["clean"] = _clean_share(faults, first, state.step)
     columns["ttc"] = drive.time_to_collision(ignored)
     columns["c"] = drive.comfort()
-    progress, recorded = progress_of(state, paths)
+    progress, recorded = progress_of(state, build_paths(state.scenes, "log", only_egos=True))
     columns["ep"] = torch.where(
         recorded < MINIMUM_PROGRESS_M, 1.0, (progress / recorded.clamp_min(MINIMUM_PROGRESS_M)).clamp(0.0, 1.0)
     )

@@ -106,8 +106,8 @@ class FlatView:
         self.around = EgoSurroundings.build(state.scenes, self.goal)
 
     def observe(self, state: WorldState) -> NDArray[np.float32]:
-        """[size] of a state of one world."""
-        return observe(state, self.around, self.sight).flat()[0].cpu().numpy()
+        """[B,size] of all worlds."""
+        return observe(state, self.around, self.sight).flat().cpu().numpy()
 
 
 def flat_size(sight: Sight) -> int:
@@ -164,9 +164,7 @@ def _others(state: WorldState, mine: Tensor, row: Tensor, sight: Sight) -> tuple
     velocity = state.speed[..., None] * torch.stack([torch.cos(turn), torch.sin(turn)], dim=-1) / SPEED
     heading = mine[:, 2, None].contiguous()
     cos, sin, moved = torch.cos(heading), torch.sin(heading), state.displacement()
-    moved = torch.stack(
-        [cos * moved[..., 0] + sin * moved[..., 1], cos * moved[..., 1] - sin * moved[..., 0]], dim=-1
-    )
+    moved = torch.stack([cos * moved[..., 0] + sin * moved[..., 1], cos * moved[..., 1] - sin * moved[..., 0]], dim=-1)
     kind = torch.nn.functional.one_hot(scenes.kind[state.scene].clamp(0, len(AgentKind) - 1), len(AgentKind))
     size = scenes.size[state.scene] / LENGTH_M
     values = torch.cat(

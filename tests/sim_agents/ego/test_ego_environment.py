@@ -15,7 +15,7 @@ SIGHT = Sight(others=3, pieces=6, way=4)
 
 
 def test_the_environment_shows_what_the_planners_see():
-    env = ClosedLoopEnv([street(0), street(1)], horizon_s=2.0, observer=FlatView(SIGHT))
+    env = ClosedLoopEnv([street(0), street(1)], horizon_s=2.0, observer=lambda: FlatView(SIGHT))
     assert env.observation_space.shape == (flat_size(SIGHT),)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -29,8 +29,11 @@ def test_the_environment_shows_what_the_planners_see():
 
 def test_worlds_side_by_side_have_views_of_their_own():
     envs = ClosedLoopVectorEnv([street(0), street(1)], 2, horizon_s=1.0, observer=lambda: FlatView(SIGHT))
-    seen, _ = envs.reset(seed=0)
+    seen, _ = envs.reset(seed=0, options={"scene": [0, 1]})
     assert seen.shape == (2, flat_size(SIGHT))
+    alone = ClosedLoopEnv([street(0), street(1)], horizon_s=1.0, observer=lambda: FlatView(SIGHT))
+    for k in range(2):
+        np.testing.assert_allclose(seen[k], alone.reset(options={"scene": k})[0], atol=1e-6)
     assert all(isinstance(one, float) for one in envs.step(np.zeros((2, 2)))[1].tolist())
 
 
@@ -39,7 +42,7 @@ def test_an_outside_ppo_learns_in_it():
     """stable-baselines3 (optional) drives on after training, where at first it stands about."""
     sb3 = pytest.importorskip("stable_baselines3")
     scenes = [road([Car(0, -1.75, 0.0, speed)], id=f"free-{speed}") for speed in (0.0, 3.0, 6.0)]
-    make = lambda: ClosedLoopEnv(scenes, horizon_s=5.0, observer=FlatView(SIGHT))  # noqa: E731
+    make = lambda: ClosedLoopEnv(scenes, horizon_s=5.0, observer=lambda: FlatView(SIGHT))  # noqa: E731
     model = sb3.PPO("MlpPolicy", make(), n_steps=256, batch_size=64, seed=0, device="cpu", learning_rate=1e-3)
 
     def earned():
