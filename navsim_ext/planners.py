@@ -34,19 +34,24 @@ class Planner(Protocol):
 
 
 class Human:
-    """The driven trajectory; its score is the ceiling that the recording itself reaches."""
+    """The driven trajectory (``poses`` of it); its score is the ceiling that the recording itself reaches."""
 
     name = "human"
 
+    def __init__(self, poses: int = NUM_FUTURE_POSES) -> None:
+        if poses < NUM_FUTURE_POSES:
+            raise DataError(f"planner human: {poses} poses; at least {NUM_FUTURE_POSES} were expected")
+        self.poses = poses
+
     def plan(self, batch: SceneBatch, hidden: HiddenBatch | None = None) -> Tensor:
-        """Raises DataError when the batch carries no target or fewer than 8 poses."""
-        if batch.target is None or batch.target.shape[1] < NUM_FUTURE_POSES:
+        """[B,poses,3]. Raises DataError when the batch carries no target or fewer poses."""
+        if batch.target is None or batch.target.shape[1] < self.poses:
             found = "none" if batch.target is None else str(batch.target.shape[1])
             raise DataError(
-                f"planner human needs {NUM_FUTURE_POSES} future poses, tokens {batch.token[:3]} have {found}: read the "
-                "scenes with a horizon of 8"
+                f"planner human needs {self.poses} future poses, tokens {batch.token[:3]} have {found}: read the "
+                f"scenes with a horizon of {self.poses}"
             )
-        return batch.target[:, :NUM_FUTURE_POSES].float()
+        return batch.target[:, : self.poses].float()
 
 
 class ConstantVelocityAgent:

@@ -49,8 +49,11 @@ def plan_scenes(
     batch_size: int = 32,
     num_workers: int = 0,
     device: str = "cpu",
+    longer: bool = False,
 ) -> tuple[pd.DataFrame, Fingerprint]:
     """Trajectories of all samples: DataFrame of ``token``, ``name``, ``log_name``, ``poses`` (24 float64, row-major).
+
+    ``longer`` admits plans of more than 8 poses, all of one length.
 
     A pose that is not finite stays in the table; the scorer marks it invalid with its reason.
     Raises FingerprintMismatch when ``output_dir`` was begun by another planner.
@@ -74,7 +77,7 @@ def plan_scenes(
     starts = range(0, len(dataset), part_size)
     missing = [start for start in starts if not _is_intact(_part(folder, start))]
     done = len(dataset) - sum(min(part_size, len(dataset) - start) for start in missing)
-    samples = _plan_parts(planner, dataset, hidden, missing, part_size, batch_size, num_workers, device, folder)
+    samples = _plan_parts(planner, dataset, hidden, missing, part_size, batch_size, num_workers, device, folder, longer)
     for _ in track(samples, f"planning ({planner.name})", total=len(dataset), done=done):
         pass
     return pd.concat([read_frame(_part(folder, start), REMEDY) for start in starts], ignore_index=True), made
@@ -90,6 +93,7 @@ def _plan_parts(
     num_workers: int,
     device: str,
     folder: Path,
+    longer: bool,
 ):
     """Plans and writes the parts that begin at ``starts``; yields once per sample, for the progress bar."""
     numbers = [i for start in starts for i in range(start, min(start + part_size, len(dataset)))]
@@ -104,7 +108,8 @@ def _plan_parts(
         for scenes, states in loader:
             batch = scenes.to(device)
             poses = planner.plan(batch, None if states is None else states.to(device)).double().cpu().numpy()
-            if poses.shape != (len(batch), NUM_FUTURE_POSES, 3):
+            fits = poses.ndim == 3 and len(poses) == len(batch) and poses.shape[2] == 3
+            if not (fits and (poses.shape[1] == NUM_FUTURE_POSES or (longer and poses.shape[1] > NUM_FUTURE_POSES))):
                 raise DataError(
                     f"planner {planner.name} gave {poses.shape}; {(len(batch), NUM_FUTURE_POSES, 3)} expected"
                 )

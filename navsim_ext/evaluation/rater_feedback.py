@@ -61,7 +61,7 @@ def rater_feedback(
     predictions = np.asarray(predictions, np.float64)
     probabilities = np.asarray(probabilities, np.float64)
     _check(predictions, probabilities, rated, np.asarray(ratings, np.float64), speed)
-    paths = np.stack([_padded(np.asarray(path, np.float64)) for path in _three(rated)])
+    paths = np.stack([padded(np.asarray(path, np.float64)) for path in _three(rated)])
     marks = np.asarray(_three(list(np.asarray(ratings, np.float64))))
     lon = _directions(paths)[:, _JUDGED]  # [3, 2, 2]
     lat = np.stack([-lon[..., 1], lon[..., 0]], axis=-1)
@@ -80,7 +80,8 @@ def _three(items: Sequence) -> list:
     return [*items[:RATED], *[items[-1]] * (RATED - len(items))]
 
 
-def _padded(path: NDArray[np.float64]) -> NDArray[np.float64]:
+def padded(path: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[20,2] of a rated trajectory [.,2]: cut, or its last point repeated."""
     return np.concatenate([path[:POINTS], np.repeat(path[-1:], max(POINTS - len(path), 0), axis=0)])
 
 

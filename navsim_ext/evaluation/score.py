@@ -6,8 +6,9 @@ writes ``scores.parquet``, ``scores.csv``, ``trajectories.parquet``, ``aggregate
 Killed and started again, it goes on with the first scene that was not planned. ``probes=true`` adds planners that see
 nothing (:mod:`navsim_ext.evaluation.probes`) and says whether the planner beats them. ``protocol=two_stage`` is NAVSIM
 2's pseudo-simulation (:mod:`navsim_ext.evaluation.two_stage_planner`), ``protocol=open_loop`` gives the distance to the
-driven path and collisions (:mod:`navsim_ext.evaluation.open_loop`), for scenes without a map; ``protocol=plan`` writes
-the trajectories alone (:mod:`navsim_ext.evaluation.plan_only`), for splits that only a server can score.
+driven path and collisions (:mod:`navsim_ext.evaluation.open_loop`), for scenes without a map; ``rater_feedback`` gives
+WOD-E2E's score (:mod:`navsim_ext.evaluation.rated_frames`); ``protocol=plan`` writes the trajectories alone
+(:mod:`navsim_ext.evaluation.plan_only`), for splits that only a server can score.
 """
 
 from __future__ import annotations
@@ -177,13 +178,18 @@ def main(cfg: DictConfig) -> None:
             read_split(cfg.data.split_config).require_groups()  # before a cache is asked for that cannot be
         raise MissingError(
             f"protocol={cfg.protocol} scores against a metric cache: give metric_cache=FOLDER (of "
-            "python -m navsim_ext.metric_cache.build), protocol=open_loop, or protocol=plan for trajectories alone"
+            "python -m navsim_ext.metric_cache.build), protocol=open_loop or rater_feedback, or protocol=plan for "
+            "trajectories alone"
         )
     with FolderLock(cfg.output_dir):
         if cfg.protocol == "open_loop":
             from navsim_ext.evaluation.open_loop import score_open_loop
 
             score_open_loop(cfg, Console())
+        elif cfg.protocol == "rater_feedback":
+            from navsim_ext.evaluation.rated_frames import score_rated_frames
+
+            score_rated_frames(cfg, Console())
         elif cfg.protocol == "plan":
             from navsim_ext.evaluation.plan_only import plan_stages
 

@@ -1,4 +1,5 @@
-"""Recorded drives on disk -> Scene: NAVSIM / OpenScene logs, nuScenes and ScenarioNet files, one file per source."""
+"""Recorded drives on disk -> Scene: NAVSIM / OpenScene logs, nuScenes, WOD-E2E and ScenarioNet files, one file per
+source."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from navsim_ext.readers.scene_filter import SceneFilter
 from navsim_ext.readers.second_stage import SecondStageScenes
 from navsim_ext.readers.source import NothingSelected, SceneSource, SkipReport
 from navsim_ext.readers.split_config import SplitConfig, read_split, second_stage_folder, second_stage_tokens
+from navsim_ext.readers.wod_e2e import WodE2E, is_wod_e2e
 
 __all__ = [
     "NavsimLogs",
@@ -28,6 +30,7 @@ __all__ = [
     "SecondStageScenes",
     "SkipReport",
     "SplitConfig",
+    "WodE2E",
     "configured_filter",
     "open_configured",
     "open_second_stage",
@@ -46,8 +49,9 @@ def open_source(
     required_cameras: Sequence[str] = (),
     skip_bad: bool = False,
     report_path: str | os.PathLike[str] | None = None,
-) -> NavsimLogs | NuScenes | ScenarioNetScenes:
-    """The reader for what lies under ``root``: ``navsim_logs/<split>``, nuScenes' tables, or ScenarioNet's ``*.pkl``.
+) -> NavsimLogs | NuScenes | WodE2E | ScenarioNetScenes:
+    """The reader for what lies under ``root``: ``navsim_logs/<split>``, nuScenes' tables, WOD-E2E's unpacked frames,
+    or ScenarioNet's ``*.pkl``.
 
     See :class:`NavsimLogs` for the arguments. Raises MissingError when ``root`` holds none of them.
     """
@@ -56,13 +60,15 @@ def open_source(
         return NavsimLogs(root, split, maps_root=maps_root, required_cameras=required_cameras, **options)
     if is_nuscenes(root, split):
         return NuScenes(root, split, required_cameras=required_cameras, **options)
+    if is_wod_e2e(root, split):
+        return WodE2E(root, split, required_cameras=required_cameras, **options)
     if any((Path(root) / split).rglob("*.pkl")) or any(Path(root).glob("*.pkl")):
         if required_cameras:
             raise DataError(f"{root} holds ScenarioNet files, which have no pictures: {required_cameras} cannot exist")
         return ScenarioNetScenes(root, split, **options)
     raise MissingError(
-        f"{root} holds neither navsim_logs/{split} nor nuScenes' tables in {split} nor ScenarioNet files "
-        "(*.pkl): check the data root and the split"
+        f"{root} holds neither navsim_logs/{split} nor nuScenes' tables or WOD-E2E's unpacked frames in {split} nor "
+        "ScenarioNet files (*.pkl): check the data root and the split"
     )
 
 
@@ -79,7 +85,7 @@ def open_configured(
     skip_bad: bool = False,
     report_path: str | os.PathLike[str] | None = None,
     tokens: Sequence[str] | None = None,
-) -> NavsimLogs | NuScenes | ScenarioNetScenes | SecondStageScenes:
+) -> NavsimLogs | NuScenes | WodE2E | ScenarioNetScenes | SecondStageScenes:
     """The source of a command's ``data`` node (``configs/shared/data``); no filter is every window of 4 + 10 frames.
 
     ``tokens`` in place of the filter's own.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import logging
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -101,18 +101,28 @@ def write_submission(
         raise RealismError(f"{len(absent)} scenarios have no rollouts ({', '.join(absent[:5])}): a submission has all")
     parts = [part for part in np.array_split(np.array(names, dtype=object), min(shards, len(names))) if len(part)]
     done = iter(track(names, "submission, scenarios"))
-    with atomic_file(path) as temporary, tarfile.open(temporary, "w:gz") as archive:
-        for number, part in enumerate(parts):
+
+    def messages() -> Iterator[Message]:
+        for part in parts:
             message = Submission(submission_type=SIM_AGENTS, **asdict(method))
             for name in part:
                 next(done)
                 scene = scenes.get(name)
                 message.scenario_rollouts.append(_scenario(scene, rollouts.get(name)))
+            yield message
+
+    write_shards(path, messages(), len(parts))
+    return len(names)
+
+
+def write_shards(path: str | Path, messages: Iterable[Message], count: int) -> None:
+    """Writes ``count`` messages as the .tar.gz of shards that Waymo's servers take, atomically."""
+    with atomic_file(path) as temporary, tarfile.open(temporary, "w:gz") as archive:
+        for number, message in enumerate(messages):
             content = message.SerializeToString(deterministic=True)
-            member = tarfile.TarInfo(f"submission.binproto-{number:05d}-of-{len(parts):05d}")
+            member = tarfile.TarInfo(f"submission.binproto-{number:05d}-of-{count:05d}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    return len(names)
 
 
 def _scenario(scene: TrafficScene, rollouts: Rollouts) -> Message:
@@ -133,11 +143,11 @@ def read_submission(path: str | Path) -> Iterator[tuple[str, Message]]:
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"file={path} does not exist")
-    for name, content in _members(path):
+    for name, content in archive_members(path):
         yield name, parse(Submission, content, f"{path}, {name}")
 
 
-def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+def archive_members(path: Path) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of each file of an archive."""
     with reading(path, "it is no .tar.gz archive, or is cut short: write it again", DataError):
         with tarfile.open(path, "r:gz") as archive:

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ UNITS_FOLDER = "units"
 UNITS_KIND = "traffic-units"
 REPORT_FILE = "report.json"
 WORKER_BYTES = 400_000_000
+Encode = Callable[[Any], dict[str, np.ndarray]]
 MERGE_COPIES = 2  # merging writes a second copy before it removes the first
 
 
@@ -85,9 +86,9 @@ class UnitWorker:
     """Reads units and stores their scenes; one per process. What it has returned survives kill -9."""
 
     def __init__(
-        self, source: TrafficSource, folder: Path, fingerprint: Fingerprint, skip_bad: bool, name: str
+        self, source: Any, folder: Path, fingerprint: Fingerprint, skip_bad: bool, encode: Encode, name: str
     ) -> None:
-        self._source, self._skip_bad = source, skip_bad
+        self._source, self._skip_bad, self._encode = source, skip_bad, encode
         self._scenes = ShardWriter(folder, fingerprint, writer=name)
         self._units = ShardWriter(folder / UNITS_FOLDER, _units_fingerprint(fingerprint), writer=name)
 
@@ -102,7 +103,7 @@ class UnitWorker:
                     self._skip(name, scene, skipped)
                     continue
                 if scene.id not in self._scenes.done:  # else a run that was killed inside this unit stored it
-                    self._scenes.put(scene.id, record.encode(scene))
+                    self._scenes.put(scene.id, self._encode(scene))
                 stored.append(scene.id)
                 notes.update(scene.notes)
         except TriviumError as error:
@@ -130,8 +131,14 @@ def build(
     num_workers: int | None = None,
     ray_address: str | None = None,
     skip_bad: bool = False,
+    encode: Encode = record.encode,
+    fingerprint: Callable[[dict[str, object]], Fingerprint] = fingerprint_of,
+    what: str = "traffic scenes",
 ) -> dict[str, Any]:
     """Builds (or goes on building) the store of a source; returns the content of ``report.json``.
+
+    ``encode``, ``fingerprint`` and ``what`` belong together: how the source's scenes are stored, what the store is, and
+    its name in messages. A scene has ``id`` and ``notes``.
 
     Raises the error of the first bad scene unless ``skip_bad``; DataError when two scenes have one id; NothingStored;
     FingerprintMismatch when the folder holds other scenes; FolderBusy when another build is at work in it.
@@ -142,14 +149,14 @@ def build(
     folder = Path(output_dir)
     with FolderLock(folder):
         units = source.units()
-        fingerprint = fingerprint_of(source.identity())
-        finished = _finished(folder, fingerprint, set(units))
+        identity = fingerprint(source.identity())
+        finished = _finished(folder, identity, set(units))
         source.prepare(folder)
         remaining = [unit for unit in units if unit not in finished]
         results = list(finished.values())
-        make = partial(UnitWorker, source, folder, fingerprint, skip_bad)
+        make = partial(UnitWorker, source, folder, identity, skip_bad, encode)
         results += track(
-            _work(make, folder, remaining, workers, count, ray_address), "traffic, units", total=len(units),
+            _work(make, folder, remaining, workers, count, ray_address, what), f"{what}, units", total=len(units),
             done=len(finished),
         )  # fmt: skip
         require_unique(results)
@@ -159,7 +166,7 @@ def build(
         report = write_report(folder, results)
     if not report["stored"]:
         raise NothingStored(
-            f"{folder}: 0 scenes were stored of {len(units)} units; {report['skipped']} were skipped "
+            f"{folder}: 0 {what} were stored of {len(units)} units; {report['skipped']} were skipped "
             f"{report['counts']}, listed in {folder / REPORT_FILE}"
         )
     return report
@@ -187,7 +194,7 @@ def _units_fingerprint(fingerprint: Fingerprint) -> Fingerprint:
 
 
 def _work(
-    make: Any, folder: Path, units: Sequence[str], workers: str, count: int, ray_address: str | None
+    make: Any, folder: Path, units: Sequence[str], workers: str, count: int, ray_address: str | None, what: str
 ) -> Iterator[UnitResult]:
     """Results as units are finished. The first unit is worked on in this process and tells what the others cost."""
     if not units:
@@ -208,7 +215,7 @@ def _work(
         memory_bytes=WORKER_BYTES * count,
         seconds_per_item=seconds,
         workers=count,
-        title=f"traffic scenes, {len(units)} units of work",
+        title=f"{what}, {len(units)} units of work",
     )
     yield first
     rest = units[1:]
@@ -228,7 +235,7 @@ def require_unique(results: Sequence[UnitResult]) -> None:
         for scene_id in result.stored:
             if scene_id in unit_of:
                 raise DataError(
-                    f"scene id {scene_id!r} occurs twice, in {unit_of[scene_id]} and in {result.unit}: remove one of "
+                    f"id {scene_id!r} occurs twice, in {unit_of[scene_id]} and in {result.unit}: remove one of "
                     "them and build into another output_dir"
                 )
             unit_of[scene_id] = result.unit

@@ -8,16 +8,22 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from commands import forked_commands
 from rich.console import Console
+from wod_worlds import sequences, write_files
 
 from navsim_ext.dataset import SceneDataset
 from navsim_ext.evaluation.score import score_planner
+from navsim_ext.readers.wod_e2e import E2EFrame
 from navsim_ext.runtime.config import compose
+from navsim_ext.traffic.build import build
 from navsim_ext.traffic.scene_v1 import read_scenes
 from navsim_ext.traffic.store import fingerprint_of, write_scenes
+from navsim_ext.wod_e2e.unpack import FrameFiles
+from navsim_ext.wod_e2e.unpack import fingerprint_of as fingerprint_of_frames
 from sim_agents.vocabulary import VerletVocabulary, save_vocabulary
 from sim_agents.vocabulary.store import vocabulary_fingerprint
 
@@ -60,6 +66,8 @@ COMMANDS: dict[str, list[str]] = {
     "navsim_ext.traffic.picture": ["scenes={traffic}", "scene=any", "output={output}/scene.png"],
     "navsim_ext.traffic.report": ["scenes={traffic}"],
     "navsim_ext.traffic.womd_writer": ["scenes={traffic}", "output={output}/scenes.tfrecord"],
+    "navsim_ext.wod_e2e.submission": ["frames={frames}", "trajectories={plans}", "file={output}/file.tar.gz"],
+    "navsim_ext.wod_e2e.unpack": ["source={records}", "workers=sequential"],
     "sim_agents.ego.table": ["drives=[{traffic}]", "scenes={traffic}"],
     "sim_agents.ego.train": ["experiment=path", "data.train={traffic}"],
     "sim_agents.rollout": ["checkpoint={planner}", "scenes={traffic}", "workers=sequential"],
@@ -103,7 +111,10 @@ COMMANDS: dict[str, list[str]] = {
         "data.metric_cache={metric_cache}",
     ],
 }  # fmt: skip
-READ = "world|index|metric_cache|hidden|planner|vlm|mixture|trajectories|scores|traffic|rollouts|vocabulary"
+READ = (
+    "world|index|metric_cache|hidden|planner|vlm|mixture|trajectories|scores|traffic|rollouts|vocabulary|frames|plans|"
+    "records"
+)
 PATH_KEY = re.compile(rf"^[^=]+=\[?\{{({READ})\}}")
 
 
@@ -151,7 +162,18 @@ def places(world, artefacts, tmp_path_factory) -> dict[str, str]:
     vocabulary = vocabulary_fingerprint({"method": "verlet"}, None)
     save_vocabulary(traffic / "vocabulary", VerletVocabulary(), vocabulary)
     found |= {"traffic": str(traffic / "scenes"), "vocabulary": str(traffic / "vocabulary"), "rollouts": str(ROLLOUTS)}
-    return found | {"trajectories": str(trajectories), "scores": str(scores)}
+    found |= {"trajectories": str(trajectories), "scores": str(scores)}
+    return found | wod_places(tmp_path_factory.mktemp("wod_e2e"))
+
+
+def wod_places(folder: Path) -> dict[str, str]:
+    """Records of WOD-E2E, their frames, and plans for them."""
+    records, frames, plans = write_files(folder / "records"), folder / "root" / "val", folder / "plans.parquet"
+    files = FrameFiles(str(records), ["CAM_F0"], 1)
+    build(files, frames, encode=E2EFrame.to_arrays, fingerprint=fingerprint_of_frames, what="frames")
+    tokens = [frame.id for frame in sequences()]
+    pd.DataFrame({"token": tokens, "name": "none", "poses": [np.zeros(24)] * len(tokens)}).to_parquet(plans)
+    return {"records": str(records), "frames": str(frames), "plans": str(plans)}
 
 
 @pytest.fixture(scope="module")

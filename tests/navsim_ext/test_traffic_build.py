@@ -148,7 +148,7 @@ def test_bad_scenes_stop_the_build_or_are_counted_and_listed(data, tmp_path):
 def test_nothing_stored_is_no_success(tmp_path):
     (tmp_path / "d").mkdir()
     write_records(tmp_path / "d" / "a.tfrecord", [b"nonsense"])
-    with pytest.raises(NothingStored, match="0 scenes were stored of 1 units; 1 were skipped"):
+    with pytest.raises(NothingStored, match="0 traffic scenes were stored of 1 units; 1 were skipped"):
         build(WomdRecords(str(tmp_path / "d")), tmp_path / "o", skip_bad=True)
     write_records(tmp_path / "d" / "a.tfrecord", [])
     with pytest.raises(NothingStored):
