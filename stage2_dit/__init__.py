@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from stage2_dit.noise import ChainNoise, keyed_generator, keyed_noise
     from stage2_dit.normaliser import NormaliserBounds, TrajectoryNormaliser
     from stage2_dit.not_finite import NotFiniteLoss, not_finite_loss
-    from stage2_dit.planner import DiffusionPlanner, PlannerConfig
+    from stage2_dit.planner import SHARDED_METHODS, DiffusionPlanner, PlannerConfig
     from stage2_dit.published import CheckpointMismatch
 
 __all__ = [
     "PRESETS",
+    "SHARDED_METHODS",
     "Chain",
     "ChainNoise",
     "CheckpointMismatch",
@@ -54,6 +55,7 @@ __getattr__ = exported(
     __name__,
     {
         "PRESETS": "diffusion.process",
+        "SHARDED_METHODS": "planner",
         "Chain": "diffusion.process",
         "ChainNoise": "noise",
         "CheckpointMismatch": "published",

@@ -25,6 +25,7 @@ from navsim_ext.hidden_cache import require_states
 from navsim_ext.runtime.collectives import gather_by_token
 from navsim_ext.runtime.optimizer import adamw, scheduled
 from navsim_ext.runtime.schedules import total_steps
+from navsim_ext.runtime.sharding import ShardedStrategy, shard_whole
 from navsim_ext.scene import SceneBatch
 from stage2_dit.checkpoint import RECORD, load_planner, planner_record, require_hidden
 from stage2_dit.inference import PlannerRunner
@@ -32,7 +33,7 @@ from stage2_dit.metrics import displacement, pdm_means
 from stage2_dit.normaliser import fit_bounds
 from stage2_dit.not_finite import not_finite_loss
 from stage2_dit.optimizer import MuonWithAdamW, PlannerOptimizerSettings, block_matrices
-from stage2_dit.planner import POSE_CHANNELS, DiffusionPlanner, PlannerConfig
+from stage2_dit.planner import POSE_CHANNELS, SHARDED_METHODS, DiffusionPlanner, PlannerConfig
 from stage2_dit.published import CheckpointMismatch
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,16 @@ class PlannerModule(pl.LightningModule):
             self._initialise(planner, self.init_from)
         self.planner = planner
         self.planner_config = config
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self._shard()
+
+    def _shard(self) -> None:
+        """Raises DataError for what needs whole weights on every process."""
+        if self.backbone is not None:
+            raise DataError("strategy=fsdp2 shards the planner alone: with module.backbone use trainer=ddp")
+        if self.optimizer_settings.matrices == "muon":
+            raise DataError("Muon orthogonalises whole matrices, strategy=fsdp2 cuts them: use trainer=ddp or adamw")
+        shard_whole(self.planner, self.device_mesh["data_parallel"], SHARDED_METHODS)
 
     def _origin(self, datamodule: Any) -> tuple[Fingerprint, int]:
         """Fingerprint and width of the hidden states, cached or live."""

@@ -104,6 +104,10 @@ class PlannerConfig:
         return cls(**values)
 
 
+SHARDED_METHODS = ("condition",)
+"""What is called beside ``forward`` and needs whole weights (:mod:`navsim_ext.runtime.sharding`)."""
+
+
 class DiffusionPlanner(nn.Module):
     """The network, its diffusion process and its normaliser. Parameter names are those of published checkpoints."""
 

@@ -28,6 +28,7 @@ from navsim_ext.runtime.checkpoints import BestCheckpoints
 from navsim_ext.runtime.collectives import share_of_count
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
 from navsim_ext.runtime.schedules import total_steps
+from navsim_ext.runtime.sharding import ShardedStrategy, whole
 from stage3_grpo.algorithm import AdaptiveWeight, Algorithm, AlgorithmError
 from stage3_grpo.credit import Credit, assign_credit
 from stage3_grpo.monitors.statistics import credit_statistics
@@ -101,6 +102,10 @@ class GrpoModule(pl.LightningModule):
         if self.learned is not None:
             return
         self.learned = self.policy.build(self.trainer.datamodule, self.algorithm, self.seed)
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            if not hasattr(self.policy, "shard"):
+                raise AlgorithmError(f"policy {self.policy.name} cannot be cut among processes: use trainer=ddp")
+            self.policy.shard(self.device_mesh["data_parallel"])
         for name, module in self.learned.items():
             self.add_module(name, module)
         self.held_out = self.policy.held_out()
@@ -181,7 +186,7 @@ class GrpoModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips here, where half-precision gradients are unscaled already; keeps the norm for the record."""
         weights = [weight for weight in self.parameters() if weight.grad is not None]
-        self._gradient_norm = torch.nn.utils.clip_grad_norm_(weights, self.optimizer_settings.gradient_clip)
+        self._gradient_norm = whole(torch.nn.utils.clip_grad_norm_(weights, self.optimizer_settings.gradient_clip))
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # a scaler leaves such a step out itself
             self._require_finite("norm of the gradient", self._gradient_norm)
 

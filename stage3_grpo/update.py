@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from navsim_ext.runtime.collectives import gather_rows, own_rows, share_of_count, world
 from navsim_ext.runtime.rng import derive_seed
+from navsim_ext.runtime.sharding import is_sharded
 from stage3_grpo.algorithm import Algorithm, AlgorithmError
 from stage3_grpo.core import behaviour_cloning, masked_mean, sampled_kl, sequence_mean, value_error
 from stage3_grpo.credit import Credit
@@ -86,7 +87,7 @@ class Updater:
         for number in range(_most(len(pieces), rows.device)):
             piece = pieces[number] if number < len(pieces) else rows[:0]
             if len(piece) == 0:
-                yield self._nothing(modules, counts)
+                yield self._nothing(policy, modules, rollout, counts, teach=bc_weight > 0)
             else:
                 yield self._losses(policy, rollout, credit, piece, counts, beta, bc_weight)
 
@@ -171,9 +172,18 @@ class Updater:
         estimate = sampled_kl(algorithm.kl.form, made.logp, rollout.logp_ref[rows], mask, count, algorithm.averaging)
         return estimate, told
 
-    def _nothing(self, modules: Mapping[str, nn.Module], counts: Denominators) -> Losses:
-        """Zero with zero gradients for every weight: the other processes wait for them."""
-        total = sum(weight.sum() * 0.0 for module in modules.values() for weight in module.parameters())
+    def _nothing(
+        self, policy: Policy, modules: Mapping[str, nn.Module], rollout: PolicyRollout, counts: Denominators, *,
+        teach: bool,
+    ) -> Losses:  # fmt: skip
+        """Zero with zero gradients for every weight: the other processes wait for them. Sharded weights are gathered
+        by passes of all processes, so one start is passed through and weighs nothing."""
+        if any(map(is_sharded, modules.values())):
+            made = policy.decide(rollout, (rollout.start == rollout.start[0]).nonzero()[:, 0], teach=teach)
+            told = (made.logp, made.value, made.teacher_logp)
+            total = sum(each.nan_to_num().sum() * 0.0 for each in told if each is not None)
+        else:
+            total = sum(weight.sum() * 0.0 for module in modules.values() for weight in module.parameters())
         zeros = (torch.zeros((), device=total.device) for _ in range(len(Losses._fields) - 2))
         return Losses(total, *zeros, counted=counts.decisions)
 

@@ -4,6 +4,7 @@
 
 Lightning's own EMA puts the average into ``state_dict``, which DeepSpeed drops from the checkpoint; here it is part of
 this callback's state, in float32 whatever the weights are. Persistent buffers are not averaged: the live ones serve.
+Of weights that are cut among processes (FSDP2) each process averages its part; checkpoints hold the whole.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 
 from navsim_ext.errors import TriviumError
+from navsim_ext.runtime.sharding import cut_like, own_part, whole
 
 
 class EmaError(TriviumError):
@@ -35,11 +37,11 @@ class EMA(Callback):
         self._seen_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        sharded = isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        sharded = isinstance(trainer.strategy, FSDPStrategy)
         if sharded or (isinstance(trainer.strategy, DeepSpeedStrategy) and trainer.strategy.zero_stage_3):
             raise EmaError(
                 f"EMA needs whole weights on every process; {type(trainer.strategy).__name__} shards them: use "
-                "ddp or ZeRO stage 1 or 2, or drop callbacks.ema"
+                "ddp, fsdp2 or ZeRO stage 1 or 2, or drop callbacks.ema"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -59,8 +61,8 @@ class EMA(Callback):
         self._ready(module)
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-        weights = [weight.detach().float() for _, weight in averaged(module)]
-        torch._foreach_lerp_([self.shadow[name] for name, _ in averaged(module)], weights, 1.0 - decay)
+        weights = [own_part(weight.detach()).float() for _, weight in averaged(module)]
+        torch._foreach_lerp_([own_part(self.shadow[name]) for name, _ in averaged(module)], weights, 1.0 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.evaluate:
@@ -76,16 +78,16 @@ class EMA(Callback):
     def swap_in(self, module: torch.nn.Module) -> None:
         """Puts the average into the model, keeping the live weights aside."""
         self._ready(module)
-        self._live = {name: weight.detach().clone() for name, weight in averaged(module)}
+        self._live = {name: own_part(weight.detach()).clone() for name, weight in averaged(module)}
         for name, weight in averaged(module):
-            weight.copy_(self.shadow[name])
+            own_part(weight).copy_(own_part(self.shadow[name]))
 
     @torch.no_grad()
     def swap_out(self, module: torch.nn.Module) -> None:
         """Brings the live weights back, bit for bit; does nothing when they are in place."""
         if self._live:
             for name, weight in averaged(module):
-                weight.copy_(self._live[name])
+                own_part(weight).copy_(self._live[name])
         self._live = {}
 
     @torch.no_grad()
@@ -99,11 +101,16 @@ class EMA(Callback):
                 f"{sorted(weights.keys() - self.shadow.keys())[:4]}: resume with the model it was made for"
             )
         for name, weight in weights.items():
-            if self.shadow[name].device != weight.device:
-                self.shadow[name] = self.shadow[name].to(weight.device)
+            if self.shadow[name].device != weight.device or type(self.shadow[name]) is not type(weight.detach()):
+                self.shadow[name] = cut_like(self.shadow[name], weight)
 
+    @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        return {"decay": self.decay, "updates": self.updates, "shadow": dict(self.shadow)}
+        """All processes must ask: the parts are put together."""
+        return {
+            "decay": self.decay, "updates": self.updates,
+            "shadow": {name: whole(average) for name, average in self.shadow.items()},
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates = int(state_dict["updates"])

@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from navsim_ext.errors import MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import require_states
+from navsim_ext.runtime.sharding import shard_whole
 from navsim_ext.scene import SceneBatch
 from stage2_dit import (
+    SHARDED_METHODS,
     Chain,
     Conditioning,
     DiffusionPlanner,
@@ -141,6 +143,12 @@ class DiffusionPolicy:
         if algorithm.needs_value:
             self.value_head = modules["value_head"] = ValueHead(planner.config, self.process.num_steps)
         return modules | {"planner": planner, "process": self.process}
+
+    def shard(self, mesh: Any) -> None:
+        """Cuts what is trained among the processes (strategy=fsdp2); the reference stays whole on each."""
+        shard_whole(self.planner, mesh, SHARDED_METHODS)
+        if self.value_head is not None:
+            shard_whole(self.value_head, mesh)
 
     def parameters(self) -> dict[str, Sequence[nn.Parameter]]:
         learned: dict[str, Sequence[nn.Parameter]] = {"policy": list(self.planner.parameters())}
