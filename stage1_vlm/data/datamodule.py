@@ -14,16 +14,18 @@ from rich.console import Console
 from rich.table import Table
 
 from navsim_ext.errors import DataError
+from navsim_ext.runtime.collectives import world
 from navsim_ext.runtime.sampler import LengthGrouped, PositionSampler, ResumableLoader
 from stage1_vlm.collate import pack, pad
 from stage1_vlm.data.line_index import LineRules, build_index, write_skipped
 from stage1_vlm.data.mixture import read_mixture
-from stage1_vlm.data.packing import length_classes, packing_plan, padding_share
+from stage1_vlm.data.packing import balanced_plan, length_classes, packing_plan, padding_share, waiting_share
 from stage1_vlm.data.questions import DrivingQuestions, PackedQuestions
 from stage1_vlm.loading import load_processor
 
 _log = logging.getLogger(__name__)
-BATCHING = ("grouped", "packed", "random")
+BATCHING = ("grouped", "packed", "balanced", "random")
+SHOWN_RANKS = 8  # for which waiting is told where a run has one process
 
 
 class RescalableLoader(ResumableLoader):
@@ -44,7 +46,8 @@ class DrivingQuestionData(pl.LightningDataModule):
             ``repeat`` replaces their repeat_time by name pattern.
         model_path: checkpoint folder, for tokeniser and picture settings.
         batch_size: conversations (rows, when packed) per process and step.
-        batching: ``grouped`` by length, ``packed`` rows of up to max_sequence_length tokens, or ``random``.
+        batching: ``grouped`` by length, ``packed`` rows of up to max_sequence_length tokens, ``balanced`` rows of so
+            many that are alike in tokens and in tiles of pictures, or ``random``.
         index_folder: where line indices are kept; skipped lines are listed in ``<report_folder>/skipped.jsonl``.
     """
 
@@ -103,8 +106,10 @@ class DrivingQuestionData(pl.LightningDataModule):
             return
         self._questions = self._read(self.mixture, self.datasets, self.repeat)
         self._validation = self._read(self.validation) if self.validation else None
-        lengths = self._questions.lengths
-        self._rows = packing_plan(lengths, self.rules.max_sequence_length) if self.batching == "packed" else None
+        lengths, capacity = self._questions.lengths, self.rules.max_sequence_length
+        self._rows = packing_plan(lengths, capacity) if self.batching == "packed" else None
+        if self.batching == "balanced":
+            self._rows = balanced_plan(lengths, self._questions.pictures, capacity, seed=self.seed)
         self.report = {"datasets": self._questions.report(), "padding": self._padding(lengths)}
         if self.trainer is None or self.trainer.is_global_zero:
             self._say()
@@ -156,9 +161,14 @@ class DrivingQuestionData(pl.LightningDataModule):
             )
             shares[name] = padding_share(lengths, sampler.order(0), size)
         rows = self._rows if self._rows is not None else packing_plan(lengths, self.rules.max_sequence_length)
-        filled = np.asarray([lengths[row].sum() for row in rows])
-        shares["packed"] = float(1.0 - filled.sum() / (filled.max() * len(rows)))
+        packed = PackedQuestions(self._questions, rows)
+        kind = "balanced" if self.batching == "balanced" else "packed"
+        shares[kind] = float(1.0 - packed.lengths.sum() / (packed.lengths.max() * len(rows)))
         shares["conversations_per_row"] = len(lengths) / len(rows)
+        ranks = world()[1] if world()[1] > 1 else SHOWN_RANKS
+        order = np.random.default_rng(self.seed).permutation(len(rows))
+        for name, costs in (("tokens", packed.lengths), ("tiles", packed.pictures)):
+            shares[f"waiting_{name}"] = waiting_share(costs, order, self.batch_size, ranks)
         return shares
 
     def _say(self) -> None:
@@ -174,6 +184,9 @@ class DrivingQuestionData(pl.LightningDataModule):
         names = [name for name in BATCHING if name in shares]
         text = ", ".join(f"{name} {shares[name]:.1%}{' (used)' if name == self.batching else ''}" for name in names)
         console.print(f"padding share of all tokens at {shares['batch_size']:.0f} a batch: {text}")
+        if self._rows is not None and "waiting_tokens" in shares:
+            waits = ", ".join(f"{name} {shares[f'waiting_{name}']:.1%}" for name in ("tokens", "tiles"))
+            console.print(f"processes wait for the busiest of a step: {waits} of their work")
         _log.info("padding: %s", shares)
         if self.report_folder is not None:
             write_skipped(self._questions.indices, self.report_folder / "skipped.jsonl")

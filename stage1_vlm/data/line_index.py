@@ -43,7 +43,7 @@ from stage1_vlm.processor import ChatProcessor, turns_from_conversation
 _log = logging.getLogger(__name__)
 
 CHUNK_LINES = 2048
-INDEX_VERSION = 3  # 1 had no checksums, 2 no JSON arrays and no pictures without a placeholder
+INDEX_VERSION = 4  # 1 had no checksums, 2 no JSON arrays and no pictures without a placeholder, 3 no picture tokens
 REMEDY = "the index of the lines is made again"
 
 
@@ -59,11 +59,13 @@ class SkippedLine:
 
 @dataclass(frozen=True)
 class LineIndex:
-    """``offsets`` [N] byte positions, ``lengths`` [N] tokens with pictures, of the good lines in file order."""
+    """``offsets`` [N] byte positions, ``lengths`` [N] tokens with pictures, ``pictures`` [N] those of the pictures
+    alone, of the good lines in file order."""
 
     entry: DatasetEntry
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int32]
+    pictures: NDArray[np.int32]
     num_lines: int
     skipped: tuple[SkippedLine, ...]
     array: bool = False  # the file is one JSON array
@@ -104,8 +106,8 @@ class LineRules:
     verify_pictures: bool = False
 
 
-def examine(line: bytes, root: Path, processor: ChatProcessor, rules: LineRules) -> int:
-    """Tokens of the conversation on a line; raises SkipLine when it cannot be used."""
+def examine(line: bytes, root: Path, processor: ChatProcessor, rules: LineRules) -> tuple[int, int]:
+    """(tokens of the conversation on a line, those of its pictures alone); raises SkipLine when it cannot be used."""
     record = parse_record(line)
     paths = picture_paths(record)
     try:
@@ -128,7 +130,7 @@ def examine(line: bytes, root: Path, processor: ChatProcessor, rules: LineRules)
         raise SkipLine("malformed record", str(error)) from error
     if len(ids) > rules.max_sequence_length:
         raise SkipLine("too long", f"{len(ids)} tokens of at most {rules.max_sequence_length}")
-    return len(ids)
+    return len(ids), sum(counts)
 
 
 Chunk = tuple[int, list[tuple[int, bytes]]]
@@ -149,7 +151,7 @@ def _chunks(path: Path) -> Iterator[Chunk]:
 
 def _examine_chunk(
     chunk: Chunk, name: str, root: Path, processor: ChatProcessor, rules: LineRules
-) -> tuple[list[int], list[int], list[SkippedLine], int]:
+) -> tuple[list[int], list[tuple[int, int]], list[SkippedLine], int]:
     number, entries = chunk
     offsets, lengths, skipped, used = [], [], [], 0
     for offset, line in entries:
@@ -218,7 +220,7 @@ def build_index(
 
 def _scan(entry: DatasetEntry, processor: ChatProcessor, rules: LineRules, workers: int) -> LineIndex:
     offsets: list[int] = []
-    lengths: list[int] = []
+    lengths: list[tuple[int, int]] = []
     skipped: list[SkippedLine] = []
     num_lines = 0
     task = partial(_examine_chunk, name=entry.name, root=entry.root, processor=processor, rules=rules)
@@ -229,8 +231,9 @@ def _scan(entry: DatasetEntry, processor: ChatProcessor, rules: LineRules, worke
         lengths.extend(some_lengths)
         skipped.extend(some_skipped)
         num_lines += used
-    arrays = np.asarray(offsets, dtype=np.int64), np.asarray(lengths, dtype=np.int32)
-    return LineIndex(entry, *arrays, num_lines, tuple(skipped), is_array(entry.annotation))
+    whole, pictures = np.asarray(lengths, dtype=np.int32).reshape(-1, 2).T.copy()
+    starts = np.asarray(offsets, dtype=np.int64)
+    return LineIndex(entry, starts, whole, pictures, num_lines, tuple(skipped), is_array(entry.annotation))
 
 
 def _table(stored: Path) -> Path:
@@ -239,7 +242,7 @@ def _table(stored: Path) -> Path:
 
 
 def _store(index: LineIndex, stored: Path, key: dict[str, Any]) -> None:
-    for name, array in zip(_arrays(stored), (index.offsets, index.lengths), strict=True):
+    for name, array in zip(_arrays(stored), (index.offsets, index.lengths, index.pictures), strict=True):
         with atomic_stream(stored.with_name(name)) as stream:
             np.save(stream, array, allow_pickle=False)
     content = {"key": key, "lines": index.num_lines, "skipped": [vars(line) for line in index.skipped]}
@@ -264,5 +267,5 @@ def _load(entry: DatasetEntry, stored: Path) -> LineIndex | None:
 
 
 def _arrays(stored: Path) -> list[str]:
-    """File names of offsets and lengths."""
-    return [f"{stored.name}.{name}.npy" for name in ("offsets", "lengths")]
+    """File names of offsets, lengths and picture tokens."""
+    return [f"{stored.name}.{name}.npy" for name in ("offsets", "lengths", "pictures")]

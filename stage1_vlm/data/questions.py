@@ -30,7 +30,8 @@ def recompress(picture: Image.Image) -> Image.Image:
 
 
 class DrivingQuestions(Dataset):
-    """``[i]`` is the i-th entry of the mixture, encoded; ``lengths`` [N] are its token counts, known beforehand."""
+    """``[i]`` is the i-th entry of the mixture, encoded; ``lengths`` [N] are its token counts, known beforehand, and
+    ``pictures`` [N] those of its pictures."""
 
     def __init__(self, indices: Sequence[LineIndex], processor: ChatProcessor, *, seed: int = 0) -> None:
         self.indices, self.processor = list(indices), processor
@@ -38,6 +39,7 @@ class DrivingQuestions(Dataset):
         self._set = np.repeat(np.arange(len(chosen)), [len(items) for items in chosen])
         self._item = np.concatenate(chosen)
         self.lengths: NDArray[np.int32] = np.concatenate([i.lengths[c] for i, c in zip(self.indices, chosen)])
+        self.pictures: NDArray[np.int32] = np.concatenate([i.pictures[c] for i, c in zip(self.indices, chosen)])
 
     def __len__(self) -> int:
         return len(self._item)
@@ -85,6 +87,7 @@ class PackedQuestions(Dataset):
     def __init__(self, questions: DrivingQuestions, rows: Sequence[Sequence[int]]) -> None:
         self.questions, self.rows = questions, rows
         self.lengths = np.asarray([questions.lengths[list(row)].sum() for row in rows])
+        self.pictures = np.asarray([questions.pictures[list(row)].sum() for row in rows])
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -20,7 +20,14 @@ from stage1_vlm.data import line_index
 from stage1_vlm.data.datamodule import DrivingQuestionData
 from stage1_vlm.data.line_index import LineRules, build_index, write_skipped
 from stage1_vlm.data.mixture import DatasetEntry, read_mixture
-from stage1_vlm.data.packing import CLASS_RATIO, length_classes, packing_plan, padding_share
+from stage1_vlm.data.packing import (
+    CLASS_RATIO,
+    balanced_plan,
+    length_classes,
+    packing_plan,
+    padding_share,
+    waiting_share,
+)
 from stage1_vlm.data.questions import DrivingQuestions
 from stage1_vlm.loading import load_processor
 
@@ -363,7 +370,50 @@ def test_a_length_class_mixes_tasks_at_little_padding():
     assert all(values[classes == k].max() < CLASS_RATIO * values[classes == k].min() + 1e-9 for k in set(classes))
 
 
-@pytest.mark.parametrize("batching", ["grouped", "packed", "random"])
+@settings(max_examples=60, deadline=None)
+@given(
+    items=st.lists(st.tuples(st.integers(1, 100), st.integers(0, 100)), min_size=1, max_size=150),
+    seed=st.integers(0, 3),
+)
+def test_balanced_rows_keep_every_item_within_capacity(items, seed):
+    lengths = np.array([sum(item) if sum(item) <= 100 else item[0] for item in items])
+    pictures = np.minimum([item[1] for item in items], lengths)
+    rows = balanced_plan(lengths, pictures, 100, seed=seed)
+    assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
+    assert max(lengths[row].sum() for row in rows) <= 100
+    assert rows == balanced_plan(lengths, pictures, 100, seed=seed)
+    assert len(rows) <= 2 * -(-lengths.sum() // 100)  # two rows that are half empty would be one
+    with pytest.raises(DataError, match="does not fit"):
+        balanced_plan([*lengths, 101], [*pictures, 0], 100)
+
+
+def test_balanced_rows_are_alike_in_tokens_and_tiles():
+    """Texts, single pictures and many-tile ones: packing alone leaves rows full of texts and rows full of tiles."""
+    rng = np.random.default_rng(0)
+    tiles = np.where(rng.random(4000) < 0.4, 0, rng.integers(1, 13, 4000))
+    pictures = 256 * tiles
+    lengths = pictures + rng.integers(40, 900, 4000)
+    waits = {}
+    plans = {"packed": packing_plan(lengths, 12_288), "balanced": balanced_plan(lengths, pictures, 12_288)}
+    for name, rows in plans.items():
+        order = PositionSampler(len(rows), 1, seed=0, rank=0, world_size=8).order(0)
+        assert sorted(order) == sorted(set(order))
+        loads = [np.array([values[row].sum() for row in rows]) for values in (lengths, pictures)]
+        waits[name] = [waiting_share(load, order, 1, 8) for load in loads]
+        fill = loads[0].mean() / 12_288
+        assert fill > 0.97
+    assert waits["packed"][1] > 0.2
+    assert waits["balanced"][0] < 0.01
+    assert waits["balanced"][1] < 0.05  # a tile has 256 tokens
+
+
+def test_waiting_is_what_the_busiest_leaves():
+    order = np.arange(8)
+    assert waiting_share([1, 1, 1, 1, 2, 2, 2, 2], order, 2, 2) == 0.0
+    assert waiting_share([3, 0, 1, 0, 2, 2, 2, 2], order, 2, 2) == pytest.approx((1 - 2 / 3) / 2)
+
+
+@pytest.mark.parametrize("batching", ["grouped", "packed", "balanced", "random"])
 def test_an_epoch_holds_every_entry(toy_mixture, tiny_internvl, tmp_path, batching):
     data = DrivingQuestionData(
         str(toy_mixture), str(tiny_internvl), batch_size=4, batching=batching, max_sequence_length=300,
@@ -379,6 +429,16 @@ def test_an_epoch_holds_every_entry(toy_mixture, tiny_internvl, tmp_path, batchi
     assert len(names) >= 52
     shares = data.report["padding"]
     assert shares["grouped"] <= shares["random"]
+    if batching in ("packed", "balanced"):
+        again = DrivingQuestionData(
+            str(toy_mixture), str(tiny_internvl), batch_size=4, batching=batching, max_sequence_length=300,
+            max_image_tokens=16, index_folder=str(tmp_path / "index"),
+        )  # fmt: skip
+        again.setup()
+        continued = again.train_dataloader()
+        continued.load_state_dict({**loader.state_dict(), "position": 1})  # after the first batch
+        assert [batch.names for batch in continued] == [batch.names for batch in batches[1:]]
+        assert 0 <= shares["waiting_tiles"] < 1
     assert (tmp_path / "skipped.jsonl").read_text() == ""
     with pytest.raises(DataError, match="choose one of"):
         DrivingQuestionData(str(toy_mixture), str(tiny_internvl), batching="sorted")
