@@ -41,6 +41,7 @@ from navsim_ext.evaluation.table import (
     summarise,
 )
 from navsim_ext.evaluation.two_stage_planner import SUMMARY_TITLES, read_summaries, summary_rows
+from navsim_ext.evaluation.watched import SCORED, figure_columns, read_watched, watched_file
 from navsim_ext.files import reading, write_atomic
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.readers import SceneSource, open_configured
@@ -89,6 +90,21 @@ def training_section(title: str, folder: str, columns: Sequence[str] | None) -> 
         raise DataError(f"{path} has no column {unknown}; it has {available}")
     plot = svg_uri(curves_plot(table, chosen, x))
     return {"title": title, "plot": plot, "caption": f"{path.name} of {title}, {len(table)} rows over {x}"}
+
+
+def training_sections(title: str, folder: str, columns: Sequence[str] | None) -> list[dict[str, str]]:
+    """Curves of a run, and of its checkpoints where somebody scored them while it trained."""
+    sections = [training_section(title, folder, columns)]
+    if watched_file(folder) is not None:
+        table = read_watched(folder)
+        scored = table[table["status"] == SCORED]
+        chosen = figure_columns(scored)[:8]
+        if chosen:
+            plot = svg_uri(curves_plot(scored, chosen, "step"))
+            failed = f", {len(table) - len(scored)} could not be scored" if len(scored) < len(table) else ""
+            caption = f"{len(scored)} checkpoints of {title} scored while it trained{failed}"
+            sections.append({"title": f"{title}, scored while it trained", "plot": plot, "caption": caption})
+    return sections
 
 
 def newest_csv(folder: str | os.PathLike[str], name: str) -> tuple[pd.DataFrame, Path]:
@@ -283,7 +299,9 @@ def build_report(cfg: DictConfig) -> Path:
         "two_stage": two_stage_section(cfg.two_stage),
         "comparisons": comparison_sections(scores, cfg.comparisons),
         "closed_loop": drive_sections(cfg.drives, OmegaConf.to_container(cfg.films, resolve=True)),
-        "training": [training_section(run.title, run.folder, run.columns) for run in cfg.training],
+        "training": [
+            section for run in cfg.training for section in training_sections(run.title, run.folder, run.columns)
+        ],
         "recorder": recorder_section(cfg.recorder.folder, cfg.recorder.columns) if cfg.recorder.folder else None,
         "gallery": gallery,
         "glossary": TERMS,

@@ -171,8 +171,8 @@ def _refuse_single_stage_options(cfg: DictConfig) -> None:
         )
 
 
-@job("score")
-def main(cfg: DictConfig) -> None:
+def score_configured(cfg: DictConfig, console: Console) -> None:
+    """Runs the protocol of a configuration; its output folder is the caller's to lock."""
     if cfg.protocol in ("single_stage", "two_stage") and cfg.metric_cache is None:
         if cfg.data.split_config is not None:
             read_split(cfg.data.split_config).require_groups()  # before a cache is asked for that cannot be
@@ -181,26 +181,31 @@ def main(cfg: DictConfig) -> None:
             "python -m navsim_ext.metric_cache.build), protocol=open_loop or rater_feedback, or protocol=plan for "
             "trajectories alone"
         )
+    if cfg.protocol == "open_loop":
+        from navsim_ext.evaluation.open_loop import score_open_loop
+
+        score_open_loop(cfg, console)
+    elif cfg.protocol == "rater_feedback":
+        from navsim_ext.evaluation.rated_frames import score_rated_frames
+
+        score_rated_frames(cfg, console)
+    elif cfg.protocol == "plan":
+        from navsim_ext.evaluation.plan_only import plan_stages
+
+        plan_stages(cfg, console)
+    elif cfg.protocol == "two_stage":
+        from navsim_ext.evaluation.two_stage_planner import score_two_stages
+
+        _refuse_single_stage_options(cfg)
+        score_two_stages(cfg, console)
+    else:
+        score_planner(cfg, console)
+
+
+@job("score")
+def main(cfg: DictConfig) -> None:
     with FolderLock(cfg.output_dir):
-        if cfg.protocol == "open_loop":
-            from navsim_ext.evaluation.open_loop import score_open_loop
-
-            score_open_loop(cfg, Console())
-        elif cfg.protocol == "rater_feedback":
-            from navsim_ext.evaluation.rated_frames import score_rated_frames
-
-            score_rated_frames(cfg, Console())
-        elif cfg.protocol == "plan":
-            from navsim_ext.evaluation.plan_only import plan_stages
-
-            plan_stages(cfg, Console())
-        elif cfg.protocol == "two_stage":
-            from navsim_ext.evaluation.two_stage_planner import score_two_stages
-
-            _refuse_single_stage_options(cfg)
-            score_two_stages(cfg, Console())
-        else:
-            score_planner(cfg, Console())
+        score_configured(cfg, Console())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Folders of one data set stand in one table. Where they are of several (another split or token list), each gets its
 table, and a cross-data-set table follows: planners by data sets, each cell the mean with its interval.
-``two_stage=[C]`` adds the table of the two-stage protocol.
+``two_stage=[C]`` adds the table of the two-stage protocol, ``runs=[RUN]`` the checkpoints of a training that
+:mod:`navsim_ext.evaluation.watch` scored, beside what the run logged at these steps.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from navsim_ext.evaluation.table import (
     summarise,
 )
 from navsim_ext.evaluation.two_stage_planner import read_summaries, summary_table
+from navsim_ext.evaluation.watched import watched_table
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.runtime.config import job
 
@@ -78,7 +80,7 @@ def _cell(estimates: Mapping[str, Estimate], score: str) -> str:
 @job("show")
 def main(cfg: DictConfig) -> None:
     console = Console()
-    groups = grouped(cfg.scores) if cfg.scores or not cfg.two_stage else []
+    groups = grouped(cfg.scores) if cfg.scores or not (cfg.two_stage or cfg.runs) else []
     for what, summary, scorer in groups:
         for table in print_table(summary, what, sub_scores=cfg.sub_scores):
             console.print(table)
@@ -91,6 +93,8 @@ def main(cfg: DictConfig) -> None:
         console.print(summary_table(summary))
         for line in (summary["snapshot"], *summary["verdicts"]):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
+    for run in cfg.runs:
+        console.print(watched_table(run))
 
 
 if __name__ == "__main__":

@@ -112,6 +112,24 @@ class FolderLock(AbstractContextManager["FolderLock"]):
         self.release()
 
 
+def in_use(folder: str | os.PathLike[str]) -> bool:
+    """Whether a run is at work in a folder.
+
+    Where the process that took the lock last was one of this machine and is gone, nothing is asked of the lock: a look
+    at it would keep a run that starts in that very moment from taking it.
+    """
+    lock = FolderLock(folder)
+    try:
+        told = json.loads(lock.path.read_text())
+        if told["host"] == socket.gethostname():
+            os.kill(int(told["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # another user's process, or nothing is told
+    return _is_held(lock.folder)
+
+
 def _is_held(folder: Path) -> bool:
     """Whether somebody has a folder's lock."""
     if not (folder / LOCK_NAME).is_file():
