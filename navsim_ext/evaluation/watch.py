@@ -32,7 +32,7 @@ from navsim_ext.evaluation.score import AGGREGATE_FILE, score_configured
 from navsim_ext.evaluation.scoring import NothingScored
 from navsim_ext.evaluation.watched import COLUMNS, FAILED, FOLDER, SCORED, TABLE_NAME, figures_of, watched_table
 from navsim_ext.files import read_json
-from navsim_ext.runtime.checkpoints import is_complete, numbered, step_of
+from navsim_ext.runtime.checkpoint_folder import is_complete, numbered, step_of
 from navsim_ext.runtime.config import configured, job
 from navsim_ext.runtime.csv_log import CsvLog
 from navsim_ext.runtime.lock import FolderLock, in_use

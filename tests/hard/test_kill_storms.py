@@ -48,6 +48,10 @@ STORMS: dict[str, list[str]] = {
     "navsim_ext.rendering.render": ["image_size=[64,36]"],
     "navsim_ext.synthetic.build": ["recipe.cameras=[]", "recipe.qa=false", "recipe.val_share=0"],
     "navsim_ext.traffic.build": [],
+    "navsim_ext.evaluation.watch": [
+        "run={output}", "tensorboard=false", "patience_s=0",
+        "score=[planner=diffusion,hidden=cached,hidden.folder={hidden},data.index={index},metric_cache={metric_cache}]",
+    ],
     "navsim_ext.wod_e2e.unpack": [],
     "sim_agents.rollout": ["checkpoint={agents}", "rollouts=4", "horizon_s=1"],
     "sim_agents.train": ["trainer.max_epochs=2", "network.width=16", "network.heads=2", "network.blocks=1",
@@ -73,7 +77,9 @@ STORMS: dict[str, list[str]] = {
                          "datamodule.batch_size=4", "planner.num_layers=2", "planner.encoder_width=32", *TRAINING],
     "stage3_grpo.train": ["trainer.max_epochs=2", "datamodule.batch_size=4", "algorithm.group_size=4", *TRAINING],
 }  # fmt: skip
-BEGINS_WITH = {"navsim_ext.synthetic.second_stage": "seen"}  # commands that write into the folder that they read
+BEGINS_WITH = {  # commands that write into the folder that they read
+    "navsim_ext.evaluation.watch": "trained", "navsim_ext.synthetic.second_stage": "seen",
+}  # fmt: skip
 ENDS_WITH = {"stage3_grpo.filter_flat": 2}  # the model knows nothing: no question is kept, which is said
 TIMED = {"stage3_grpo.train"}  # its flight recorder's sums, times among them, are in its checkpoints
 SHORT = {  # commands of test_bad_input that are done in a moment, or only read
@@ -119,7 +125,13 @@ def made(places, commands, tmp_path_factory) -> Iterator[dict[str, str]]:  # noq
     ended = commands("navsim_ext.synthetic.build", *options)
     assert ended.code == 0, ended.out + ended.err
     words = tmp_path_factory.mktemp("words")
+    trained = tmp_path_factory.mktemp("trained")
+    options = overrides_of("stage2_dit.train", places, trained) + STORMS["stage2_dit.train"]
+    options = [each.format(**places, output=trained) for each in options]
+    ended = commands("stage2_dit.train", *options, "trainer.max_steps=2")
+    assert ended.code == 0, ended.out + ended.err
     known = {"words": str(write_questions(words / "questions", 6)), "words_model": str(build_model(words / "model"))}
+    known["trained"] = str(trained)
     yield {**places, **known, "agents": agents, "server": server.url, "seen": str(seen)}
     server.shutdown()
     server.server_close()

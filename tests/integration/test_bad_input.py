@@ -54,6 +54,7 @@ COMMANDS: dict[str, list[str]] = {
         "trajectories={trajectories}", "metric_cache={metric_cache}", "output={output}/o.parquet",
     ],
     "navsim_ext.evaluation.show": ["scores=[{scores}]"],
+    "navsim_ext.evaluation.watch": ["run={scores}", "score=[planner=diffusion,data.index={index}]", "until=once"],
     "navsim_ext.hidden_cache.merge": ["folder={hidden}"],
     "navsim_ext.hidden_cache.reencode": ["source={hidden}", "codec=int8_g32"],
     "navsim_ext.hidden_cache.stats": ["folder={hidden}"],

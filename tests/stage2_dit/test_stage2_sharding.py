@@ -17,7 +17,7 @@ from planner_world import build_world, config
 from test_stage2_training import equal_checkpoints, spawn
 
 from navsim_ext.errors import DataError
-from navsim_ext.runtime.checkpoints import load_checkpoint
+from navsim_ext.runtime.checkpoint_file import load_checkpoint
 from navsim_ext.runtime.ema import EMA
 from navsim_ext.runtime.run import run
 from navsim_ext.runtime.sharding import is_sharded, shard_whole, whole
