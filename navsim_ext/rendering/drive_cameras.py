@@ -22,10 +22,12 @@ from navsim_ext.rendering.objects import braking_tracks, models
 from navsim_ext.rendering.renderer import render
 from navsim_ext.scene import CAMERAS, Annotations
 from navsim_ext.traffic.codes import RED, AgentKind, LightState
+from navsim_ext.traffic.scenarionet import ScenarioNetTraffic
 from navsim_ext.traffic.scene import TrafficScene
 
 NAME_OF_KIND = {AgentKind.VEHICLE: "vehicle", AgentKind.PEDESTRIAN: "pedestrian", AgentKind.CYCLIST: "bicycle"}
 DRAWN_WITHIN_M = 130.0
+SCENARIONET = "scenarionet/"
 CONNECTOR = "connector "  # before the map's own name of a lane connector in ``piece_tokens``
 UNTOLD = (int(LightState.UNKNOWN), int(LightState.NOT_REPORTED))
 
@@ -34,7 +36,8 @@ class DriveCameras:
     """An ``EgoCameras``: pictures of ``views`` as JPEGs in ``folder``, one file per world and view, overwritten.
 
     ``maps_root`` holds the GeoPackages of the scenes' ``map_location`` (the synthetic build writes them into
-    ``maps``). Raises DataError for scenes without a map location, MissingError where its map is not there.
+    ``maps``); for scenes out of ScenarioNet's files it is the folder of these files, whose maps are rebuilt. Raises
+    DataError for scenes without a map location, MissingError where its map is not there.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class DriveCameras:
         self.size = (int(image_size[0]), int(image_size[1]))
         self._rig = camera_rig(self.size)
         self._map = functools.lru_cache(maxsize=4)(lambda location: load_map(self.maps_root, location))
+        self._rebuilt: dict[str, VectorMap] = {}  # by scene
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -84,6 +88,10 @@ class DriveCameras:
     def map_of(self, scene: TrafficScene) -> VectorMap:
         if not scene.map_location:
             raise DataError(f"scene {scene.id} names no map location: its cameras cannot be drawn")
+        if scene.source.startswith(SCENARIONET):
+            if scene.id not in self._rebuilt:
+                self._rebuilt[scene.id] = ScenarioNetTraffic(str(self.maps_root)).map_of(scene)
+            return self._rebuilt[scene.id]
         return self._map(scene.map_location)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_ext import pickles
-from navsim_ext.errors import DataError
+from navsim_ext.errors import DataError, MissingError
 from navsim_ext.frames import POSE_INTERVAL_S
 from navsim_ext.maps.vector_map import VectorMap
 from navsim_ext.pdm.ego import LENGTH, REAR_AXLE_TO_CENTER, WIDTH
@@ -62,18 +62,32 @@ class ScenarioNetTraffic(FileSource):
         yield reading(str(path), lambda: self._scene(path))
 
     def _scene(self, path: Path) -> TrafficScene:
-        content = pickles.load(path)
-        if not isinstance(content, dict):
-            raise DataError(f"{path} holds a {type(content).__name__}; a ScenarioNet dictionary was expected")
-        drive = read_drive(content, str(path))
-        place = f"{drive.dataset or 'scenario'}/{drive.place or drive.name}"
-        vector_map = build_map(
-            content["map_features"], location=place, dataset=drive.dataset, driven=drive.ego_fine[:, :2],
-            lights=drive.lights, parked=parked(drive),
-        )  # fmt: skip
+        drive, vector_map = recorded(path)
         dt = POSE_INTERVAL_S / drive.step
         now = min(round(self.history_s / dt), len(drive.ego_fine) - 1)
-        return drive_scene(drive, vector_map, place, self.reach_m, now)
+        return drive_scene(drive, vector_map, vector_map.location, self.reach_m, now)
+
+    def map_of(self, scene: TrafficScene) -> VectorMap:
+        """The rebuilt map of a scene that came from here. Raises MissingError where none of the files is its own."""
+        paths = sorted(self.files(), key=lambda path: path.stem != scene.id)  # mostly it has the scenario's name
+        for path in paths:
+            drive, vector_map = recorded(path)
+            if drive.name == scene.id:
+                return vector_map
+        raise MissingError(f"scene {scene.id} is of none of the {len(paths)} scenarios in {self.root}")
+
+
+def recorded(path: Path) -> tuple[RecordedDrive, VectorMap]:
+    """The drive of a scenario file, and its map rebuilt."""
+    content = pickles.load(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}; a ScenarioNet dictionary was expected")
+    drive = read_drive(content, str(path))
+    place = f"{drive.dataset or 'scenario'}/{drive.place or drive.name}"
+    return drive, build_map(
+        content["map_features"], location=place, dataset=drive.dataset, driven=drive.ego_fine[:, :2],
+        lights=drive.lights, parked=parked(drive),
+    )  # fmt: skip
 
 
 def drive_scene(drive: RecordedDrive, vector_map: VectorMap, place: str, reach_m: float, now: int) -> TrafficScene:

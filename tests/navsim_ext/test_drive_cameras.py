@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_readers_scenarionet import waymo_scenario
 
 from navsim_ext.closed_loop.policies import Replay
 from navsim_ext.closed_loop.world import World
-from navsim_ext.errors import DataError
+from navsim_ext.errors import DataError, MissingError
 from navsim_ext.frames import POSE_INTERVAL_S, to_local
 from navsim_ext.maps.nuplan_gpkg import load_map
 from navsim_ext.rendering.camera import camera_rig
@@ -22,6 +24,7 @@ from navsim_ext.synthetic.fids import Fids
 from navsim_ext.synthetic.log_writer import annotations
 from navsim_ext.synthetic.traffic_scenes import SyntheticTraffic, scene_of
 from navsim_ext.traffic.codes import LightState
+from navsim_ext.traffic.scenarionet import ScenarioNetTraffic
 
 SIZE = (320, 180)
 
@@ -90,3 +93,20 @@ def test_a_light_of_an_unknown_lane_is_named_and_one_without_a_state_is_dark(sou
     nameless = replace(scene, piece_tokens=tuple(f"lane {k}" for k in range(len(scene.piece_kind))))
     with pytest.raises(DataError, match="no lane connector"):
         lights_shown(World().reset([nameless]), 0)
+
+
+def test_cameras_of_a_recorded_scenario_see_its_rebuilt_map(tmp_path):
+    """A scenario of ScenarioNet: what lies ahead is drawn, and other things behind."""
+    (tmp_path / "scenario.pkl").write_bytes(pickle.dumps(waymo_scenario()))
+    source = ScenarioNetTraffic(str(tmp_path))
+    (_, scene), = source.read("scenario.pkl")  # fmt: skip
+    cameras = DriveCameras(str(tmp_path), None, image_size=SIZE)
+    state = World().reset([scene])
+    ego = state.pose[0, scene.ego].double().cpu().numpy()
+    picture = cameras.picture(state, 0, ego, "CAM_F0")
+    assert picture.shape == (*SIZE[::-1], 3)
+    turned = cameras.picture(state, 0, ego + np.array([0.0, 0.0, np.pi]), "CAM_F0")
+    assert (picture != turned).any()
+    assert cameras.map_of(scene) is cameras.map_of(scene)
+    with pytest.raises(MissingError, match="of none of the 1 scenarios"):
+        source.map_of(replace(scene, id="another"))
