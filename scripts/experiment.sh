@@ -20,7 +20,7 @@ export NPROC_PER_NODE="${NPROC_PER_NODE:-2}" # processes of stage 1 and its expo
 
 world="$job/world"
 step world "towns, traffic, camera pictures" navsim_ext.synthetic.build \
-  experiment=experiment workers=2 output_dir="$world"
+  experiment=unseen_town workers=2 output_dir="$world"
 types=lead_vehicle_distance,lead_vehicle_braking,traffic_light,crossing_pedestrian,lane_left,lane_right
 step questions "questions that need the picture" navsim_ext.questions.write data.root="$world" data.split=trainval \
   data.scene_filter="$world/train_test_split/scene_filter/train.yaml" name=train template=brief seed=11 \

@@ -3,6 +3,7 @@
 import navsim_ext  # noqa: F401 - answers --help before a command loads anything
 from sim_agents.data.dataset import cut
 from sim_agents.data.scene_tokens import Bounds, SceneTokens, collate, scene_tokens
+from sim_agents.data.stored import StoredBatches, StoredItems
 from sim_agents.model.network import Agents, NextTokenNetwork, Past, Roadside, agents_of
 from sim_agents.model.rolling import Choice, ClosestOfSampled, ClosestOfTop, Rolled, Sampled, roll
 from sim_agents.model.sampling import Sampling, keyed_uniform, text_key
@@ -44,6 +45,8 @@ __all__ = [
     "Sampled",
     "Sampling",
     "SceneTokens",
+    "StoredBatches",
+    "StoredItems",
     "TokenActor",
     "TokenPolicy",
     "agent_record",

@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import get_cosine_schedule_with_warmup
 
 from navsim_ext.errors import DataError
-from navsim_ext.runtime.schedules import total_steps
+from navsim_ext.runtime.learning_rate import total_steps
 from stage1_vlm.adapters import LoraSettings, add_lora, freeze, trainable_summary
 from stage1_vlm.backbone import VisionLanguageBackbone
 from stage1_vlm.collate import VisionLanguageBatch

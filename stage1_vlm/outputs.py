@@ -30,7 +30,7 @@ from navsim_ext.files import read_json, remove_temporaries, write_json_atomic
 from navsim_ext.runtime.checkpoint_folder import discard, numbered, step_of
 from navsim_ext.runtime.checkpoints import Checkpoints
 from navsim_ext.runtime.csv_log import CsvLog
-from navsim_ext.runtime.schedules import total_steps
+from navsim_ext.runtime.learning_rate import total_steps
 from stage1_vlm.adapters import has_adapters, merged_state_dict
 from stage1_vlm.folder import CheckpointError
 from stage1_vlm.module import InstructionTuning

@@ -23,8 +23,8 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import Fingerprint
 from navsim_ext.hidden_cache import require_states
 from navsim_ext.runtime.collectives import gather_by_token
+from navsim_ext.runtime.learning_rate import total_steps
 from navsim_ext.runtime.optimizer import adamw, scheduled
-from navsim_ext.runtime.schedules import total_steps
 from navsim_ext.runtime.sharding import ShardedStrategy, shard_whole
 from navsim_ext.scene import SceneBatch
 from stage2_dit.checkpoint import RECORD, load_planner, planner_record, require_hidden

@@ -26,8 +26,8 @@ from navsim_ext.errors import TriviumError
 from navsim_ext.runtime.checkpoint_folder import resume_point
 from navsim_ext.runtime.checkpoints import BestCheckpoints
 from navsim_ext.runtime.collectives import share_of_count
+from navsim_ext.runtime.learning_rate import total_steps
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
-from navsim_ext.runtime.schedules import total_steps
 from navsim_ext.runtime.sharding import ShardedStrategy, whole
 from stage3_grpo.algorithm import AdaptiveWeight, Algorithm, AlgorithmError
 from stage3_grpo.credit import Credit, assign_credit

@@ -55,7 +55,7 @@ COMPARED_ONLY = {
     "sim_agents.ego.tree.module.TreeModule": "opens a checkpoint, with init_from",
     "sim_agents.ego.tree.policy.load_tree_planner": "opens a checkpoint",
     "stage3_grpo.module.GrpoModule": "opens a checkpoint",
-    "stage3_grpo.policies.traffic.TrafficRolloutData": "opens a store",
+    "stage3_grpo.policies.scenes.SceneBatches": "opens a store",
     "navsim_ext.traffic.womd.WomdRecords": "opens a folder",
     "navsim_ext.traffic.gpudrive.GpuDriveJson": "opens a folder",
     "navsim_ext.traffic.scenarionet.ScenarioNetTraffic": "opens a folder",

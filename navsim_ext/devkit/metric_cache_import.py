@@ -25,7 +25,7 @@ from navsim_ext.errors import DataError, MissingError, TriviumError
 from navsim_ext.fingerprint import Fingerprint, digest_tokens
 from navsim_ext.metric_cache import journal
 from navsim_ext.metric_cache.journal import Invalid, LogResult
-from navsim_ext.metric_cache.scene_record import HUMAN_POSES, with_reference_scores
+from navsim_ext.metric_cache.scene_record import HUMAN_POSES, with_closed_scores
 from navsim_ext.metric_cache.schema import KIND, cache_fields, map_folder
 from navsim_ext.pdm.closed.forecast import box_corners
 from navsim_ext.pdm.ego import STATE_SIZE
@@ -111,7 +111,7 @@ def import_log(
         try:
             if token not in writer.done:
                 record = convert(token, log, name, contents, polygons)
-                record = with_reference_scores(record, prepare(record, table)).validate()
+                record = with_closed_scores(record, prepare(record, table)).validate()
                 writer.put(token, record.to_arrays())
             cached.append(token)
         except (DataError, UnscorableScene) as error:

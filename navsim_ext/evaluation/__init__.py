@@ -1,1 +1,1 @@
-"""evaluation package."""
+"""Planners are scored, compared and shown; every table says what made its numbers. See README.md."""

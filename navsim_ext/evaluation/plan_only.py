@@ -17,12 +17,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from navsim_ext.dataset import SceneDataset
 from navsim_ext.errors import DataError, MissingError
-from navsim_ext.evaluation.planning import plan_scenes
+from navsim_ext.evaluation.stages import planned_stages, stage_datasets, stage_states
 from navsim_ext.evaluation.table import TRAJECTORIES_FILE
-from navsim_ext.evaluation.two_stage_planner import STAGES, stage_datasets, stage_states
-from navsim_ext.frames import POSE_INTERVAL_S
 from navsim_ext.planners import Planner
 from navsim_ext.readers import read_split
 from navsim_ext.runtime.parquet import write_table
@@ -37,33 +34,16 @@ def plan_stages(cfg: DictConfig, console: Console) -> pd.DataFrame:
     unread = [key for key, value in given.items() if value is not None]
     if unread:
         raise DataError(f"{', '.join(unread)} belong to scoring, and protocol=plan scores nothing: leave them out")
-    if cfg.data.split_config is not None:
-        if cfg.data.second_stage is None:
-            raise MissingError("data.split_config is of two stages: give data.second_stage=FOLDER, its second index")
-        datasets = list(stage_datasets(cfg, read_split(cfg.data.split_config)))
-    else:
-        folders = [folder for folder in (cfg.data.index, cfg.data.second_stage) if folder is not None]
-        datasets = [
-            SceneDataset(
-                folder, horizon=None, cameras=list(cfg.data.cameras), sensor_root=None if i else cfg.data.sensor_root
-            )
-            for i, folder in enumerate(folders)
-        ]
+    if cfg.data.split_config is not None and cfg.data.second_stage is None:
+        raise MissingError("data.split_config is of two stages: give data.second_stage=FOLDER, its second index")
+    datasets = stage_datasets(cfg, None if cfg.data.split_config is None else read_split(cfg.data.split_config))
     rows = sum(map(len, datasets))
     output = Path(cfg.output_dir)
     preflight(output_dir=output, items=rows, bytes_per_item=BYTES_PER_ROW, title="planning", console=console)
     planner: Planner = instantiate(cfg.planner)
-    hidden = stage_states(cfg) if len(datasets) > 1 else (instantiate(cfg.hidden) if cfg.hidden else None,)
-    tables = []
-    for stage, dataset, states in zip(STAGES, datasets, hidden):
-        if states is not None and hasattr(planner, "require_hidden"):
-            planner.require_hidden(states.fingerprint)
-        planned, _ = plan_scenes(
-            planner, dataset, states, output / f"stage_{stage}",
-            batch_size=cfg.batch_size, num_workers=cfg.num_loaders, device=cfg.device,
-        )  # fmt: skip
-        tables.append(planned.assign(interval=POSE_INTERVAL_S))
-    table = pd.concat(tables, ignore_index=True)
+    hidden = stage_states(cfg, planner)
+    planned = planned_stages(cfg, planner, datasets, hidden, output)
+    table = pd.concat([trajectories for trajectories, _ in planned], ignore_index=True)
     if cfg.name:
         table["name"] = cfg.name
     table = table[["token", "name", "poses", "interval"]]

@@ -11,7 +11,6 @@ from it), ``two_stage.parquet``, ``two_stage.aggregates.parquet``, ``csv/`` in N
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from navsim_ext.bootstrap import Estimate
-from navsim_ext.dataset import SceneDataset
 from navsim_ext.errors import DataError, MissingError
 from navsim_ext.evaluation import probes
-from navsim_ext.evaluation.planning import plan_scenes
 from navsim_ext.evaluation.scoring import NothingScored
+from navsim_ext.evaluation.stages import STAGES, planned_stages, stage_datasets, stage_states
 from navsim_ext.evaluation.table import PROBE_PREFIX, TRAJECTORIES_FILE
 from navsim_ext.evaluation.two_stage import Trajectories, TwoStageResult, combined_estimate
 from navsim_ext.evaluation.two_stage_file import (
@@ -44,20 +42,15 @@ from navsim_ext.evaluation.two_stage_file import (
 )
 from navsim_ext.files import read_json, write_json_atomic
 from navsim_ext.fingerprint import Fingerprint
-from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S
-from navsim_ext.hidden_cache.source import HiddenStateSource
+from navsim_ext.frames import POSE_INTERVAL_S
 from navsim_ext.metric_cache.schema import MetricCache
 from navsim_ext.pdm import arithmetic
 from navsim_ext.pdm.version import require_traffic
 from navsim_ext.planners import Planner
-from navsim_ext.readers import SplitConfig
 from navsim_ext.runtime.parquet import write_table
 from navsim_ext.runtime.preflight import preflight
 
-log = logging.getLogger(__name__)
-
 SUMMARY_FILE, ROWS_FILE, CSV_FOLDER = "two_stage.json", "two_stage.parquet", "csv"
-STAGES = ("one", "two")
 SUMMARY_TITLES = ("stage 1", "stage 2", "combined", "groups")
 BYTES_PER_ROW = 1500  # of all files together
 
@@ -76,26 +69,19 @@ def score_two_stages(cfg: DictConfig, console: Console) -> dict[str, TwoStageRes
     rows = sum(len(dataset) for dataset in datasets)
     output = Path(cfg.output_dir)
     preflight(output_dir=output, items=rows, bytes_per_item=BYTES_PER_ROW, title="two stages", console=console)
-    hidden = stage_states(cfg)
     planner: Planner = instantiate(cfg.planner)
-    if hasattr(planner, "require_hidden"):
-        for states in filter(None, hidden):
-            planner.require_hidden(states.fingerprint)
+    hidden = stage_states(cfg, planner)
     planners = [planner]
     if cfg.probes:
         planners += probes.probes_of(planner, cfg.name, sees=hidden[0] is not None, cache=cache, version="v2")
     tables, made = [], {}
     for one in planners:
-        for stage, dataset, states in zip(STAGES, datasets, hidden):
-            folder = output / f"stage_{stage}" if one is planner else output / "probes" / one.name / f"stage_{stage}"
-            planned, fingerprint = plan_scenes(
-                one, dataset, states, folder,
-                batch_size=cfg.batch_size, num_workers=cfg.num_loaders, device=cfg.device,
-            )  # fmt: skip
+        folder = output if one is planner else output / "probes" / one.name
+        for stage, (planned, fingerprint) in zip(STAGES, planned_stages(cfg, one, datasets, hidden, folder)):
             if one is planner:
                 made[f"planned_stage_{stage}"] = fingerprint
                 planned["name"] = cfg.name or planned["name"]
-            tables.append(planned.assign(interval=POSE_INTERVAL_S))
+            tables.append(planned)
     table = pd.concat(tables, ignore_index=True)
     write_table(output / TRAJECTORIES_FILE, table[["token", "name", "poses", "interval"]])
     trajectories = {str(name): _trajectories(part) for name, part in table.groupby("name", sort=False)}
@@ -113,43 +99,6 @@ def score_two_stages(cfg: DictConfig, console: Console) -> dict[str, TwoStageRes
         reasons = "; ".join(sorted({str(reason) for r in results.values() for reason in r.groups["reason"]})[:3])
         raise NothingScored(f"not one group could be scored: {reasons}")
     return results
-
-
-def stage_datasets(cfg: DictConfig, split: SplitConfig) -> tuple[SceneDataset, SceneDataset]:
-    """Both stages; tokens that an index lacks are left to the evaluation, which counts them by group."""
-    datasets = []
-    stages = ((cfg.data.index, split.first_stage_tokens), (cfg.data.second_stage, split.second_stage_tokens))
-    for stage, (folder, tokens) in zip(STAGES, stages):
-        options = {"sensor_root": cfg.data.sensor_root if stage == "one" else None, "cameras": list(cfg.data.cameras)}
-        whole = SceneDataset(folder, horizon=None, **options)
-        known = set(whole.tokens)
-        wanted = [token for token in tokens if token in known]
-        if not wanted:
-            raise DataError(
-                f"{folder} holds none of the {len(tokens)} tokens of stage {stage} of {split.name}: build the index "
-                "with data.scene_filter=.../scene_filter/NAME.yaml"
-                + (" and data.second_stage=FOLDER" if stage == "two" else "")
-            )
-        if len(wanted) < len(tokens):
-            log.warning("%s lacks %d of %d tokens of stage %s", folder, len(tokens) - len(wanted), len(tokens), stage)
-        horizon = NUM_FUTURE_POSES if whole.index.arrays["target"].shape[1] >= NUM_FUTURE_POSES else None
-        datasets.append(SceneDataset(folder, horizon=horizon, tokens=wanted, **options))
-    return datasets[0], datasets[1]
-
-
-def stage_states(cfg: DictConfig) -> tuple[HiddenStateSource | None, HiddenStateSource | None]:
-    """Hidden states of both stages: one cache may hold both, ``data.second_stage_hidden`` names another."""
-    if not cfg.hidden:
-        return None, None
-    second = OmegaConf.create(OmegaConf.to_container(cfg.hidden, resolve=True))
-    if "index" in second:  # the VLM runs on the pictures of this index
-        second.index = cfg.data.second_stage
-    if cfg.data.second_stage_hidden is not None:
-        if "folder" not in second:
-            raise DataError("data.second_stage_hidden belongs to hidden=cached; this hidden source has no folder")
-        second.folder = cfg.data.second_stage_hidden
-    first: HiddenStateSource = instantiate(cfg.hidden)
-    return first, instantiate(second)
 
 
 def _trajectories(table: pd.DataFrame) -> Trajectories:

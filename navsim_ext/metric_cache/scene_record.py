@@ -18,7 +18,7 @@ from navsim_ext.metric_cache.map_table import table_rows
 from navsim_ext.pdm import observation
 from navsim_ext.pdm.areas import make_surroundings
 from navsim_ext.pdm.closed.forecast import forecast
-from navsim_ext.pdm.closed.reference import ClosedPlan, plan_closed
+from navsim_ext.pdm.closed.plan import ClosedPlan, plan_closed
 from navsim_ext.pdm.closed.rollout import NUM_TRAJECTORY_STEPS, ego_boxes, ego_centers
 from navsim_ext.pdm.polygon_table import PolygonTable
 from navsim_ext.pdm.reactive.agents import traffic_agents
@@ -115,7 +115,7 @@ def _build(scene: Scene, context: MapContext, versions: Sequence[str]) -> SceneM
     plan = closed_plan(scene, context, road, states[-1])
     known = np.isin(VERSIONS, list(versions))[:, None, None]
     record = replace(record, pdm_closed=np.where(known, plan.trajectories, np.nan), pdm_closed_index=plan.chosen)
-    return with_reference_scores(record, prepare(record, context.table))
+    return with_closed_scores(record, prepare(record, context.table))
 
 
 def _agents(vector_map: VectorMap, ego_state: NDArray[np.float64], tracks: observation.Tracks) -> TrafficAgents:
@@ -166,7 +166,7 @@ def closed_plan(scene: Scene, context: MapContext, road: SceneRoad, ego_state: N
     )
 
 
-def with_reference_scores(record: SceneMetricCache, resident: ResidentScene) -> SceneMetricCache:
+def with_closed_scores(record: SceneMetricCache, resident: ResidentScene) -> SceneMetricCache:
     """Fills what every prediction is measured against: PDM-Closed's progress and multiplier per version, and the
     human's own v2 sub-scores (without history comfort, progress relative to itself). NaN for unknown versions."""
     progress, multiplier = np.full(len(VERSIONS), np.nan), np.full(len(VERSIONS), np.nan)

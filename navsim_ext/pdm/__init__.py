@@ -1,4 +1,4 @@
-"""NAVSIM's PDM score: simulator, scorers v1.1 and v2.2, the PDM-Closed reference, compiled and exact.
+"""NAVSIM's PDM score (of its Predictive Driver Model), exact and compiled: simulator, both scorers, PDM-Closed.
 
 from navsim_ext.pdm import RewardWeights, score
 result = score(tokens, trajectories, MetricCache(folder), reward=RewardWeights())   # result.pdms_v1, result.reward

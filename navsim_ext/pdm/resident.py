@@ -21,11 +21,11 @@ from navsim_ext.pdm.map_index import MapIndex, index_map
 from navsim_ext.pdm.polygon_table import PolygonTable
 from navsim_ext.pdm.reactive.world import (
     ReactiveWorld,
+    closed_multiplier,
     constant_velocity_traffic,
     human_in,
     open_world,
     reactive_world,
-    reference_in,
 )
 from navsim_ext.pdm.record import SceneMetricCache, UnscorableScene
 from navsim_ext.pdm.traffic import V1, V2, Traffic
@@ -90,7 +90,7 @@ def prepare_for(
         arrays = arrays._replace(traffic=open_world(scene))
         return arrays._replace(human=human_in(scene, arrays.surroundings, arrays.traffic, world)), world
     arrays = arrays._replace(traffic=constant_velocity_traffic(scene))
-    multiplier = np.array([np.nan, reference_in(scene, arrays.surroundings, arrays.traffic)])
+    multiplier = np.array([np.nan, closed_multiplier(scene, arrays.surroundings, arrays.traffic)])
     human = human_in(scene, arrays.surroundings, arrays.traffic, None)
     return arrays._replace(reference_multiplier=multiplier, human=human), None
 

@@ -214,7 +214,7 @@ def _run(
             return
         present = bits & scene.versions
         if present != bits:
-            reasons[members] = _without_reference(bits & ~scene.versions)
+            reasons[members] = _without_pdm_closed(bits & ~scene.versions)
         if not present:
             return
         loaded[token] = scene
@@ -261,9 +261,9 @@ def _no_states(count: int) -> NDArray[np.float64]:
     return np.full((count, NUM_STEPS, STATE_SIZE), np.nan)
 
 
-def _without_reference(missing: int) -> str:
+def _without_pdm_closed(missing: int) -> str:
     names = " and ".join(name for name, bit in (("v1", V1), ("v2", V2)) if missing & bit)
-    return f"no scores of {names}: the metric cache holds no reference of that NAVSIM version for this scene"
+    return f"no scores of {names}: the metric cache holds no PDM-Closed of that NAVSIM version for this scene"
 
 
 def available_cores() -> int:

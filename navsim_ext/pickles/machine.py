@@ -314,8 +314,8 @@ class Machine:
         if match is None:
             return None
         subtype, code, shape, dtype, short, length = match.groups()
-        named = memo.get(_reference(dtype))
-        if type(named) is not NamedDtype or memo.get(_reference(subtype)) != _NDARRAY:
+        named = memo.get(_memo_key(dtype))
+        if type(named) is not NamedDtype or memo.get(_memo_key(subtype)) != _NDARRAY:
             return None
         start = match.end()
         end = start + (short[0] if short else U32.unpack(length)[0])
@@ -400,16 +400,16 @@ class Machine:
 _NDARRAY = Named(("numpy", "ndarray"), None)
 _NOT_KEPT = object()  # as an element of anything it is refused: it has no measure
 _INTEGER = rb"(?:K.|M..|J.{4})"
-_REFERENCE = rb"(h.|j.{4})"
+_FETCH = rb"(h.|j.{4})"
 _USUAL_ARRAY = re.compile(  # ndarray, (0,), b"b" -> _reconstruct; 1, shape, dtype, False, content follow
-    _REFERENCE + rb"K\0\x85\x94(C\x01b\x94|h.|j.{4})\x87\x94R\x94\(K\x01("
+    _FETCH + rb"K\0\x85\x94(C\x01b\x94|h.|j.{4})\x87\x94R\x94\(K\x01("
     + _INTEGER + rb"\x85|" + 2 * _INTEGER + rb"\x86|" + 3 * _INTEGER + rb"\x87)\x94"
-    + _REFERENCE + rb"\x89(?:C(.)|B(.{4}))",
+    + _FETCH + rb"\x89(?:C(.)|B(.{4}))",
     re.DOTALL,
 )  # fmt: skip
 
 
-def _reference(fetch: bytes) -> int:
+def _memo_key(fetch: bytes) -> int:
     """Memo key of a BINGET or LONG_BINGET."""
     return fetch[1] if len(fetch) == 2 else U32.unpack_from(fetch, 1)[0]
 

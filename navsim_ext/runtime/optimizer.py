@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from navsim_ext.runtime.schedules import warmup_cosine
+from navsim_ext.runtime.learning_rate import warmup_cosine
 
 
 @dataclass(frozen=True)

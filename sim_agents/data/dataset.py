@@ -6,19 +6,15 @@ import logging
 import os
 from dataclasses import dataclass, replace
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from navsim_ext.closed_loop.kinematics import TOKEN_S
 from navsim_ext.errors import DataError
-from navsim_ext.fingerprint import Fingerprint
-from navsim_ext.runtime.sampler import PositionSampler, ResumableLoader
 from navsim_ext.traffic.scene import TrafficScene
-from navsim_ext.traffic.store import TrafficStore
 from sim_agents.data.scene_tokens import Bounds, SceneTokens, collate, scene_tokens
+from sim_agents.data.stored import StoredBatches, StoredItems
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +52,7 @@ class Window:
         return steps[scene.valid[scene.ego, steps]]
 
 
-class WindowDataset(Dataset[SceneTokens]):
+class WindowDataset(StoredItems):
     """Items by number; item i is scene i of the store, in the order of ids. ``random`` draws the present (from
     numpy's global state, which the training loader seeds for each item) and mirrors half of the items if ``mirror``;
     otherwise the present is the scene's own. Raises DataError for a store without scenes, and for a scene that is too
@@ -65,17 +61,8 @@ class WindowDataset(Dataset[SceneTokens]):
     def __init__(
         self, folder: str | os.PathLike[str], window: Window, bounds: Bounds, *, random: bool, mirror: bool = False
     ) -> None:
-        self.store = TrafficStore(folder)
+        super().__init__(folder)
         self.window, self.bounds, self.random, self.mirror = window, bounds, random, mirror
-        if len(self.store) == 0:
-            raise DataError(f"{folder} holds 0 traffic scenes: build some first")
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        return self.store.fingerprint
-
-    def __len__(self) -> int:
-        return len(self.store)
 
     def tell_crowded(self) -> tuple[int, int]:
         """(scenes, road users): of the first ``LOOKED_AT`` scenes those with more road users than the bound, and how
@@ -91,7 +78,7 @@ class WindowDataset(Dataset[SceneTokens]):
         return len(crowded), sum(crowded)
 
     def __getitem__(self, item: int) -> SceneTokens:
-        scene = self.store.load(self.store.ids[item])
+        scene = self.scene(item)
         presents = self.window.presents(scene)
         own = scene.now in presents
         if len(presents) == 0 or not (self.random or own):
@@ -132,9 +119,10 @@ def mirrored(scene: SceneTokens) -> SceneTokens:
     return replace(scene, **{name: flip(getattr(scene, name)) for name in names})
 
 
-class TrafficDataModule(pl.LightningDataModule):
-    """Batches of windows from stores of ``navsim_ext.traffic.build``. The training order is a function of (seed, epoch,
-    position, number of processes) alone and its place is kept in checkpoints."""
+class TrafficDataModule(StoredBatches):
+    """Batches of windows from stores of ``navsim_ext.traffic.build``."""
+
+    collate = staticmethod(collate)
 
     def __init__(
         self,
@@ -149,34 +137,17 @@ class TrafficDataModule(pl.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        self.folders = {"train": train, "val": val}
-        self.window, self.bounds = window or Window(), bounds or Bounds()
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.mirror, self.seed, self.num_workers = mirror, seed, num_workers
-        self._datasets: dict[str, WindowDataset] = {}
+        super().__init__(
+            train, val, batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed, num_workers=num_workers
+        )
+        self.window, self.bounds, self.mirror = window or Window(), bounds or Bounds(), mirror
 
-    def dataset(self, name: str) -> WindowDataset:
-        if self.folders[name] is None:
-            raise DataError(f"no traffic scenes for {name!r}: set data.{name}=<folder of navsim_ext.traffic.build>")
-        if name not in self._datasets:
-            self._datasets[name] = WindowDataset(
-                self.folders[name], self.window, self.bounds, random=name == "train", mirror=self.mirror
-            )
-            if name == "train":
-                self._datasets[name].tell_crowded()
-        return self._datasets[name]
-
-    def train_dataloader(self) -> ResumableLoader:
-        dataset = self.dataset("train")
-        sampler = PositionSampler(len(dataset), self.batch_size, seed=self.seed)
-        return ResumableLoader(dataset, sampler, collate_fn=collate, num_workers=self.num_workers)
+    def open(self, name: str) -> WindowDataset:
+        made = WindowDataset(self.folders[name], self.window, self.bounds, random=name == "train", mirror=self.mirror)
+        if name == "train":
+            made.tell_crowded()
+        return made
 
     def transfer_batch_to_device(self, batch: SceneTokens, device: torch.device, dataloader_idx: int) -> SceneTokens:
         """Lightning's hook for batches that are no plain containers."""
         return batch.to(device)
-
-    def val_dataloader(self) -> DataLoader | list:
-        if self.folders["val"] is None:
-            return []
-        return DataLoader(self.dataset("val"), batch_size=self.eval_batch_size, shuffle=False, collate_fn=collate)

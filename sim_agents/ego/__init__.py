@@ -1,0 +1,1 @@
+"""Planners that see vectors and drive the ego: paths, tree search, tokens with a goal. See README.md."""

@@ -15,12 +15,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from navsim_ext.closed_loop.kinematics import STEP_S, TOKEN_S, TOKEN_STEPS
 from navsim_ext.closed_loop.scenes import ScenePart, WorldScenes
@@ -28,10 +26,8 @@ from navsim_ext.closed_loop.state import WorldState
 from navsim_ext.closed_loop.tracks import ABSENT
 from navsim_ext.closed_loop.world import World
 from navsim_ext.errors import DataError
-from navsim_ext.fingerprint import Fingerprint
-from navsim_ext.runtime.sampler import PositionSampler, ResumableLoader
 from navsim_ext.traffic.scene import TrafficScene
-from navsim_ext.traffic.store import TrafficStore
+from sim_agents.data.stored import StoredBatches, StoredItems
 from sim_agents.ego.surroundings import Around, EgoSurroundings
 
 RETURN_S = 1.0
@@ -79,7 +75,7 @@ def focused(scene: TrafficScene, reach_m: float) -> TrafficScene:
     return replace(scene, **values, agent_tokens=tokens, law={})
 
 
-class EgoDataset(Dataset[EgoExample]):
+class EgoDataset(StoredItems):
     """Item i is a scene of a store: at a random recorded moment with a random goal if ``random`` (from numpy's global
     state, which the training loader seeds for each item; each scene is ``repeat`` items), else at its own present with
     the end of its record as goal. ``kept`` scenes stay in memory. Raises DataError for an empty store and for a scene
@@ -89,19 +85,14 @@ class EgoDataset(Dataset[EgoExample]):
         self, folder: str | os.PathLike[str], *, future_s: float, random: bool, reach_m: float = 60.0,
         without_goal: float = 0.1, kept: int = 2048, repeat: int = 1,
     ) -> None:  # fmt: skip
-        self.store, self.repeat = TrafficStore(folder), repeat if random else 1
+        super().__init__(folder)
+        self.repeat = repeat if random else 1
         self.future, self.random, self.reach_m = round(future_s / STEP_S), random, reach_m
         self.without_goal, self.kept = without_goal, kept
         self._made: OrderedDict[int, tuple[ScenePart, Around]] = OrderedDict()
-        if len(self.store) == 0:
-            raise DataError(f"{folder} holds 0 traffic scenes: build some first")
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        return self.store.fingerprint
 
     def __len__(self) -> int:
-        return len(self.store) * self.repeat
+        return super().__len__() * self.repeat
 
     def __getitem__(self, item: int) -> EgoExample:
         part, around = self._load(item % len(self.store))
@@ -128,7 +119,7 @@ class EgoDataset(Dataset[EgoExample]):
         if item in self._made:
             self._made.move_to_end(item)
             return self._made[item]
-        part = ScenePart.of(focused(self.store.load(self.store.ids[item]), self.reach_m))
+        part = ScenePart.of(focused(self.scene(item), self.reach_m))
         made = part, Around.of(part.scene, part.frame)
         self._made[item] = made
         if len(self._made) > self.kept:
@@ -186,9 +177,8 @@ def begin(
     return Targets(pose, valid)
 
 
-class EgoDataModule(pl.LightningDataModule):
-    """Batches of examples from stores of ``navsim_ext.traffic.build``. The training order is a function of (seed,
-    epoch, position, number of processes) alone and its place is kept in checkpoints."""
+class EgoDataModule(StoredBatches):
+    """Lists of examples from stores of ``navsim_ext.traffic.build``; :func:`assemble` makes a world of them."""
 
     def __init__(
         self,
@@ -205,34 +195,14 @@ class EgoDataModule(pl.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            train, val, batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed, num_workers=num_workers
+        )
         if future_s < TOKEN_S or not 0.0 <= without_goal <= 1.0 or min(kept, repeat) < 1:
             raise DataError(f"future_s={future_s}, without_goal={without_goal}, kept={kept}, repeat={repeat}: no sense")
-        self.folders = {"train": train, "val": val}
         self.options = {
             "future_s": future_s, "reach_m": reach_m, "without_goal": without_goal, "kept": kept, "repeat": repeat,
         }  # fmt: skip
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.num_workers = seed, num_workers
-        self._datasets: dict[str, EgoDataset] = {}
 
-    def dataset(self, name: str) -> EgoDataset:
-        if self.folders[name] is None:
-            raise DataError(f"no traffic scenes for {name!r}: set data.{name}=<folder of navsim_ext.traffic.build>")
-        if name not in self._datasets:
-            self._datasets[name] = EgoDataset(self.folders[name], random=name == "train", **self.options)
-        return self._datasets[name]
-
-    def train_dataloader(self) -> ResumableLoader:
-        dataset = self.dataset("train")
-        sampler = PositionSampler(len(dataset), self.batch_size, seed=self.seed)
-        return ResumableLoader(dataset, sampler, collate_fn=list, num_workers=self.num_workers)
-
-    def val_dataloader(self) -> DataLoader | list:
-        if self.folders["val"] is None:
-            return []
-        return DataLoader(self.dataset("val"), batch_size=self.eval_batch_size, shuffle=False, collate_fn=list)
-
-    def transfer_batch_to_device(self, batch: list[EgoExample], device: torch.device, dataloader_idx: int):
-        """Examples are put together, and moved, by :func:`assemble`."""
-        return batch
+    def open(self, name: str) -> EgoDataset:
+        return EgoDataset(self.folders[name], random=name == "train", **self.options)

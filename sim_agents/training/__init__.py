@@ -1,0 +1,1 @@
+"""Training of traffic models: cloning, closest-token fine-tuning, validation by driving, checkpoints."""

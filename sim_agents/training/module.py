@@ -26,9 +26,9 @@ from torch import Tensor
 
 from navsim_ext.errors import DataError, NotFiniteLoss
 from navsim_ext.fingerprint import Fingerprint
+from navsim_ext.runtime.learning_rate import total_steps
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
 from navsim_ext.runtime.rng import derive_seed
-from navsim_ext.runtime.schedules import total_steps
 from sim_agents.data.scene_tokens import Bounds, SceneTokens
 from sim_agents.model.network import NextTokenNetwork, agents_of
 from sim_agents.model.rolling import Choice, roll
@@ -245,4 +245,3 @@ class AgentModule(pl.LightningModule):
         for key in ("network", "vocabulary"):
             if record[key] != mine[key]:
                 raise DataError(f"the checkpoint's {key} is {record[key]}, the configured one {mine[key]}")
-

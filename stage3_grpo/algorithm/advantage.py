@@ -7,6 +7,7 @@ discounts puts a reward of the whole row at its last decision.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -52,54 +53,53 @@ class Advantage(Protocol):
     def __call__(self, given: Credited) -> tuple[Tensor, Tensor | None]: ...
 
 
-def _spread_out(advantage: Tensor, given: Credited) -> tuple[Tensor, None]:
-    """The same credit for every decision of a row."""
-    return advantage[:, None].expand(-1, given.mask.shape[1]), None
+class OfRows(ABC):
+    """One credit for all decisions of a row, from what the whole row earned."""
+
+    compares = True
+    needs_value = False
+
+    @abstractmethod
+    def of_rows(self, given: Credited) -> Tensor:
+        """[N] advantage of each row."""
+
+    def __call__(self, given: Credited) -> tuple[Tensor, Tensor | None]:
+        return self.of_rows(given)[:, None].expand(-1, given.mask.shape[1]), None
 
 
 @dataclass(frozen=True)
-class GroupStandardised:
+class GroupStandardised(OfRows):
     """A = (r - mean_g) / (std_g + eps): GRPO."""
 
-    compares = True
-    needs_value = False
-
-    def __call__(self, given: Credited) -> tuple[Tensor, Tensor | None]:
-        return _spread_out(group_standardised(given.whole, given.group, given.valid), given)
+    def of_rows(self, given: Credited) -> Tensor:
+        return group_standardised(given.whole, given.group, given.valid)
 
 
 @dataclass(frozen=True)
-class LeaveOneOut:
+class LeaveOneOut(OfRows):
     """A = r - mean of the others of the group: RLOO."""
 
-    compares = True
-    needs_value = False
-
-    def __call__(self, given: Credited) -> tuple[Tensor, Tensor | None]:
-        return _spread_out(leave_one_out(given.whole, given.group, given.valid), given)
+    def of_rows(self, given: Credited) -> Tensor:
+        return leave_one_out(given.whole, given.group, given.valid)
 
 
 @dataclass(frozen=True)
-class BatchStandardised:
+class BatchStandardised(OfRows):
     """A = r - mean_g, then standardised over the batch: REINFORCE++."""
 
-    compares = True
-    needs_value = False
-
-    def __call__(self, given: Credited) -> tuple[Tensor, Tensor | None]:
-        return _spread_out(batch_standardised(given.whole, given.group, given.valid), given)
+    def of_rows(self, given: Credited) -> Tensor:
+        return batch_standardised(given.whole, given.group, given.valid)
 
 
 @dataclass(frozen=True)
-class ConstantBaseline:
+class ConstantBaseline(OfRows):
     """A = r - baseline. SMART-R1 takes 0.77 of the realism metric; RLFTSim 0, its reward being a difference."""
 
     baseline: float
     compares = False
-    needs_value = False
 
-    def __call__(self, given: Credited) -> tuple[Tensor, Tensor | None]:
-        return _spread_out(constant_baseline(given.whole, given.valid, self.baseline), given)
+    def of_rows(self, given: Credited) -> Tensor:
+        return constant_baseline(given.whole, given.valid, self.baseline)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from navsim_ext.metric_cache.scene_record import with_reference_scores
+from navsim_ext.metric_cache.scene_record import with_closed_scores
 from navsim_ext.pdm.polygon_table import PolygonTable
 from navsim_ext.pdm.record import NUM_FRAMES, NUM_FRAMES_V2, SceneMetricCache, encode_text
 from navsim_ext.pdm.resident import prepare
@@ -126,4 +126,4 @@ def golden_scene(folder: Path, token: str) -> tuple[SceneMetricCache, PolygonTab
         ),
         **terms,
     )
-    return with_reference_scores(scene.validate(), prepare(scene, table)), table
+    return with_closed_scores(scene.validate(), prepare(scene, table)), table

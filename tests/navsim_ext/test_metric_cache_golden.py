@@ -11,7 +11,7 @@ from golden_scenes import POSITION_M, REST, SETS, GoldenSet, golden_folder
 from navsim_ext.frames import wrap_angle
 from navsim_ext.metric_cache.map_table import map_table
 from navsim_ext.metric_cache.scene_record import MapContext, build_scene, closed_plan, read_road
-from navsim_ext.pdm.closed.reference import ClosedPlan
+from navsim_ext.pdm.closed.plan import ClosedPlan
 from navsim_ext.pdm.log_replay import replayed_boxes
 from navsim_ext.pdm.record import SceneMetricCache
 from navsim_ext.pdm.version import VERSIONS

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from navsim_ext.metric_cache.scene_record import with_reference_scores
+from navsim_ext.metric_cache.scene_record import with_closed_scores
 from navsim_ext.pdm import score
 from navsim_ext.pdm.columns import COLUMNS_ALONE
 from navsim_ext.pdm.memory import MemoryMetricCache
@@ -119,7 +119,7 @@ def moved(scene, table, angle, shift):
         pdm_closed=poses(scene.pdm_closed),
     )
     other = PolygonTable(xy(np.array(table.xy)), table.ring_offsets, table.polygon_rings, table.types, table.ids)
-    return with_reference_scores(turned, prepare(turned, other)), other
+    return with_closed_scores(turned, prepare(turned, other)), other
 
 
 @FUZZ

@@ -11,7 +11,7 @@ import torch
 
 from navsim_ext.pdm import PdmResult
 from navsim_ext.pdm.columns import COLUMNS_ALONE
-from navsim_ext.runtime.schedules import total_steps, warmup_cosine_factor
+from navsim_ext.runtime.learning_rate import total_steps, warmup_cosine_factor
 from stage2_dit.inference import medoid
 from stage2_dit.metrics import displacement, pdm_means
 from stage2_dit.normaliser import PUBLISHED, TrajectoryNormaliser, fit_bounds

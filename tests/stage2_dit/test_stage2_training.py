@@ -24,8 +24,8 @@ from navsim_ext.fingerprint import Fingerprint, FingerprintMismatch
 from navsim_ext.hidden_cache import HiddenCacheWriter, states_fingerprint
 from navsim_ext.runtime.checkpoint_file import load_checkpoint
 from navsim_ext.runtime.config import compose
+from navsim_ext.runtime.learning_rate import warmup_cosine_factor
 from navsim_ext.runtime.run import run
-from navsim_ext.runtime.schedules import warmup_cosine_factor
 from navsim_ext.shards import ShardStore
 from stage2_dit import CheckpointMismatch, Exploration, load_planner, require_hidden, sample_chain, save_planner
 from stage2_dit.inference import PlannerRunner, load_trajectory_planner

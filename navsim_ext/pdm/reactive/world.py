@@ -147,7 +147,7 @@ def score_in(states: NDArray[np.float64], surroundings: Surroundings, traffic: T
     return row
 
 
-def reference_in(scene: SceneMetricCache, surroundings: Surroundings, traffic: Traffic) -> float:
+def closed_multiplier(scene: SceneMetricCache, surroundings: Surroundings, traffic: Traffic) -> float:
     """Multiplicative product of PDM-Closed in a fixed world."""
     row = score_in(closed_states(scene), surroundings, traffic)
     return float(row[V2_NC] * row[V2_DAC] * row[V2_DDC] * row[V2_TLC])

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from navsim_ext.errors import DataError, NotFiniteLoss
 from navsim_ext.frames import NUM_FUTURE_POSES, POSE_INTERVAL_S
+from navsim_ext.runtime.learning_rate import total_steps
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
-from navsim_ext.runtime.schedules import total_steps
 from sim_agents.ego.checkpoint import RECORD, fill, planner_record, read_planner, read_record
 from sim_agents.ego.motion import local_point
 from sim_agents.ego.observation import EgoObservation, observe

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from navsim_ext.closed_loop.kinematics import TOKEN_S
 from navsim_ext.errors import DataError, NotFiniteLoss
+from navsim_ext.runtime.learning_rate import total_steps
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
-from navsim_ext.runtime.schedules import total_steps
 from sim_agents.data.scene_tokens import SceneTokens
 from sim_agents.ego.checkpoint import RECORD, planner_record, read_record
 from sim_agents.ego.token.network import GoalNetwork, GoalSettings, told

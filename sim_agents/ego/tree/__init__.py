@@ -1,0 +1,1 @@
+"""The tree planner: a search over drivable templates in a learned model of the world."""

@@ -32,8 +32,8 @@ from navsim_ext.closed_loop.kinematics import STEP_S, TOKEN_STEPS, relative
 from navsim_ext.closed_loop.moves import Moves
 from navsim_ext.closed_loop.policies import Replay
 from navsim_ext.errors import DataError, NotFiniteLoss
+from navsim_ext.runtime.learning_rate import total_steps
 from navsim_ext.runtime.optimizer import OptimizerSettings, adamw
-from navsim_ext.runtime.schedules import total_steps
 from sim_agents.ego.checkpoint import RECORD, fill, planner_record, read_planner, read_record
 from sim_agents.ego.motion import play
 from sim_agents.ego.observation import EgoObservation, observe

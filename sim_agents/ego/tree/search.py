@@ -123,7 +123,7 @@ def search(
     )  # fmt: skip
     tree.state[:, 0], tree.logits[:, 0], tree.value[:, 0] = root.state, root.logits, root.value
     noise = _gumbel(root.logits, settings.noise, generator)
-    schedule = halving(min(settings.considered, A), settings.simulations) if settings.method == "gumbel" else None
+    halvings = halving(min(settings.considered, A), settings.simulations) if settings.method == "gumbel" else None
     for number in range(settings.simulations):
         low, high = _range(tree)
         node = torch.zeros(B, dtype=torch.int64, device=device)
@@ -132,9 +132,9 @@ def search(
         last_node, last_action = node, node
         depth = 0
         while True:
-            if schedule is not None and depth == 0:
-                action = _gumbel_root(tree, noise, schedule[number], low, high, settings)
-            elif schedule is not None:
+            if halvings is not None and depth == 0:
+                action = _gumbel_root(tree, noise, halvings[number], low, high, settings)
+            elif halvings is not None:
                 action = _gumbel_inside(tree, rows, node, low, high, settings)
             else:
                 action = _puct(tree, rows, node, low, high, settings)
@@ -157,7 +157,7 @@ def search(
             returns = torch.where(here, tree.reward[rows, node, action] + settings.discount * returns, returns)
             tree.visits[rows, node, action] += here.float()
             tree.total[rows, node, action] += torch.where(here, returns, 0.0)
-    if schedule is None:
+    if halvings is None:
         tree.action = tree.visits[:, 0].argmax(dim=-1)
     else:
         low, high = _range(tree)

@@ -1,6 +1,5 @@
 """Planners of the ego in the moving world as policies of stage 3."""
 
-from stage3_grpo.policies.ego.data import EgoRolloutData
 from stage3_grpo.policies.ego.policy import EgoDriving
 
-__all__ = ["EgoDriving", "EgoRolloutData"]
+__all__ = ["EgoDriving"]

@@ -1,0 +1,57 @@
+"""What checking of shapes costs the tests: the same tests with it and without, by processor time.
+
+python benchmarks/bench_shape_checks.py --output benchmarks/results/shape_checks.json
+
+Each file of tests runs in processes of its own, by turns without, with, with, without; the least of each counts. The
+files are those that call functions with stated shapes most. Outside of tests nothing is wrapped (``test_shapes.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.environment import report, row
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ("tests/stage3_grpo/test_stage3_core.py", "tests/stage2_dit/test_stage2_golden.py",
+         "tests/sim_agents/test_network.py", "tests/navsim_ext/test_closed_loop_geometry.py")  # fmt: skip
+SWITCH = "TRIVIUM_SHAPE_CHECKS"
+TURNS = ("off", "on", "on", "off")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", help="benchmarks/results/<name>.json")
+    parser.add_argument("--tests", nargs="+", default=TESTS)
+    arguments = parser.parse_args()
+    rows, least = [], {"off": 0.0, "on": 0.0}
+    for tests in arguments.tests:
+        seconds = {"off": [], "on": []}
+        for switch in TURNS:
+            seconds[switch].append(processor_seconds(tests, switch))
+        off, on = min(seconds["off"]), min(seconds["on"])
+        least["off"], least["on"] = least["off"] + off, least["on"] + on
+        rows.append(row(f"{tests}: {off:.1f} s without", 100.0 * (on / off - 1.0), "% more with"))
+    share = 100.0 * (least["on"] / least["off"] - 1.0)
+    rows.insert(0, row(f"all of them: {least['off']:.1f} s without", share, "% more with", "<= 10"))
+    report("shape checks in tests", rows, baseline=f"the same tests with {SWITCH}=off", output=arguments.output)
+
+
+def processor_seconds(tests: str, switch: str) -> float:
+    """User and system seconds of one run; raises CalledProcessError when a test fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=os.environ | {SWITCH: switch})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+if __name__ == "__main__":
+    main()
