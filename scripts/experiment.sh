@@ -5,16 +5,11 @@
 #   bash scripts/experiment.sh          some ninety minutes on two CPU cores
 # EXPERIMENT_DIR (experiment) is where everything goes; run it again after an interruption and it goes on.
 set -euo pipefail
-for name in EXPERIMENT_DIR; do # relative ones are of the folder where this is called
-  [[ -z "${!name:-}" || "${!name}" == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
-done
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[[ "${DRY_RUN:-0}" == "1" ]] || bash scripts/setup.sh
+# shellcheck source=scripts/begin.sh
+source "$(dirname "${BASH_SOURCE[0]}")/begin.sh" EXPERIMENT_DIR
 
 job="${EXPERIMENT_DIR:-experiment}"
 device="${DEVICE:-cpu}"
-# shellcheck source=scripts/steps.sh
-source scripts/steps.sh
 
 export NPROC_PER_NODE="${NPROC_PER_NODE:-2}" # processes of stage 1 and its export
 

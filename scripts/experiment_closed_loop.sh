@@ -6,17 +6,12 @@
 # DEMO_DIR (demo) is the finished demo; CLOSED_LOOP_DIR (DEMO_DIR/closed_loop) is where everything goes; SCENES (200).
 # Run it again after an interruption and it goes on, scene by scene.
 set -euo pipefail
-for name in DEMO_DIR CLOSED_LOOP_DIR; do # relative ones are of the folder where this is called
-  [[ -z "${!name:-}" || "${!name}" == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
-done
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[[ "${DRY_RUN:-0}" == "1" ]] || bash scripts/setup.sh
+# shellcheck source=scripts/begin.sh
+source "$(dirname "${BASH_SOURCE[0]}")/begin.sh" DEMO_DIR CLOSED_LOOP_DIR
 
 demo="${DEMO_DIR:-demo}"
 job="${CLOSED_LOOP_DIR:-$demo/closed_loop}"
 device="${DEVICE:-cpu}"
-# shellcheck source=scripts/steps.sh
-source scripts/steps.sh
 
 il="$demo/stage2/diffusion_il/version_0/checkpoints/last.ckpt"
 rl="$demo/stage3/seed_0/version_0/checkpoints/best_pdm_score.ckpt"

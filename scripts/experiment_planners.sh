@@ -7,16 +7,11 @@
 # EXPERIMENT_DIR (experiment_planners) is where everything goes; run it again after an interruption and it goes on.
 # SCENES (2000) are trained on, TEST (300) driven. DRY_RUN=1 only prints the commands.
 set -euo pipefail
-for name in EXPERIMENT_DIR; do # relative ones are of the folder where this is called
-  [[ -z "${!name:-}" || "${!name}" == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
-done
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[[ "${DRY_RUN:-0}" == "1" ]] || bash scripts/setup.sh
+# shellcheck source=scripts/begin.sh
+source "$(dirname "${BASH_SOURCE[0]}")/begin.sh" EXPERIMENT_DIR
 
 job="${EXPERIMENT_DIR:-experiment_planners}"
 scenes="${SCENES:-2000}" test="${TEST:-300}" epochs="${EPOCHS:-20}" seeds="${SEEDS:-0 1 2}" device="${DEVICE:-cpu}"
-# shellcheck source=scripts/steps.sh
-source scripts/steps.sh
 began=$SECONDS
 [[ "${DRY_RUN:-0}" == "1" ]] ||
   printf '%s scenes, %s driven, seeds %s: some %d hours of two CPU cores\n' "$scenes" "$test" "$seeds" \

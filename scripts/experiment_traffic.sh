@@ -8,19 +8,14 @@
 # TRAIN_SCENES (2000), TEST_SCENES (300), SEEDS ("0 1 2"), ABLATION_SCENES (60; 0: no ablation), STEPS (750) of cloning
 # and TUNE_STEPS (250) of fine-tuning make it smaller; TOP_K (10) most probable tokens are sampled from.
 set -euo pipefail
-for name in EXPERIMENT_DIR; do # relative ones are of the folder where this is called
-  [[ -z "${!name:-}" || "${!name}" == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
-done
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[[ "${DRY_RUN:-0}" == "1" ]] || bash scripts/setup.sh
+# shellcheck source=scripts/begin.sh
+source "$(dirname "${BASH_SOURCE[0]}")/begin.sh" EXPERIMENT_DIR
 
 job="${EXPERIMENT_DIR:-experiment_traffic}"
 read -ra seeds <<< "${SEEDS:-0 1 2}"
 ablation="${ABLATION_SCENES:-60}"
 clone=(trainer.max_steps="${STEPS:-750}" trainer.val_check_interval="${STEPS:-750}")
 tune=(trainer.max_steps="${TUNE_STEPS:-250}" trainer.val_check_interval="${TUNE_STEPS:-250}")
-# shellcheck source=scripts/steps.sh
-source scripts/steps.sh
 # shellcheck source=scripts/steps_traffic.sh
 source scripts/steps_traffic.sh
 

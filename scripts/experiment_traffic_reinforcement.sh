@@ -7,17 +7,12 @@
 # EXPERIMENT_DIR (experiment_traffic) is the finished experiment, and where everything goes. SEEDS ("0 1 2"), UPDATES
 # (400). Run it again after an interruption and it goes on. DRY_RUN=1 only prints the commands.
 set -euo pipefail
-for name in EXPERIMENT_DIR; do # relative ones are of the folder where this is called
-  [[ -z "${!name:-}" || "${!name}" == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
-done
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[[ "${DRY_RUN:-0}" == "1" ]] || bash scripts/setup.sh
+# shellcheck source=scripts/begin.sh
+source "$(dirname "${BASH_SOURCE[0]}")/begin.sh" EXPERIMENT_DIR
 
 job="${EXPERIMENT_DIR:-experiment_traffic}"
 read -ra seeds <<< "${SEEDS:-0 1 2}"
 updates="${UPDATES:-400}"
-# shellcheck source=scripts/steps.sh
-source scripts/steps.sh
 # shellcheck source=scripts/steps_traffic.sh
 source scripts/steps_traffic.sh
 

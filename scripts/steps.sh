@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by demo.sh and experiment.sh: steps of one job in the folder $job, each run once. A step whose command has not
+# Sourced by the demos and the experiments: steps of one job in the folder $job, each run once. A step whose command has not
 # changed since it finished is not run again, so the same script goes on after an interruption. DRY_RUN=1 only prints.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONWARNINGS=ignore
 script="$(basename "$0")"

@@ -142,3 +142,14 @@ def test_every_step_of_a_whole_job_composes(script):
     for line in lines:
         module, overrides = started(shlex.split(line))
         assert compose(importlib.import_module(module).main.job, overrides)
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("experiment*.sh")))
+def test_a_relative_folder_is_of_the_folder_where_an_experiment_is_called(script, tmp_path):
+    result = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script)], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "DRY_RUN": "1", "EXPERIMENT_DIR": "there", "DEMO_DIR": "there"},
+    )  # fmt: skip
+    lines = result.stdout.splitlines()
+    assert len(lines) >= 6
+    assert all(f"{tmp_path}/there/" in line for line in lines)
