@@ -1,7 +1,8 @@
 """Drives by words: the VLM is asked for the trajectory, and its answer is read.
 
-As a planner of the scorer (``planner=vlm_text``). An answer that cannot be parsed becomes NaN poses, which the scorer
-marks invalid and counts; :attr:`failure_rate` and the file of answers stand beside the score.
+As a planner of the scorer and of the closed loop (``planner=vlm_text``). An answer that cannot be parsed becomes NaN
+poses, which the scorer marks invalid and counts, and so does the closed loop (or goes on with the last plan, see
+``closed_loop/ego.py``); :attr:`failure_rate` and the file of answers stand beside the score.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ _log = logging.getLogger(__name__)
 
 
 class VlmText:
-    """``index`` is the scene index whose sensor root holds the pictures; ``answers`` a JSONL file to append to."""
+    """``index`` is the scene index whose sensor root holds the pictures (None: scenes bring theirs, as in closed loop);
+    ``answers`` a JSONL file to append to."""
 
     name = "vlm_text"
 
     def __init__(
         self,
         model_path: str,
-        index: str,
+        index: str | None,
         *,
         cameras: Sequence[str] = ("CAM_F0",),
         template: str | None = None,

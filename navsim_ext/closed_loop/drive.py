@@ -42,7 +42,8 @@ from navsim_ext.traffic.scene import TrafficScene
 from navsim_ext.traffic.store import fingerprint_of
 
 SCORES_FILE, AGGREGATE_FILE, DRIVES_FOLDER, ROWS_FOLDER = "scores.parquet", "aggregate.json", "drives", "rows"
-NUMBERS = (*score.COLUMNS, "unknown", "contacts", "progress_m", "recorded_m", "mean_speed", "first_fault_s", "clean")
+SCORED = (*score.COLUMNS, "unknown", "contacts", "progress_m", "recorded_m", "mean_speed", "first_fault_s", "clean")
+NUMBERS = (*SCORED, "unanswered")
 BYTES_PER_SCENE = 120_000
 REMEDY = "delete it and run the command again: its scenes are driven again"
 
@@ -57,7 +58,9 @@ def seat(planner: Planner | AgentPolicy, cfg: DictConfig) -> AgentPolicy:
         return planner
     encoder = instantiate(cfg.encoder) if cfg.encoder else None
     cameras = instantiate(cfg.cameras) if cfg.cameras else None
-    return EgoSeat(planner, encoder=encoder, cameras=cameras, ask_every_s=cfg.ask_every_s)
+    return EgoSeat(
+        planner, encoder=encoder, cameras=cameras, ask_every_s=cfg.ask_every_s, without_plan=cfg.without_plan
+    )
 
 
 def drive_batch(
@@ -80,9 +83,11 @@ def drive_batch(
         world.step(state, policy.act(state))
     columns = score.score_drives(state)
     failures: Mapping[int, str] = getattr(ego, "failures", {})
+    unanswered: Sequence[int] = getattr(ego, "unanswered", [0] * len(usable))
     drives = []
     for b, scene in enumerate(usable):
-        values = {name: float(columns[name][b]) for name in NUMBERS} if b not in failures else {}
+        values = {name: float(columns[name][b]) for name in SCORED} if b not in failures else {}
+        values["unanswered"] = float(unanswered[b])
         rows.append(_row(scene, b not in failures, failures.get(b, ""), values))
         drives.append(drive_scene(state, b))
     return rows, drives
@@ -122,6 +127,7 @@ def drive(cfg: DictConfig, console: Console) -> pd.DataFrame:
             "cameras": OmegaConf.to_container(cfg.cameras, resolve=True) if cfg.cameras else None,
             "horizon_s": float(cfg.horizon_s),
             "ask_every_s": float(cfg.ask_every_s),
+            "without_plan": str(cfg.without_plan),
             "scenes": total,
         },
         {"score": score.fingerprint(), **{k: v for k, v in made_from.items() if isinstance(v, Fingerprint)}},
@@ -144,6 +150,7 @@ def drive(cfg: DictConfig, console: Console) -> pd.DataFrame:
         estimates = summarise(rows)
         content = {
             "planner": name, "agents": agents.name, "scenes": len(rows), "invalid": int((~rows["valid"]).sum()),
+            "unanswered": int(rows["unanswered"].sum()),
             "ids": digest_tokens(rows["id"]), "horizon_s": float(cfg.horizon_s), "score": score.fingerprint().digest,
             "estimates": {key: value.to_json() for key, value in estimates.items()},
         }  # fmt: skip
@@ -216,6 +223,10 @@ def print_drives(console: Console, tables: Mapping[str, pd.DataFrame], agents: s
         cells += [f"{100 * estimates[c].mean:.1f}" if estimates[c].count else "-" for c in score.COLUMNS[1:]]
         table.add_row(name, *cells, str(int((~rows["valid"]).sum())))
     console.print(table)
+    unanswered = {name: int(rows["unanswered"].sum()) for name, rows in tables.items()}
+    for name, count in unanswered.items():
+        if count:
+            console.print(f"{name}: no plan at {count} questions", highlight=False)
     console.print(
         f"score {score.fingerprint().digest[:12]}: not comparable with PDMS, EPDMS or nuPlan's closed-loop score"
     )

@@ -5,6 +5,10 @@ speed and acceleration, and freshly drawn cameras where the seat has some. Betwe
 is followed as in scoring: interpolated to 0.1 s, LQR tracker, kinematic bicycle of a Pacifica (``tracker.py`` says what
 was added for long drives). The tracker's state (speed, steering) lives on from question to question, in float64.
 
+A planner has no plan where its poses are not finite (a VLM whose answer cannot be read gives NaN). ``without_plan``
+says what becomes of that scene: "invalid", the default, ends it as open-loop scoring does; "last" lets the ego go on
+with the plan that it has, for as long as that lasts (4 s), and then ends it. Both are counted (``unanswered``).
+
 Declared here: where the recording has less than 1.5 s of past, the ego is taken to have driven straight at its first
 speed; the lateral acceleration told is v times the yaw rate (NAVSIM's bicycle says 0); a scene without commands tells
 left or right where the recorded way bends by more than 2 m within the next 20 m of it, else straight.
@@ -37,6 +41,7 @@ from navsim_ext.scene import COMMANDS, SceneBatch
 from navsim_ext.traffic.scene import TrafficScene
 
 PLAN_STEPS = 40  # of 0.1 s that one plan lasts
+WITHOUT_PLAN = ("invalid", "last")
 BEND_M, BEND_WITHIN_M = 2.0, 20.0
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """What a planner may raise in the middle of a drive: its scene becomes invalid, the others go on."""
@@ -56,8 +61,9 @@ class EgoSeat:
     """An AgentPolicy for the ego (mix it in as ``ego=``).
 
     ``encoder`` gives hidden states for planners that use them; ``ask_every_s`` is a multiple of 0.5 s up to 4 s.
-    ``failures`` maps worlds to the reason why they are invalid: a planner that raised, or a plan that is not finite.
-    Such an ego goes on straight at its speed, so that the other worlds are not held up; its drive must not be scored.
+    ``failures`` maps worlds to the reason why they are invalid: a planner that raised, or had no plan. Such an ego goes
+    on straight at its speed, so that the other worlds are not held up; its drive must not be scored. ``unanswered``
+    counts the questions of each world to which there was no plan.
     """
 
     def __init__(
@@ -67,7 +73,10 @@ class EgoSeat:
         encoder: SceneEncoder | None = None,
         cameras: EgoCameras | None = None,
         ask_every_s: float = TOKEN_S,
+        without_plan: str = "invalid",
     ) -> None:
+        if without_plan not in WITHOUT_PLAN:
+            raise DataError(f"without_plan is {without_plan!r}; one of {', '.join(WITHOUT_PLAN)} was expected")
         every = ask_every_s / TOKEN_S
         if abs(every - round(every)) > 1e-6 or not 1 <= round(every) <= PLAN_STEPS // TOKEN_STEPS:
             raise DataError(f"ask_every_s is {ask_every_s}; a multiple of {TOKEN_S} s up to 4 s was expected")
@@ -76,12 +85,14 @@ class EgoSeat:
         if encoder is not None and cameras is None:
             raise DataError("hidden states of a drive need cameras: set cameras=... beside the encoder")
         self.planner, self.encoder, self.cameras = planner, encoder, cameras
-        self.every, self.name = round(every), planner.name
+        self.every, self.name, self.without_plan = round(every), planner.name, without_plan
         self.failures: dict[int, str] = {}
+        self.unanswered: list[int] = []
         self.questions = 0
 
     def start(self, state: WorldState, scenes: Sequence[TrafficScene]) -> None:
-        self.failures, self.questions = {}, 0
+        self.failures, self.unanswered, self.questions = {}, [0] * len(state.scene), 0
+        self._left = [0] * len(state.scene)  # steps of each world's last plan that have not been driven
         self.axle = rear_axle_offset(state).double().cpu().numpy()
         self.rear = np.stack([self._first_state(state, b) for b in range(len(state.scene))])  # [B,11]
         self.tracked: NDArray[np.float64] | None = None  # [B,41,11] states that follow from the last plan
@@ -118,21 +129,40 @@ class EgoSeat:
                     plans[b] = self._plan(state, [b])[0]
                 except FAILURES as error:
                     self.failures[b] = f"planner raised {type(error).__name__} at {state.step * STEP_S:.1f} s: {error}"
+        begin = self.every * TOKEN_STEPS
+        goes_on = []
         for b in asked:
-            if b not in self.failures and not np.isfinite(plans[b]).all():
+            self._left[b] -= begin
+            if b in self.failures:
+                continue
+            if np.isfinite(plans[b]).all():
+                self._left[b] = PLAN_STEPS
+                continue
+            self.unanswered[b] += 1
+            if self.without_plan == "last" and self._left[b] >= begin:
+                goes_on.append(b)
+            else:
                 self.failures[b] = f"plan not finite at {state.step * STEP_S:.1f} s"
+                if self.without_plan == "last":
+                    self.failures[b] += ", and the last plan was used up"
         times = TOKEN_S * np.arange(1, NUM_FUTURE_POSES + 1)
         for b in self.failures:
             plans[b] = 0.0
             plans[b, :, 0] = max(self.rear[b, VX], 0.0) * times
         self.questions += len(asked)
-        begin = self.every * TOKEN_STEPS
         followed = [
-            follow(plan, rear, None if self.references is None else self.references[b, begin])
+            self._rest(b, begin)
+            if b in goes_on
+            else follow(plan, rear, None if self.references is None else self.references[b, begin])
             for b, (plan, rear) in enumerate(zip(plans, self.rear))
         ]
         self.tracked, self.references = (np.stack(part) for part in zip(*followed))
         self.used = 0
+
+    def _rest(self, b: int, driven: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What is left of the last plan of a world, held at its end: (states [41,11], reference [41,3])."""
+        at = np.minimum(np.arange(driven, driven + PLAN_STEPS + 1), PLAN_STEPS)
+        return self.tracked[b, at], self.references[b, at]
 
     def _plan(self, state: WorldState, worlds: list[int]) -> NDArray[np.float64]:
         if not worlds:

@@ -191,6 +191,44 @@ def test_a_planner_that_fails_in_one_scene_leaves_the_others_as_they_were(how):
     assert np.array_equal(alone[0].pose, drives[0].pose)
 
 
+class Silent(ConstantVelocityAgent):
+    """Has no plan at some questions of scene "b"."""
+
+    def __init__(self, steps: tuple[int, ...]) -> None:
+        self.steps = steps
+
+    def plan(self, batch, hidden=None):
+        poses = super().plan(batch)
+        for row, token in enumerate(batch.token):
+            name, _, step = token.partition("@")
+            if name == "b" and int(step) in self.steps:
+                poses[row] = torch.nan
+        return poses
+
+
+def test_an_ego_without_a_plan_goes_on_with_its_last_one_where_that_is_asked_for_and_is_counted():
+    scenes = [road([Car(0, -1.75, speed=5 + k, **EGO)], id=name, **SMALL) for k, name in enumerate("ab")]
+    run = lambda steps, **options: drive.drive_batch(  # noqa: E731
+        scenes, EgoSeat(Silent(steps), **options), Replay(), 6.0
+    )
+    whole, drives = run(())
+    rows, gaps = run((10, 25, 30), without_plan="last")
+    assert [row["valid"] for row in rows] == [True, True]
+    assert [row["unanswered"] for row in rows] == [0.0, 3.0]
+    assert np.array_equal(gaps[0].pose, drives[0].pose)
+    assert np.abs(gaps[1].pose[0] - drives[1].pose[0]).max() < 0.05  # constant velocity is what it had planned
+    assert rows[1]["score"] == pytest.approx(whole[1]["score"], abs=0.01)
+    rows, _ = run((10,))
+    assert [row["valid"] for row in rows] == [True, False]
+    assert rows[1]["unanswered"] == 1.0
+    rows, _ = run(tuple(range(5, 60, 5)), without_plan="last")
+    assert rows[1]["reason"] == "plan not finite at 4.0 s, and the last plan was used up"
+    rows, _ = run((0,), without_plan="last")
+    assert rows[1]["reason"].startswith("plan not finite at 0.0 s")
+    with pytest.raises(DataError, match="without_plan"):
+        EgoSeat(StandingStill(), without_plan="guess")
+
+
 def config(tmp_path, *overrides):
     return compose("closed_loop_drive", [f"output_dir={tmp_path / 'out'}", f"scenes={tmp_path / 'scenes'}", *overrides])
 
