@@ -156,21 +156,26 @@ def print_ceiling(console: Console, found: Ceiling, tolerance: float) -> None:
         console.print(f"... and {len(found.skipped) - 5} more left out")
 
 
+def refuse(found: Ceiling, tolerance: float) -> None:
+    """Raises CeilingMissed, with the scenes that change most, where the loop costs (or gives) more than ``tolerance``
+    points."""
+    if abs(found.difference) <= tolerance:
+        return
+    change = (found.rows["score_replay"] - found.rows["score_loop"]).abs()
+    worst = found.rows.loc[change.sort_values(ascending=False).index[:5]]
+    named = ", ".join(f"{r.id} ({100 * r.score_replay:.1f} -> {100 * r.score_loop:.1f})" for r in worst.itertuples())
+    raise CeilingMissed(
+        f"the recorded drive loses {found.difference:+.2f} points in the loop, {tolerance} are accepted: {named}. A "
+        "score from these scenes would measure the loop; look at them before you use them."
+    )
+
+
 @job("closed_loop_check")
 def main(cfg: DictConfig) -> None:
     total, scenes = open_scenes(cfg.scenes)
     found = ceiling(scenes, horizon_s=cfg.horizon_s, batch=cfg.batch_size, total=total)
     print_ceiling(Console(), found, cfg.tolerance)
-    if abs(found.difference) > cfg.tolerance:
-        change = (found.rows["score_replay"] - found.rows["score_loop"]).abs()
-        worst = found.rows.loc[change.sort_values(ascending=False).index[:5]]
-        named = ", ".join(
-            f"{r.id} ({100 * r.score_replay:.1f} -> {100 * r.score_loop:.1f})" for r in worst.itertuples()
-        )
-        raise CeilingMissed(
-            f"the recorded drive loses {found.difference:+.2f} points in the loop, {cfg.tolerance} are accepted: "
-            f"{named}. A score from these scenes would measure the loop; look at them before you use them."
-        )
+    refuse(found, cfg.tolerance)
 
 
 if __name__ == "__main__":

@@ -213,14 +213,14 @@ def print_drives(console: Console, tables: Mapping[str, pd.DataFrame], agents: s
         title=f"Closed loop among {agents}: {count} scenes, x 100 [95 %]", title_justify="left", box=box.SIMPLE_HEAD,
         pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    table.add_column("planner", overflow="fold", max_width=18)
+    table.add_column("planner", overflow="fold", min_width=12, max_width=18)
     for column in score.COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("inv.", justify="right")
     for name, rows in tables.items():
         estimates = summarise(rows)
         cells = [estimates["score"].format()]
-        cells += [f"{100 * estimates[c].mean:.1f}" if estimates[c].count else "-" for c in score.COLUMNS[1:]]
+        cells += [_points(estimates[c].mean) if estimates[c].count else "-" for c in score.COLUMNS[1:]]
         table.add_row(name, *cells, str(int((~rows["valid"]).sum())))
     console.print(table)
     unanswered = {name: int(rows["unanswered"].sum()) for name, rows in tables.items()}
@@ -230,6 +230,11 @@ def print_drives(console: Console, tables: Mapping[str, pd.DataFrame], agents: s
     console.print(
         f"score {score.fingerprint().digest[:12]}: not comparable with PDMS, EPDMS or nuPlan's closed-loop score"
     )
+
+
+def _points(share: float) -> str:
+    """A share in points of 100, in at most four characters."""
+    return "100" if share >= 0.9995 else f"{100 * share:.1f}"
 
 
 @job("closed_loop_drive")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from rich.console import Console
@@ -14,6 +16,7 @@ from rich.console import Console
 from navsim_ext.closed_loop import check, drive, score
 from navsim_ext.closed_loop.drives import drive_scene
 from navsim_ext.closed_loop.ego import EgoSeat
+from navsim_ext.closed_loop.moves import BadMoves, Moves
 from navsim_ext.closed_loop.policies import ConstantVelocity, Idm, Replay
 from navsim_ext.closed_loop.policies.panel import NAMES, member, panel
 from navsim_ext.closed_loop.policy import Mixed
@@ -122,6 +125,18 @@ def test_the_recorded_plan_through_tracker_and_bicycle_stays_near_the_record():
         check.ceiling([road([Car(0, 0, seen=(0, 12)), Car(5, 0)])])
 
 
+def test_a_world_whose_loop_costs_more_than_is_accepted_is_refused_with_its_worst_scenes():
+    rows = pd.DataFrame({"id": list("abc"), "score_replay": [1.0, 0.9, 0.5], "score_loop": [1.0, 0.9, 0.486]})
+    found = check.Ceiling(rows, {})
+    assert found.difference == pytest.approx(100 * 0.014 / 3)
+    check.refuse(found, 0.5)
+    with pytest.raises(check.CeilingMissed, match=r"\+0.47 points .* 0.4 are accepted: c \(50.0 -> 48.6\), "):
+        check.refuse(found, 0.4)
+    better = rows.rename(columns={"score_replay": "score_loop", "score_loop": "score_replay"})
+    with pytest.raises(check.CeilingMissed, match=r"-0\.47 points"):
+        check.refuse(check.Ceiling(better, {}), 0.4)
+
+
 def test_ceiling_holds_on_real_recordings():
     _, scenes = check.open_scenes(reference_path("real/womd"))
     found = check.ceiling(list(scenes)[:4])
@@ -227,6 +242,47 @@ def test_an_ego_without_a_plan_goes_on_with_its_last_one_where_that_is_asked_for
     assert rows[1]["reason"].startswith("plan not finite at 0.0 s")
     with pytest.raises(DataError, match="without_plan"):
         EgoSeat(StandingStill(), without_plan="guess")
+
+
+class Broken:
+    """A policy whose moves nobody can make."""
+
+    name = "broken"
+
+    def __init__(self, spoil) -> None:
+        self.spoil = spoil
+
+    def start(self, state, scenes) -> None: ...
+
+    def act(self, state):
+        return Moves.poses(self.spoil(Replay().act(state).values.clone()))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda poses: poses.index_fill_(1, torch.tensor([1]), torch.nan), r"not finite for 1 road users \(s row 1\)"),
+        (lambda poses: poses.index_fill_(3, torch.tensor([2]), -torch.inf), "not finite for 2 road users"),
+        (lambda poses: poses[:, :, :4], "shape"),
+        (lambda poses: poses[:, :1], "shape"),
+    ],
+)
+def test_a_policy_of_the_others_that_is_broken_stops_the_drive_by_name(spoil, message):
+    scene = road([Car(0, -1.75, speed=8, **EGO), Car(40, -1.75, speed=8)], id="s", **SMALL)
+    with pytest.raises(BadMoves, match=message):
+        drive.drive_batch([scene], EgoSeat(Human()), Broken(spoil), 2.0)
+
+
+def test_the_table_of_drives_keeps_long_names_whole_at_80_columns():
+    console = Console(width=80, record=True, quiet=False, file=io.StringIO())
+    row = {"id": "a", "valid": True, **dict.fromkeys(drive.NUMBERS, 0.928), "dac": 1.0, "unanswered": 2.0}
+    rows = pd.DataFrame([row, {**row, "id": "b", "score": 0.861}])
+    drive.print_drives(console, {"diffusion_rl": rows, "human": rows}, "law")
+    text = console.export_text()
+    assert "diffusion_rl" in text
+    assert " 100 " in text
+    assert "diffusion_rl: no plan at 4 questions" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def config(tmp_path, *overrides):
