@@ -2,8 +2,8 @@
 
 python benchmarks/bench_shape_checks.py --output benchmarks/results/shape_checks.json
 
-Each file of tests runs in processes of its own, by turns without, with, with, without; the least of each counts. The
-files are those that call functions with stated shapes most. Outside of tests nothing is wrapped (``test_shapes.py``).
+Each file of tests runs in processes of its own, by turns without and with; the least of ``--repeats`` counts. The files
+are those that call functions with stated shapes most. Outside of tests nothing is wrapped (``test_shapes.py``).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/stage3_grpo/test_stage3_core.py", "tests/stage2_dit/test_stage2_golden.py",
          "tests/sim_agents/test_network.py", "tests/navsim_ext/test_closed_loop_geometry.py")  # fmt: skip
 SWITCH = "TRIVIUM_SHAPE_CHECKS"
-TURNS = ("off", "on", "on", "off")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", help="benchmarks/results/<name>.json")
     parser.add_argument("--tests", nargs="+", default=TESTS)
+    parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     rows, least = [], {"off": 0.0, "on": 0.0}
     for tests in arguments.tests:
         seconds = {"off": [], "on": []}
-        for switch in TURNS:
+        for switch in ("off", "on") * arguments.repeats:
             seconds[switch].append(processor_seconds(tests, switch))
         off, on = min(seconds["off"]), min(seconds["on"])
         least["off"], least["on"] = least["off"] + off, least["on"] + on
