@@ -143,7 +143,7 @@ class EgoSeat:
                 goes_on.append(b)
             else:
                 self.failures[b] = f"plan not finite at {state.step * STEP_S:.1f} s"
-                if self.without_plan == "last":
+                if self.without_plan == "last" and state.step:
                     self.failures[b] += ", and the last plan was used up"
         times = TOKEN_S * np.arange(1, NUM_FUTURE_POSES + 1)
         for b in self.failures:

@@ -16,7 +16,7 @@ import numpy as np
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from navsim_ext.closed_loop.kinematics import STEP_S
@@ -63,7 +63,7 @@ def frames(
         image = Image.fromarray(np.concatenate(parts, axis=1))
         ImageDraw.Draw(image).text(
             (6, 4), f"{step * STEP_S:4.1f} s  {scene.speed[scene.ego, scene.now + step]:4.1f} m/s",
-            fill="black", stroke_width=1, stroke_fill="white",
+            fill="black", stroke_width=1, stroke_fill="white", font=ImageFont.load_default(max(10, height // 18)),
         )  # fmt: skip
         yield np.asarray(image)
 
