@@ -364,6 +364,8 @@ def _double_parked(plan: Plan, cast: Cast) -> None:
     """A car stands in the right lane of two; the ego changes to the left lane."""
     lane = _pick_lane(cast, lambda x: cast.town.roads[x.road].lanes == 2 and x.lane_index == 1 and len(x.baseline) > 60)
     length = float(roads.arc_lengths(lane.baseline)[-1])
+    if length < 12.0 + 55.0:
+        raise Unsuitable("the lane is too short to change out of it")
     change = LaneChange(float(cast.random.uniform(12.0, length - 55.0)), float(cast.random.uniform(24.0, 30.0)), 1)
     left = cast.town.lane_at(lane.group, 0)
     after = random_route(cast.town, cast.random, left.index, plan.beyond(70.0))

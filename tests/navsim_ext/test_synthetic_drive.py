@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from navsim_ext.synthetic.drive import NoDrive, record
 from navsim_ext.synthetic.fids import Fids
 from navsim_ext.synthetic.gpkg_writer import write_maps
 from navsim_ext.synthetic.log_writer import encode, frames_of, log_name
-from navsim_ext.synthetic.scenarios import SITUATIONS, Plan
+from navsim_ext.synthetic.scenarios import SITUATIONS, Plan, Unsuitable, stage
 from navsim_ext.synthetic.town import make_town
 
 TOWN = make_town("us-nv-las-vegas-strip", 0)
@@ -79,6 +80,19 @@ def test_a_drive_follows_from_its_key():
     assert np.array_equal(first.objects, again.objects)
     assert first.ego.shape == other.ego.shape
     assert not np.array_equal(first.ego, other.ego)
+
+
+def test_a_lane_too_short_for_the_change_is_unsuitable():
+    """In this town one lane of 66.6 m is long enough to be chosen and too short to change out of."""
+    town = make_town("us-pa-pittsburgh-hazelwood", 3)
+    ended = Counter()
+    for draw in range(200):
+        try:
+            stage(Plan(town, "double_parked", 3.0, 8.0, 5.25), np.random.default_rng(draw))
+            ended["staged"] += 1
+        except Unsuitable as reason:
+            ended[str(reason)] += 1
+    assert ended["staged"] > 0 and ended["the lane is too short to change out of it"] > 0
 
 
 def test_an_impossible_situation_says_what_was_tried(monkeypatch):
