@@ -116,14 +116,15 @@ def _parses(argument: str) -> bool:
 
 def _nested(key: str, value: str) -> str:
     """A list or mapping that Hydra could not read, read as YAML: ``[a=1.ckpt, b c]``."""
+    refused = OptionError(
+        f"{key}={value} cannot be read: give a list [a,b] or a mapping {{name: value}}, and quote texts"
+    )
     try:
         written = _written(yaml.safe_load(value))
     except yaml.YAMLError:
-        written = ""
+        raise refused from None
     if not _parses(f"k={written}"):
-        raise OptionError(
-            f"{key}={value} cannot be read: give a list [a,b] or a mapping {{name: value}}, and quote texts"
-        )
+        raise refused
     return written
 
 

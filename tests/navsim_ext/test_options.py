@@ -68,6 +68,15 @@ def test_what_the_files_give_is_what_they_allow(job, experiment):
             raise
 
 
+@pytest.mark.parametrize(
+    ("job", "experiment"),
+    [pair for pair in with_experiments() if pair[0].endswith("_experiment") and pair[1] != "null"],
+)
+def test_trainings_that_an_experiment_starts_take_its_overrides(job, experiment):
+    stage, overrides = job.removesuffix("_experiment"), composed(job, [f"experiment={experiment}"]).training
+    checked(stage, required(stage, *overrides_from(overrides, options_of(stage))))
+
+
 @pytest.mark.parametrize("job", JOBS)
 def test_what_nothing_reads_cannot_be_given(job):
     given = required(job)
@@ -213,6 +222,12 @@ def test_quoting_keeps_every_text():
     for _ in range(500):
         text = "".join(letters.choice("ab \\'\"=,[]{}#$:()路~!%\t.0") for _ in range(letters.randint(1, 9)))
         assert parser.parse_override(f"k={quote(text)}").value() == text
+
+
+@pytest.mark.parametrize("value", ["[a=b,c=[d,e]]", "[a,b]]", "[[a]", "{a:[b}"])
+def test_a_list_that_cannot_be_read_is_named_as_it_was_typed(value):
+    with pytest.raises(OptionError, match=re.escape(f"training={value} cannot be read")):
+        overrides_from([f"training={value}"], options_of("stage2_experiment"))
 
 
 @pytest.mark.parametrize("argument", ["word", "--multirun", "-x", "=3"])
