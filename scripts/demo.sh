@@ -72,14 +72,15 @@ rate() { # planner's name in the table, overrides ...
     device="$device" output_dir="$job/scores/$name" "$@"
   scored+=("$job/scores/$name")
 }
+planner=(planner=diffusion planner.candidates=16) # of 16 samples the one nearest to all others is driven
 cached=(hidden=cached hidden.folder="$job/hidden/test")
 rate constant_velocity planner=constant_velocity
 rate human planner=human
 rate pdm_closed planner=pdm_closed
 # So small a model may write a trajectory that cannot be read: such answers are invalid, counted and left out.
 rate vlm_text planner=vlm_text planner.model_path="$job/stage1" planner.template=brief require_valid=false
-rate diffusion_il planner=diffusion planner.checkpoint="$il" "${cached[@]}"
-rate diffusion_rl planner=diffusion planner.checkpoint="$rl" "${cached[@]}"
+rate diffusion_il "${planner[@]}" planner.checkpoint="$il" "${cached[@]}"
+rate diffusion_rl "${planner[@]}" planner.checkpoint="$rl" "${cached[@]}"
 
 staged=()
 rate_two_stages() { # planner's name in the table, overrides ...
@@ -91,8 +92,8 @@ rate_two_stages() { # planner's name in the table, overrides ...
   staged+=("$job/scores/two_stage_$name")
 }
 cached+=(data.second_stage_hidden="$job/hidden/second")
-rate_two_stages diffusion_il planner=diffusion planner.checkpoint="$il" "${cached[@]}"
-rate_two_stages diffusion_rl planner=diffusion planner.checkpoint="$rl" probes=true "${cached[@]}"
+rate_two_stages diffusion_il "${planner[@]}" planner.checkpoint="$il" "${cached[@]}"
+rate_two_stages diffusion_rl "${planner[@]}" planner.checkpoint="$rl" probes=true "${cached[@]}"
 
 scores="$(IFS=,; echo "${scored[*]}")" stages="$(IFS=,; echo "${staged[*]}")"
 step report "one HTML file of everything" navsim_ext.evaluation.report \

@@ -2,9 +2,9 @@
 # Trains the tiny InternVL that ships with the suite (init=tiny of stage 1) on synthetic worlds: questions about pictures
 # of all types, those about text and trajectories, in the training towns only. Its accuracy is measured in the unseen
 # towns at every kept checkpoint, with the right pictures and with swapped ones.
-#   bash scripts/pretrain_tiny.sh                 some twenty minutes of processor time
+#   bash scripts/pretrain_tiny.sh                 some two hours of processor time
 #   DEVICE=cuda bash scripts/pretrain_tiny.sh     minutes on one GPU and 16 cores
-# PRETRAIN_DIR (pretrain) is where everything goes; SEEDS ("1") of the worlds, each with towns of its own. Run it again
+# PRETRAIN_DIR (pretrain) is where everything goes; SEEDS ("1 2 3 4") of the worlds, each with towns of its own. Run it again
 # after an interruption: it goes on where it stopped. DRY_RUN=1 only prints the commands. The packed model is
 # PRETRAIN_DIR/tiny_internvl; to ship it, put it into stage1_vlm/tiny_internvl.
 set -euo pipefail
@@ -16,7 +16,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 job="${PRETRAIN_DIR:-pretrain}"
 device="${DEVICE:-cpu}"
-read -ra seeds <<< "${SEEDS:-1}"
+read -ra seeds <<< "${SEEDS:-1 2 3 4}"
 workers="${WORKERS:-1}" # processes that draw the worlds
 experiment=pretrain_tiny
 [[ "$device" == cpu ]] || { experiment=pretrain_tiny_gpu; workers="${WORKERS:-14}"; }
@@ -32,7 +32,7 @@ asked() { # set, seed, split, part, overrides ...: questions about one part of o
 }
 seen=lead_vehicle_distance,lead_vehicle_braking,traffic_light,crossing_pedestrian,lane_left,lane_right
 types=ego_speed,lead_vehicle_distance,lead_vehicle_speed,lead_vehicle_braking,traffic_light,crossing_pedestrian
-types+=,lane_left,lane_right,navigation_command,meta_action,trajectory
+types+=,lane_left,lane_right,road_users,navigation_command,meta_action,trajectory
 sets=()
 for seed in "${seeds[@]}"; do
   step "world_$seed" "towns, traffic, camera pictures" navsim_ext.synthetic.build experiment=pretrain_tiny seed="$seed" \
