@@ -1,7 +1,7 @@
 """What checksums cost: opening a scene index and a store of 100,000 samples, and all that a job leaves.
 
     python benchmarks/bench_checksums.py --output benchmarks/results/checksums.json
-    python benchmarks/bench_checksums.py --demo demo --demo-seconds 390     also a finished demo's share
+    python benchmarks/bench_checksums.py --demo demo --demo-seconds 900     also a finished demo's share of what it took
 
 The baseline is the same code in the same process with the comparisons switched off, measured in turns.
 """
@@ -81,7 +81,7 @@ def fill_store(folder: Path) -> None:
             writer.put(f"{i:016x}", {"states": values})
 
 
-def measure(root: Path, turns: int, demo: Path | None, demo_seconds: float) -> list[dict]:
+def measure(root: Path, turns: int, demo: Path | None, demo_seconds: float | None) -> list[dict]:
     write_logs(root, 2, 213, 4)
     build_index(NavsimLogs(root, "mini"), root / "index", cameras=("CAM_F0",))
     grow(root / "index", root / "large", SAMPLES)
@@ -102,7 +102,7 @@ def measure(root: Path, turns: int, demo: Path | None, demo_seconds: float) -> l
         rows.append(row(f"{name}: what comparing adds", share * 100.0, "%", "<= 10"))
     block = np.random.default_rng(1).bytes(1 << 26)
     rows.append(row("XXH3 of bytes in memory", len(block) / seconds(lambda: xxhash.xxh3_64(block)) / 1e9, "GB/s"))
-    if demo is not None:
+    if demo is not None and demo_seconds is not None:
         rows += demo_rows(demo, demo_seconds)
     return rows
 
@@ -129,8 +129,10 @@ def main() -> None:
     parser.add_argument("--output", help="benchmarks/results/<name>.json")
     parser.add_argument("--turns", type=int, default=100)
     parser.add_argument("--demo", type=Path, help="DEMO_DIR of a finished scripts/demo.sh")
-    parser.add_argument("--demo-seconds", type=float, default=390.0, help="what that demo took")
+    parser.add_argument("--demo-seconds", type=float, help="what that demo took")
     arguments = parser.parse_args()
+    if (arguments.demo is None) != (arguments.demo_seconds is None):
+        parser.error("--demo and --demo-seconds belong together: the share is of what that demo took")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), arguments.turns, arguments.demo, arguments.demo_seconds)

@@ -152,17 +152,19 @@ class JoinHidden:
 def part_indices(data: DictConfig, folder: str | os.PathLike[str]) -> dict[str, Path]:
     """Index folders of ``train``, ``val`` and ``test``, without cameras: ``data.<part>.index``, or built where null.
 
-    Those are built from ``data.root`` with the part's ``split`` and ``scene_filter`` in ``folder/<part>``.
+    Those are built from ``data.root`` with the part's ``split`` and ``scene_filter`` in ``folder/<part>``. Raises
+    MissingError for an index that is not there, before any is built.
     """
-    folders = {}
-    for part in ("train", "val", "test"):
-        chosen = data[part]
-        if chosen.index is None:
-            scene_filter = SceneFilter.from_yaml(chosen.scene_filter)
-            folders[part] = Path(folder) / part
-            build_index(open_source(data.root, chosen.split, scene_filter=scene_filter), folders[part], cameras=())
-        else:
-            folders[part] = Path(chosen.index)
+    parts = ("train", "val", "test")
+    folders = {part: Path(folder) / part if data[part].index is None else Path(data[part].index) for part in parts}
+    for part in parts:
+        if data[part].index is not None:
+            SceneIndex.open(folders[part])
+    for part in parts:
+        if data[part].index is None:
+            scene_filter = SceneFilter.from_yaml(data[part].scene_filter)
+            source = open_source(data.root, data[part].split, scene_filter=scene_filter)
+            build_index(source, folders[part], cameras=())
     return folders
 
 

@@ -98,7 +98,7 @@ rate_two_stages diffusion_rl "${planner[@]}" planner.checkpoint="$rl" probes=tru
 scores="$(IFS=,; echo "${scored[*]}")" stages="$(IFS=,; echo "${staged[*]}")"
 step report "one HTML file of everything" navsim_ext.evaluation.report \
   experiment="$experiment" scores="[$scores]" two_stage="[$stages]" data.root="$world" data.split=test \
-  "training=[{title: Stage 1,folder: $job/stage1,columns: null},{title: Stage 2,folder: $job/stage2/diffusion_il,columns: null},{title: Stage 3,folder: $job/stage3/seed_0,columns: null}]" \
+  "training=[{title: Stage 1,folder: '$job/stage1',columns: null},{title: Stage 2,folder: '$job/stage2/diffusion_il',columns: null},{title: Stage 3,folder: '$job/stage3/seed_0',columns: null}]" \
   recorder.folder="$job/stage3/seed_0" "comparisons=[[diffusion_il,diffusion_rl]]" output_dir="$job/report"
 bash scripts/run.sh navsim_ext.evaluation.show scores="[$scores]" two_stage="[$stages]"
 [[ "${DRY_RUN:-0}" == "1" ]] || printf 'Report: %s/report/report.html   (%d s)\n' "$job" $(( SECONDS - began ))

@@ -46,16 +46,16 @@ step reinforced "reinforced in the moving world: towards the log, away from cont
 models_drive reinforced "$job/reinforced/version_0/checkpoints/best_score.ckpt"
 await
 learned() { # run, checkpoint: a model's traffic by the run's name
-  echo "+traffic.$1={_target_: sim_agents.ego.actors.traffic, checkpoint: $job/$1/version_0/checkpoints/$2.ckpt, name: $1}"
+  echo "+traffic.$1={_target_: sim_agents.ego.actors.traffic, checkpoint: '$job/$1/version_0/checkpoints/$2.ckpt', name: $1}"
 }
 step ranking "which traffic ranks planners as the law of the world does" navsim_ext.evaluation.rank \
   scenes="$job/scenes/val" panel="[idm_3,frenet_2,late,slow,hasty,swerving]" horizon_s=8 workers=processes num_workers=2 \
   agents="[replay,cat_k,reinforced]" "$(learned cat_k last)" "$(learned reinforced best_score)" \
   output_dir="$job/ranking"
 
-compared="replay: [$job/realism/replay], reinforced: [$job/realism/reinforced], cat_k: [$job/realism/cat_k]"
-compared+=", cloned: [$job/realism/cloned]"
-compared+=", idm: [$job/realism/idm], constant_velocity: [$job/realism/constant_velocity]"
+compared="replay: ['$job/realism/replay'], reinforced: ['$job/realism/reinforced'], cat_k: ['$job/realism/cat_k']"
+compared+=", cloned: ['$job/realism/cloned']"
+compared+=", idm: ['$job/realism/idm'], constant_velocity: ['$job/realism/constant_velocity']"
 step film "one rollout seen from above" navsim_ext.closed_loop.film drives="$job/scenes/test" \
   rollouts="$job/rollouts/cat_k" every=2 output="$job/rollout.gif"
 bash scripts/run.sh navsim_ext.realism.compare scores="{$compared}" output_dir="$job/comparison"

@@ -59,9 +59,9 @@ for seed in "${seeds[@]}"; do
 done
 await
 
-of_seeds() { local list; list="$(printf "$job/realism/$1_%s, " "${seeds[@]}")"; echo "[${list%, }]"; }
-order="replay: [$job/realism/replay], cat_k: $(of_seeds cat_k), smoothed: $(of_seeds smoothed)"
-order+=", plain: $(of_seeds plain), idm: [$job/realism/idm], constant_velocity: [$job/realism/constant_velocity]"
+of_seeds() { local list; list="$(printf "'$job/realism/$1_%s', " "${seeds[@]}")"; echo "[${list%, }]"; }
+order="replay: ['$job/realism/replay'], cat_k: $(of_seeds cat_k), smoothed: $(of_seeds smoothed)"
+order+=", plain: $(of_seeds plain), idm: ['$job/realism/idm'], constant_velocity: ['$job/realism/constant_velocity']"
 step comparison "the table" navsim_ext.realism.compare scores="{$order}" output_dir="$job/comparison"
 step own "own rollouts beside the two" navsim_ext.realism.compare \
   scores="{cat_k: $(of_seeds cat_k), own: $(of_seeds own), smoothed: $(of_seeds smoothed)}" output_dir="$job/own"
@@ -83,7 +83,7 @@ for words in k_disks grid verlet; do
         ;;
     esac
     held_out=ablation models_drive "ablation_$name" "$(checkpoint "$trained")"
-    table+="$name: [$job/realism/ablation_$name], "
+    table+="$name: ['$job/realism/ablation_$name'], "
   done
 done
 step ablation "vocabulary x smoothing" navsim_ext.realism.compare scores="{${table%, }}" output_dir="$job/ablation"

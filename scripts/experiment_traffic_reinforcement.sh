@@ -34,7 +34,7 @@ for seed in "${seeds[@]}"; do
   models_drive "continued_$seed" "$job/runs/continued_$seed/version_0/checkpoints/last.ckpt"
 done
 
-of_seeds() { local list; list="$(printf "$job/realism/$1_%s, " "${seeds[@]}")"; echo "[${list%, }]"; }
+of_seeds() { local list; list="$(printf "'$job/realism/$1_%s', " "${seeds[@]}")"; echo "[${list%, }]"; }
 table=""
 for name in reinforced smoothed continued cat_k lambda_0 no_kl rlftsim; do table+="$name: $(of_seeds "$name"), "; done
 step reinforcement "the table" navsim_ext.realism.compare scores="{${table%, }}" output_dir="$job/reinforcement"

@@ -72,11 +72,11 @@ def read_answers(folder: str | Path) -> dict[tuple[str, str], dict[str, Any]]:
     if not path.is_file():
         raise MissingError(f"{path} does not exist: give the output_dir of stage1_vlm.evaluate")
     rows = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
             rows[str(row["type"]), str(row["scene_id"])] = {key: row[key] for key in ("truth", "answer", "correct")}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise CorruptFile(f"{path}, line {number} is no answer ({error!s:.80}): evaluate again") from error
     return rows
 

@@ -263,9 +263,9 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
     Raises CheckpointError for a damaged shard, or one that holds other tensors than the index says.
     """
-    index = folder / WEIGHTS_INDEX
+    index, files = folder / WEIGHTS_INDEX, shard_files(folder)
     names = read_json(index, REMEDY)["weight_map"] if index.is_file() else None
-    for file in track(shard_files(folder), f"converting {folder.name}"):
+    for file in track(files, f"converting {folder.name}"):
         try:
             with safe_open(file, framework="pt") as stream:
                 held = list(stream.keys())

@@ -53,9 +53,10 @@ def _texts(cfg: DictConfig) -> list[str]:
             lines = [line for line, _ in zip(stream, range(cfg.tiny_texts))]
         for line in lines:
             try:
-                texts += [message["value"] for message in json.loads(line)["conversations"]]
-            except (json.JSONDecodeError, KeyError, TypeError):
+                said = [message["value"] for message in json.loads(line)["conversations"]]
+            except (ValueError, RecursionError, KeyError, TypeError):
                 continue  # counted and listed when the data set is indexed
+            texts += [text for text in said if isinstance(text, str)]
     if not texts:
         raise DataError(f"{cfg.data.mixture}: no readable conversation to learn a vocabulary from")
     return texts

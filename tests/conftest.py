@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
+import forked
 import pytest
 import shape_checks
 import torch
@@ -14,6 +15,11 @@ if os.environ.get("TRIVIUM_SHAPE_CHECKS") != "off":  # to measure what they cost
     shape_checks.install()
 
 torch.set_num_threads(1)  # two threads on a loaded machine can be 100 times slower
+
+
+def pytest_collection_finish() -> None:
+    """What the tests import is imported, and no test has run."""
+    forked.the_server()
 
 
 @pytest.fixture(autouse=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 
 from navsim_ext.errors import TriviumError
@@ -71,11 +69,10 @@ def kill_storm(script: Path, folder: Path, kills: int, count: int, lines: tuple[
     """
     rng, promised = random.Random(kills), set()
     for kill in range(kills):
-        command = [sys.executable, str(script), str(folder), str(kill % 2), str(count)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for _ in range(rng.randrange(*lines)):
-            promised.add(process.stdout.readline().strip())
+        process, enough = forked.start(script, folder, kill % 2, count), rng.randrange(*lines)
+        while process.said().count("\n") < enough and process.poll() is None:
+            time.sleep(0.001)
         time.sleep(rng.random() * 0.004)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         promised.update(process.communicate()[0].split("\n")[:-1])
     return promised - {""}

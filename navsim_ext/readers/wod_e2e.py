@@ -166,7 +166,7 @@ class E2EFrame:
             rated = np.split(arrays["rated"], ends) if len(arrays["rated_points"]) else []
             past, future, ratings = (np.array(arrays[name]) for name in ("past", "future", "ratings"))
             frame = cls(token, about["time_us"], about["intent"], past, future, cameras, tuple(rated), ratings)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, IndexError) as error:
             raise DataError(f"{where}: its record does not fit the format ({error!r:.200}): {REMEDY}") from error
         return frame.validate()
 

@@ -70,13 +70,8 @@ def _override(argument: str, options: Mapping[str, Field]) -> str:
     kinds = field.declaration.kinds if field is not None and field.declaration is not None else ()
     if _keeps_meaning(value):
         return argument
-    if (
-        _list_of_verbatim(kinds)
-        and value.startswith("[")
-        and value.endswith("]")
-        and not set("[]{}'\"") & set(value[1:-1])
-    ):
-        return f"{key}=[{','.join(quote(each.strip()) for each in value[1:-1].split(',') if each.strip())}]"
+    if _list_of_verbatim(kinds) and (members := _members(value)) is not None:
+        return f"{key}=[{','.join(map(quote, members))}]"
     if value.startswith(("[", "{")) and value.endswith(("]", "}")) and not _only_verbatim(kinds):
         return argument if _parses(argument) else f"{key}={_nested(key, value)}"
     if any(kind.name in VERBATIM for kind in kinds) and not _another_kind(kinds, value):
@@ -97,11 +92,28 @@ def _list_of_verbatim(kinds: Sequence[Kind]) -> bool:
     return any(kind.name == "list" and kind.members and _only_verbatim(kind.members) for kind in kinds)
 
 
+def _members(value: str) -> list[str] | None:
+    """The texts of ``[a,b[1],c]``; None for what is no list of unquoted texts, or has a list or a mapping in it."""
+    if not (value.startswith("[") and value.endswith("]")) or set("{}'\"") & set(value):
+        return None
+    members, depth = [""], 0
+    for letter in value[1:-1]:
+        depth += (letter == "[") - (letter == "]")
+        if depth < 0:
+            return None
+        if letter == "," and depth == 0:
+            members.append("")
+        else:
+            members[-1] += letter
+    members = [each.strip() for each in members if each.strip()]
+    return None if depth or any(each.startswith("[") for each in members) else members
+
+
 def _another_kind(kinds: Sequence[Kind], value: str) -> bool:
     """Whether another alternative of the declaration (a number, true) takes the value as Hydra reads it."""
     try:
         read = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return False
     return any(kind.name not in (*VERBATIM, "any") and kind.admits(read) for kind in kinds)
 
@@ -121,7 +133,7 @@ def _nested(key: str, value: str) -> str:
     )
     try:
         written = _written(yaml.safe_load(value))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise refused from None
     if not _parses(f"k={written}"):
         raise refused

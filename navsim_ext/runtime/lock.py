@@ -90,7 +90,7 @@ class FolderLock(AbstractContextManager["FolderLock"]):
         try:
             told = json.loads(self.path.read_text())
             return f"process {told['pid']} on {told['host']} holds it since {told['since']}"
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, RecursionError, LookupError, TypeError):
             return "another process holds it"
 
     @property
@@ -125,7 +125,7 @@ def in_use(folder: str | os.PathLike[str]) -> bool:
             os.kill(int(told["pid"]), 0)
     except ProcessLookupError:
         return False
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, OverflowError, RecursionError, LookupError, TypeError):
         pass  # another user's process, or nothing is told
     return _is_held(lock.folder)
 

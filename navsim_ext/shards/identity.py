@@ -53,7 +53,7 @@ def read_identity(folder: Path) -> tuple[Fingerprint, list[str]]:
     try:
         parts = json.loads(stored)["parts"]
         expected = json.dumps(store_content(folder, parts), indent=1, sort_keys=True) + "\n"
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
         raise CorruptShard(f"{path}: is damaged ({error}); {REMEDY}") from error
     if stored != expected.encode():
         raise CorruptShard(f"{path}: does not fit its own digest or {FILE_NAME}; {REMEDY}")

@@ -86,7 +86,7 @@ def decode(arrays: Mapping[str, NDArray], where: str) -> TrafficScene:
             )
         parts = _unpack_all(header["arrays"], arrays["content"])
         return _scene(header, parts)
-    except (KeyError, ValueError, TypeError, zstandard.ZstdError) as error:
+    except (KeyError, ValueError, RecursionError, TypeError, zstandard.ZstdError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{where}: not a record of a traffic scene ({type(error).__name__} {error!s:.300})") from error

@@ -50,7 +50,7 @@ def read_scene(path: str | Path) -> TrafficScene:
         return _scene(meta, arrays)
     except DataError as error:
         raise type(error)(f"{path}: {error}") from error
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, RecursionError, TypeError, IndexError) as error:
         raise DataError(f"{path}: not a file of schema {SCHEMA}: {type(error).__name__} {error!s:.300}") from error
 
 

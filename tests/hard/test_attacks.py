@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import attacked
+import forked
 import pickle_attacks
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 5.0
 SMALL = 20_000  # bytes
 # Pickles of plain values in odd clothes, and names that lie inert in a list: there is no harm in reading them.
@@ -33,9 +30,7 @@ def attack(reader: str, names: dict[str, bytes], folder: Path) -> dict[str, dict
     logs.mkdir(parents=True)
     for name, content in names.items():
         (logs / f"{name}.pkl").write_bytes(content)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, attacked.__file__, reader, str(logs)]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    ended = forked.run(attacked.__file__, reader, logs, folder=folder)
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     assert ended.returncode == 0, f"{lines[-1:]} ended the process with {ended.returncode}\n{ended.stderr[-2000:]}"
     assert sorted(path.name for path in folder.iterdir()) == ["navsim_logs"], "code ran"

@@ -2,10 +2,10 @@
 
 import json
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
-from commands import run_module
 from damage import damages
 from rich.console import Console
 
@@ -112,7 +112,8 @@ def test_another_planner_may_not_go_on_in_the_folder(world, tmp_path):
 def test_a_poor_metric_cache_is_refused_before_planning(world, tmp_path):
     other = tmp_path / "test_index"
     data = [f"data.root={world.root}", "data.split=test", "data.cameras=[]"]
-    run_module("navsim_ext.dataset", *data, "check_pictures=false", f"output_dir={other}")
+    done = forked.run("-m", "navsim_ext.dataset", *data, "check_pictures=false", f"output_dir={other}")
+    assert done.returncode == 0, done.stderr
     with pytest.raises(DataError, match="holds 0 of the 4 tokens"):
         score_planner(config(world, tmp_path, "planner=human", f"data.index={other}"), Console(quiet=True))
 

@@ -2,13 +2,14 @@
 
 import importlib
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from navsim_ext.runtime.config import compose
+from navsim_ext.runtime.config import compose, configured
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = {
@@ -125,31 +126,34 @@ def test_slurm_job_sends_each_node_its_rank(tmp_path):
             assert part in shlex.split(line)
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "demo.sh", "demo_language.sh", "demo_traffic.sh", "experiment.sh", "experiment_closed_loop.sh",
-        "experiment_traffic.sh", "pretrain_tiny.sh", "real_data.sh",
-    ],
-)
-def test_every_step_of_a_whole_job_composes(script):
+def whole_jobs() -> list[str]:
+    """The scripts that run steps in a folder."""
+    texts = {path.name: path.read_text() for path in (ROOT / "scripts").glob("*.sh")}
+    sourced = re.compile(r"^source .*(steps|begin)\.sh", re.MULTILINE)
+    return sorted(name for name, text in texts.items() if text.startswith("#!") and sourced.search(text))
+
+
+@pytest.mark.parametrize("script", whole_jobs())
+def test_every_step_of_a_whole_job_composes_and_stays_in_its_folder(script, tmp_path):
+    """Called from elsewhere, into a folder whose name has everything that a grammar could part."""
+    text = (ROOT / "scripts" / script).read_text()
+    folder = tmp_path / "job=[1] #2 (路)"
+    said = re.search(r"^(?:for name in|source .*begin\.sh\"?) ([A-Z_ ]+)(?:; do|$)", text, re.MULTILINE)
+    names = said[1].split()
+    environment = {**os.environ, "DRY_RUN": "1", **{name: f"{folder.name}/{name}" for name in names}}
     result = subprocess.run(
         ["bash", str(ROOT / "scripts" / script)],
-        capture_output=True, text=True, env={**os.environ, "DRY_RUN": "1"}, check=True,
+        capture_output=True, text=True, env=environment, check=True, cwd=tmp_path,
     )  # fmt: skip
     lines = result.stdout.splitlines()
     assert len(lines) >= 6
+    assert not list(tmp_path.iterdir())
+    kinds = {}
     for line in lines:
         module, overrides = started(shlex.split(line))
-        assert compose(importlib.import_module(module).main.job, overrides)
-
-
-@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("experiment*.sh")))
-def test_a_relative_folder_is_of_the_folder_where_an_experiment_is_called(script, tmp_path):
-    result = subprocess.run(
-        ["bash", str(ROOT / "scripts" / script)], cwd=tmp_path, capture_output=True, text=True, check=True,
-        env={**os.environ, "DRY_RUN": "1", "EXPERIMENT_DIR": "there", "DEMO_DIR": "there"},
-    )  # fmt: skip
-    lines = result.stdout.splitlines()
-    assert len(lines) >= 6
-    assert all(f"{tmp_path}/there/" in line for line in lines)
+        given = dict(each.partition("=")[::2] for each in overrides)
+        assert given.get("output_dir", f"{folder}/").startswith(f"{folder}/"), line
+        kinds.setdefault((module, *given), overrides)  # seeds and settings apart, the same step
+    for (module, *keys), overrides in kinds.items():
+        cfg = configured(importlib.import_module(module).main.job, overrides)
+        assert "output_dir" not in keys or cfg.output_dir.startswith(f"{folder}/")

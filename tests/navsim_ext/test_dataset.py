@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -186,7 +186,7 @@ def part(*arguments):
 scene_index._build_part = part
 scene_index.build_index(NavsimLogs({str(world)!r}, "mini"), {str(folder)!r}, cameras={VIEWS!r})
 """
-    return subprocess.run([sys.executable, "-c", code], check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return forked.run("-c", code)
 
 
 def test_killed_build_goes_on_and_gives_the_same_bytes(world, index, tmp_path, monkeypatch):
@@ -346,6 +346,11 @@ def test_indices_of_the_parts_of_an_experiment(world, index, tmp_path):
     folders = part_indices(data, tmp_path / "index")
     assert folders == {"train": tmp_path / "index/train", "val": tmp_path / "index/val", "test": index}
     assert SceneDataset(folders["train"], cameras=()).index.logs == ("log-b",)
+    for part in ("train", "val"):  # the trainings open them in processes of their own, minutes later
+        wrong = OmegaConf.merge(data, {part: {"index": str(tmp_path / "nowhere")}})
+        with pytest.raises(MissingError, match="nowhere is not a finished scene index"):
+            part_indices(wrong, tmp_path / "other")
+        assert not (tmp_path / "other").exists()
 
 
 def test_command_line_and_configuration(world, tmp_path, monkeypatch, capsys):

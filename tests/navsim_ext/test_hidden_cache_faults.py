@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from damage import kill_storm
@@ -194,9 +193,7 @@ def test_a_kill_9_storm_ends_in_the_undisturbed_cache(tmp_path, kills):
     promised = kill_storm(script, storm, kills, count, (1, 90)) - {"ready"}
     assert 0 < len(promised) < count
     for folder in (storm, calm):
-        subprocess.run(
-            [sys.executable, str(script), str(folder), "2", str(count)], check=True, stdout=subprocess.DEVNULL
-        )
+        assert forked.run(script, folder, 2, count).returncode == 0
         merge(folder)
         assert verify(folder).require_ok().records == count
     assert promised <= set(CachedHiddenStates(storm).tokens)
@@ -209,7 +206,7 @@ def test_the_configurations_compose(command):
 
 
 def test_the_commands_run_and_fail_as_told(tmp_path):
-    """One process that calls each entry point as the shell would, and a second one for the exit code of bad input."""
+    """Each entry point called as the shell would, in the folder that its relative paths mean."""
     write(tmp_path / "cache")
     calls = [
         ("verify", ["folder=cache"]),
@@ -218,22 +215,17 @@ def test_the_commands_run_and_fail_as_told(tmp_path):
         ("merge", ["folder=small"]),
         ("verify", ["folder=small"]),
     ]
-    script = "import runpy, sys\nfor name, *rest in {calls!r}:\n    sys.argv = [name, *rest]\n"
-    script += "    runpy.run_module('navsim_ext.hidden_cache.' + name, run_name='__main__')\n"
-    calls = [[name, *arguments] for name, arguments in calls]
-    done = subprocess.run(
-        [sys.executable, "-c", script.replace("{calls!r}", repr(calls))], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("every byte is as written") == 2
-    assert "int8_g32" in done.stdout
-    assert "6 records written" in done.stdout
+    said = ""
+    for name, options in calls:
+        done = forked.run("-m", f"navsim_ext.hidden_cache.{name}", *options, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        said += done.stdout
+    assert said.count("every byte is as written") == 2
+    assert "int8_g32" in said
+    assert "6 records written" in said
     shard = next((tmp_path / "cache").glob("*.safetensors"))
     os.truncate(shard, 5000)
-    failed = subprocess.run(
-        [sys.executable, "-m", "navsim_ext.hidden_cache.verify", "folder=cache"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+    failed = forked.run("-m", "navsim_ext.hidden_cache.verify", "folder=cache", folder=tmp_path)
     assert failed.returncode == 2
     assert shard.name in failed.stderr
     with pytest.raises(CorruptShard):

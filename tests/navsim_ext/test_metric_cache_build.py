@@ -7,11 +7,10 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from damage import damages, judge_damage
@@ -134,11 +133,8 @@ def test_a_build_that_dies_anywhere_goes_on(dataset, built, tmp_path, monkeypatc
 
 def test_kill_9_and_run_again(dataset, built, tmp_path):
     """The real command, killed as soon as anything is on disk; going on ends with the same bytes."""
-    command = [
-        sys.executable, "-m", "navsim_ext.metric_cache.build", f"data.root={dataset}", "data.split=trainval",
-        f"output_dir={tmp_path}", "workers=sequential",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    options = [f"data.root={dataset}", "data.split=trainval", f"output_dir={tmp_path}", "workers=sequential"]
+    process = forked.start("-m", "navsim_ext.metric_cache.build", *options)
     deadline = time.monotonic() + 300
     while not stored_bytes(tmp_path) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)

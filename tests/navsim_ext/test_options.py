@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from navsim_ext.runtime.command_line import flags_of, overrides_from, quote
 from navsim_ext.runtime.config import checked, composed, config_root, options_of
-from navsim_ext.runtime.options import Declaration, OptionError, missing_keys, taken_by
+from navsim_ext.runtime.options import Declaration, OptionError, check, missing_keys, taken_by
 from navsim_ext.runtime.usage import usage
 
 JOBS = sorted(str(path.parent.relative_to(config_root())) for path in config_root().rglob("config.yaml"))
@@ -77,13 +77,24 @@ def test_trainings_that_an_experiment_starts_take_its_overrides(job, experiment)
     checked(stage, required(stage, *overrides_from(overrides, options_of(stage))))
 
 
+@pytest.mark.parametrize("reward", ["traffic", "traffic_log", "traffic_safe", "realism"])
+def test_terms_can_be_left_out_by_a_file(reward):
+    """``terms: {contact: null}``: several files declare the terms of a reward, and the first one counts for all."""
+    checked("stage3", required("stage3", "experiment=traffic", f"reward={reward}"))
+
+
 @pytest.mark.parametrize("job", JOBS)
 def test_what_nothing_reads_cannot_be_given(job):
     given = required(job)
-    nodes = [key for key, node in nodes_of(composed(job, given)) if not taken_by(get_object(node._target_)).others]
-    for key in ("nonsense", *(f"{above}.nonsense" for above in nodes)):
+    with pytest.raises(OptionError, match=re.escape("no key nonsense")):
+        checked(job, [*given, "+nonsense=1"])
+    cfg = composed(job, given)
+    nodes = [key for key, node in nodes_of(cfg) if not taken_by(get_object(node._target_)).others]
+    for key in (f"{above}.nonsense" for above in nodes):  # as + adds it, without composing all anew
+        with_it = cfg.copy()
+        OmegaConf.update(with_it, key, 1, force_add=True)
         with pytest.raises(OptionError, match=re.escape(f"no key {key}")):
-            checked(job, [*given, f"+{key}=1"])
+            check(with_it, config_root() / job, config_root() / "shared", [*given, f"+{key}=1"])
 
 
 def nodes_of(cfg: DictConfig, above: str = "") -> Iterator[tuple[str, DictConfig]]:
@@ -214,6 +225,11 @@ def test_lists_of_paths_and_mappings_with_paths():
     arguments = ["scores=[a=1/b c,路径]", "training=[{title: Stage 1, folder: runs/epoch=1, columns: null}]"]
     cfg = composed("report", overrides_from(arguments, options))
     assert list(cfg.scores) == ["a=1/b c", "路径"]
+    brackets = composed("report", overrides_from(["scores=[job=[1] #2/a, b[2,3]c,#]"], options))
+    assert list(brackets.scores) == ["job=[1] #2/a", "b[2,3]c", "#"]
+    for wrong in ("scores=[a]b]", "scores=[a[b]", "scores=[[a],b]"):
+        with pytest.raises(OptionError):
+            checked("report", overrides_from([*required("report"), wrong], options))
     assert cfg.training[0] == {"title": "Stage 1", "folder": "runs/epoch=1", "columns": None}
 
 

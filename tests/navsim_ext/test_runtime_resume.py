@@ -7,11 +7,10 @@ import csv
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -37,19 +36,11 @@ PROGRAM = Path(runtime_toy.__file__)
 CHECKPOINTS = "version_0/checkpoints"
 
 
-def spawn(output: Path, trouble: dict, *overrides: str, rank: int | None = None, port: int = 0) -> subprocess.Popen:
-    environment = os.environ | {"TOY_TROUBLE": json.dumps(trouble), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def spawn(output: Path, trouble: dict, *overrides: str, rank: int | None = None, port: int = 0) -> forked.Process:
+    environment = {"TOY_TROUBLE": json.dumps(trouble), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     if rank is not None:
-        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                        "MASTER_PORT": str(port)}  # fmt: skip
-    command = [sys.executable, str(PROGRAM), str(output), *overrides]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                            start_new_session=trouble.get("group", False), preexec_fn=answers_to_ctrl_c)  # fmt: skip
-
-
-def answers_to_ctrl_c() -> None:
-    """As a command given at a terminal does; one that a shell starts in the background ignores it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+        environment |= forked.rank_variables(rank, 2, port)
+    return forked.start(PROGRAM, output, *overrides, environment=environment)
 
 
 DDP = "trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: gloo}"
@@ -58,10 +49,7 @@ ZERO = "trainer.strategy={_target_: stage1_vlm.strategies.DeepSpeedZero, config:
 
 def train_two(output: Path, trouble: dict, *overrides: str, strategy: str = DDP) -> list[int]:
     """Two processes; when one dies the other is killed, as a launcher does."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    overrides = ("trainer.devices=2", strategy, *overrides)
+    port, overrides = forked.free_port(), ("trainer.devices=2", strategy, *overrides)
     processes = [spawn(output, trouble if rank == 1 else {}, *overrides, rank=rank, port=port) for rank in (0, 1)]
     processes[1].wait()
     if trouble:

@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import yaml
@@ -90,15 +90,14 @@ def test_a_larger_build_extends_a_smaller_one(world, tmp_path):
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(world, tmp_path):
-    command = [sys.executable, "-m", "navsim_ext.synthetic.build", f"output_dir={tmp_path}", "scenes=46", *BLIND]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forked.start("-m", "navsim_ext.synthetic.build", f"output_dir={tmp_path}", "scenes=46", *BLIND)
     manifest = tmp_path / "manifest.jsonl"
     deadline = time.monotonic() + 240.0
     while not (manifest.exists() and manifest.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None, "the build ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     finished = manifest.read_bytes().count(b"\n")
     with open(manifest, "ab") as stream:  # and the last line was being written
@@ -187,8 +186,7 @@ def test_a_full_disk_is_one_clear_error_and_no_half_file(tmp_path, monkeypatch):
 
 def test_an_unwritable_folder_ends_the_command_in_one_line(tmp_path):
     (tmp_path / "file").touch()
-    command = [sys.executable, "-m", "navsim_ext.synthetic.build", f"output_dir={tmp_path}/file/data", "scenes=4"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = forked.run("-m", "navsim_ext.synthetic.build", f"output_dir={tmp_path}/file/data", "scenes=4")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "cannot write" in result.stderr

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -94,9 +93,8 @@ def test_a_build_that_dies_anywhere_goes_on(data, built, tmp_path, monkeypatch, 
 
 def test_kill_9_and_run_again(data, built, tmp_path):
     """The real command, killed as soon as anything is on disk; going on ends with the same bytes."""
-    command = [sys.executable, "-m", "navsim_ext.traffic.build", f"data.root={data}", "data.source=womd",
-               f"output_dir={tmp_path}", "workers=sequential"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    options = [f"data.root={data}", "data.source=womd", f"output_dir={tmp_path}", "workers=sequential"]
+    process = forked.start("-m", "navsim_ext.traffic.build", *options)
     deadline = time.monotonic() + 300
     while not any(tmp_path.glob("shard-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)

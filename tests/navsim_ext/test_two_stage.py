@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -123,10 +124,8 @@ def test_whole_golden_set_by_the_command(shared, traffic, human_filter, tmp_path
 
 
 def _run(options: list[str]) -> None:
-    import subprocess
-    import sys
-
-    subprocess.run([sys.executable, "-m", "navsim_ext.evaluation.score_file", *options], check=True)
+    done = forked.run("-m", "navsim_ext.evaluation.score_file", *options)
+    assert done.returncode == 0, done.stderr
 
 
 def changed(

@@ -1,13 +1,11 @@
 """Hidden states from the export and from the live source: the full model's own, resumable, the same for any split."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
+import forked
 import pytest
 import torch
 
@@ -79,8 +77,7 @@ def test_a_kill_9_resumes_to_the_same_bytes(exported, tiny_internvl, scene_index
     folder = tmp_path / "killed"
     values = {"model_path": tiny_internvl, "output_dir": folder, "data.index": scene_index, "batch_size": 1}
     values |= OPTIONS | {"num_workers": 0}
-    command = [sys.executable, "-m", "stage1_vlm.export", *(f"{key}={value}" for key, value in values.items())]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forked.start("-m", "stage1_vlm.export", *(f"{key}={value}" for key, value in values.items()))
     deadline = time.monotonic() + 120
     while not any(path.stat().st_size > 0 for path in folder.glob("*0*")) and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -98,9 +95,11 @@ def test_two_processes_write_the_same_bytes(exported, tiny_internvl, scene_index
     folder = tmp_path / "two"
     values = {"model_path": tiny_internvl, "output_dir": folder, "data.index": scene_index, "batch_size": 1}
     values |= OPTIONS | {"num_workers": 0}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, "-m", "stage1_vlm.export", *(f"{key}={value}" for key, value in values.items())]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = ["-m", "stage1_vlm.export", *(f"{key}={value}" for key, value in values.items())]
+    port = forked.free_port()
+    ranks = [forked.start(*command, environment=forked.rank_variables(rank, 2, port)) for rank in range(2)]
+    errors = [process.communicate()[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], errors
     assert files_of(folder) == files_of(exported)
 
 

@@ -1,14 +1,12 @@
 """Training from one configuration: outputs, exact resume, ZeRO on 1 and 2 processes, another number of processes."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -48,11 +46,13 @@ def overrides(model, mixture, folder, **changes) -> list[str]:
 
 
 def launch(processes: int, arguments: list[str]) -> None:
-    runner = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, *runner, "-m", "stage1_vlm.train", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    """Trains in one process, or in so many as torchrun would start."""
+    port = forked.free_port()
+    environments = [forked.rank_variables(rank, processes, port) for rank in range(processes)] or [{}]
+    command = ["-m", "stage1_vlm.train", *arguments]
+    started = [forked.start(*command, environment=environment) for environment in environments]
+    errors = [process.communicate()[1] for process in started]
+    assert not any(process.returncode for process in started), "\n".join(error[-3000:] for error in errors)
 
 
 def cut_back(finished: Path) -> Path:
@@ -80,8 +80,9 @@ def same_weights(first: Path, second: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def zero_run(tiny_internvl, toy_mixture, tmp_path_factory):
-    """ZeRO-1 on two processes over gloo, started by torchrun; a copy, so that tests may go on in the folder itself."""
+    """ZeRO-1 on two processes over gloo, as torchrun starts them; a copy: tests may go on in the folder itself."""
     folder = tmp_path_factory.mktemp("zero") / "run"
+    forked.preload(["stage1_vlm.strategies", "deepspeed"])
     launch(2, overrides(tiny_internvl, toy_mixture, folder, strategy="zero1"))
     return shutil.copytree(folder, folder.with_name("finished"), symlinks=True)
 
@@ -229,7 +230,7 @@ def test_every_strategy_trains_to_the_same_weights(zero_run, tiny_internvl, toy_
 def test_sigterm_saves_and_the_same_command_continues(tiny_internvl, toy_mixture, tmp_path):
     steps = {"trainer.max_steps": 60, "trainer.max_epochs": 100, "callbacks.checkpoint.every_n_steps": 1000}
     arguments = overrides(tiny_internvl, toy_mixture, tmp_path / "run", strategy="ddp", **steps)
-    process = subprocess.Popen([sys.executable, "-m", "stage1_vlm.train", *arguments], stderr=subprocess.DEVNULL)
+    process = forked.start("-m", "stage1_vlm.train", *arguments)
     table = tmp_path / "run" / "version_0" / "metrics.csv"
     while not (table.is_file() and len(table.read_text().splitlines()) > 5) and process.poll() is None:
         time.sleep(0.05)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,10 +48,9 @@ def checkpoint(world) -> Path:
 
 def test_one_scene_from_the_command_line(world, checkpoint):
     token = token_of(10, "log-1")
-    command = [sys.executable, "-m", "stage2_dit.plan", f"checkpoint={checkpoint}", f"token={token}",
-               f"data.root={world}/data", "data.split=mini", f"hidden.folder={world}/hidden",
-               f"output_dir={world}/planned"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = ["-m", "stage2_dit.plan", f"checkpoint={checkpoint}", f"token={token}", f"data.root={world}/data",
+               "data.split=mini", f"hidden.folder={world}/hidden", f"output_dir={world}/planned"]  # fmt: skip
+    done = forked.run(*command)
     assert done.returncode == 0, done.stderr
     assert "drawn without a map" in done.stdout + done.stderr
     assert "against human: ADE" in done.stdout

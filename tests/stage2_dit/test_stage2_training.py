@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -45,12 +43,10 @@ def finished(world, tmp_path_factory) -> dict:
 
 
 def spawn(world: Path, output: Path, trouble: dict, *overrides: str, rank: int | None = None, port: int = 0):
-    environment = os.environ | {"PLANNER_TROUBLE": json.dumps(trouble), "OMP_NUM_THREADS": "1"}
+    environment = {"PLANNER_TROUBLE": json.dumps(trouble), "OMP_NUM_THREADS": "1"}
     if rank is not None:
-        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                        "MASTER_PORT": str(port)}  # fmt: skip
-    command = [sys.executable, str(PROGRAM), str(world), str(output), *overrides]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        environment |= forked.rank_variables(rank, 2, port)
+    return forked.start(PROGRAM, world, output, *overrides, environment=environment)
 
 
 def equal_checkpoints(first: str | Path, second: str | Path) -> None:
@@ -101,9 +97,7 @@ def test_sigterm_saves_and_the_run_goes_on(world, finished, tmp_path):
 @pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(world, tmp_path):
     def train(output: Path, trouble: dict) -> list[int]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = forked.free_port()
         overrides = ("trainer=ddp_cpu", "datamodule.batch_size=4")
         processes = [spawn(world, output, trouble, *overrides, rank=rank, port=port) for rank in (0, 1)]
         processes[1].wait(timeout=300)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -111,9 +109,9 @@ def whole(planners, tmp_path_factory) -> dict[str, Path]:
     ids=["in the first epoch", "between epochs", "in the second epoch, several updates per rollout"],
 )
 def test_killed_run_ends_with_the_same_weights(planners, whole, tmp_path, algorithm, rollout):
-    environment = os.environ | {"TOY_KILL": json.dumps({"rollout": rollout}), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, grpo_toy.__file__, planners["ddim"], str(tmp_path), algorithm, *RESUMED]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {"TOY_KILL": json.dumps({"rollout": rollout}), "CUDA_VISIBLE_DEVICES": ""}
+    command = [grpo_toy.__file__, planners["ddim"], tmp_path, algorithm, *RESUMED]
+    killed = forked.run(*command, environment=environment, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     saved = load_checkpoint(newest_complete(tmp_path / CHECKPOINTS))
     assert saved["stage3"]["rollouts"] == rollout
@@ -132,17 +130,14 @@ def test_two_processes_equal_one_with_the_same_global_batch(planners, tmp_path, 
     common = ["trainer.max_epochs=1", "trainer.limit_val_batches=0", "callbacks.best=null",
               "policy.scorer.invalid=[c000000000000003]"]  # fmt: skip
     run(config(planners["ddim"], tmp_path / "one", [f"algorithm={algorithm}"], common))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = forked.free_port()
     strategy = "{_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: gloo}"
     dotted = [*common, "trainer.devices=2", f"trainer.strategy={strategy}", "datamodule.batch_size=2"]
     processes = []
-    for rank in ("0", "1"):
-        environment = os.environ | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                                    "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
-        command = [sys.executable, grpo_toy.__file__, planners["ddim"], str(tmp_path / "two"), algorithm, *dotted]
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for rank in (0, 1):
+        environment = forked.rank_variables(rank, 2, port) | {"CUDA_VISIBLE_DEVICES": ""}
+        command = [grpo_toy.__file__, planners["ddim"], tmp_path / "two", algorithm, *dotted]
+        processes.append(forked.start(*command, environment=environment))
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     for name in ("rewards", "kl_divergence", "advantages"):

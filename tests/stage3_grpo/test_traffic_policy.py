@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -291,10 +290,8 @@ def test_a_run_leaves_traffic_that_drives_and_its_record(world, whole):
 
 
 def test_a_killed_run_ends_with_the_same_weights(world, whole, tmp_path):
-    command = [sys.executable, traffic_toy.__file__, str(world), str(tmp_path), "algorithm=traffic_ppo",
-               "callbacks.checkpoint.every_n_steps=1"]  # fmt: skip
-    environment = os.environ | {"TOY_KILL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    command = [traffic_toy.__file__, world, tmp_path, "algorithm=traffic_ppo", "callbacks.checkpoint.every_n_steps=1"]
+    killed = forked.run(*command, environment={"TOY_KILL": "3", "CUDA_VISIBLE_DEVICES": ""}, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     run(config(world, tmp_path, "algorithm=traffic_ppo", "callbacks.checkpoint.every_n_steps=1"))
     one, two = (load_checkpoint(newest_complete(folder / "version_0/checkpoints"))["state_dict"]

@@ -118,7 +118,7 @@ def read_token_list(path: str | os.PathLike[str]) -> frozenset[str]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         tokens = content["tokens"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no list of tokens ({error!s:.100}): {{tokens: [...]}} was expected") from error
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise DataError(f"{path}: tokens is no list of texts")
