@@ -118,7 +118,7 @@ class DrivingQuestionData(pl.LightningDataModule):
         processor = self._questions.processor
         if self._rows is not None:
             dataset = PackedQuestions(self._questions, self._rows)
-            grouping, collate = None, partial(pack, pad_token_id=processor.pad_token_id)
+            grouping, collate = self._grouping(dataset), partial(pack, pad_token_id=processor.pad_token_id)
         else:
             dataset = self._questions
             grouping = LengthGrouped(length_classes(dataset.lengths)) if self.batching == "grouped" else None
@@ -134,6 +134,10 @@ class DrivingQuestionData(pl.LightningDataModule):
             len(self._validation), self.batch_size, seed=self.seed, shuffle=False, drop_last=False
         )
         return ResumableLoader(self._validation, sampler, collate_fn=collate, num_workers=self.num_workers)
+
+    def _grouping(self, rows: PackedQuestions) -> LengthGrouped | None:
+        """Balanced rows of like tiles stand in one step: what packing could not level, nobody waits for."""
+        return LengthGrouped(rows.pictures) if self.batching == "balanced" else None
 
     def _read(
         self, mixture: str, names: Sequence[str] | None = None, repeat: Mapping[str, float] | None = None
@@ -166,7 +170,11 @@ class DrivingQuestionData(pl.LightningDataModule):
         shares[kind] = float(1.0 - packed.lengths.sum() / (packed.lengths.max() * len(rows)))
         shares["conversations_per_row"] = len(lengths) / len(rows)
         ranks = world()[1] if world()[1] > 1 else SHOWN_RANKS
-        order = np.random.default_rng(self.seed).permutation(len(rows))
+        sampler = PositionSampler(
+            len(rows), self.batch_size, seed=self.seed, grouping=self._grouping(packed), rank=0, world_size=ranks,
+            drop_last=False,
+        )  # fmt: skip
+        order = sampler.order(0)
         for name, costs in (("tokens", packed.lengths), ("tiles", packed.pictures)):
             shares[f"waiting_{name}"] = waiting_share(costs, order, self.batch_size, ranks)
         return shares

@@ -396,15 +396,15 @@ def test_balanced_rows_are_alike_in_tokens_and_tiles():
     waits = {}
     plans = {"packed": packing_plan(lengths, 12_288), "balanced": balanced_plan(lengths, pictures, 12_288)}
     for name, rows in plans.items():
-        order = PositionSampler(len(rows), 1, seed=0, rank=0, world_size=8).order(0)
-        assert sorted(order) == sorted(set(order))
         loads = [np.array([values[row].sum() for row in rows]) for values in (lengths, pictures)]
+        grouping = LengthGrouped(loads[1]) if name == "balanced" else None  # as the data module orders them
+        order = PositionSampler(len(rows), 1, seed=0, grouping=grouping, rank=0, world_size=8).order(0)
+        assert sorted(order) == sorted(set(order))
         waits[name] = [waiting_share(load, order, 1, 8) for load in loads]
         fill = loads[0].mean() / 12_288
         assert fill > 0.97
     assert waits["packed"][1] > 0.2
-    assert waits["balanced"][0] < 0.01
-    assert waits["balanced"][1] < 0.05  # a tile has 256 tokens
+    assert max(waits["balanced"]) < 0.01
 
 
 def test_waiting_is_what_the_busiest_leaves():

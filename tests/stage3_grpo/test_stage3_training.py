@@ -30,6 +30,7 @@ from stage3_grpo.policies.diffusion import ReferenceMismatch
 
 ALGORITHMS = ("diffgrpo", "diffgrpo_clip", "rloo", "reinforce_pp", "ppo", "flow_grpo")
 CHECKPOINTS = "version_0/checkpoints"
+SHARDED = "navsim_ext.runtime.sharding.ShardedStrategy"
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +125,18 @@ def test_killed_run_ends_with_the_same_weights(planners, whole, tmp_path, algori
         assert torch.equal(value, two[name]), name
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "reinforce_pp"])
+@pytest.mark.parametrize(
+    ("algorithm", "strategy"),
+    [("ppo", "ddp"), ("reinforce_pp", "ddp"), ("ppo", "fsdp2")],  # minibatches of PPO leave a process without rows
+)
 @pytest.mark.slow
-def test_two_processes_equal_one_with_the_same_global_batch(planners, tmp_path, algorithm):
+def test_two_processes_equal_one_with_the_same_global_batch(planners, tmp_path, algorithm, strategy):
     common = ["trainer.max_epochs=1", "trainer.limit_val_batches=0", "callbacks.best=null",
               "policy.scorer.invalid=[c000000000000003]"]  # fmt: skip
     run(config(planners["ddim"], tmp_path / "one", [f"algorithm={algorithm}"], common))
     port = forked.free_port()
-    strategy = "{_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: gloo}"
+    kind = "lightning.pytorch.strategies.DDPStrategy" if strategy == "ddp" else SHARDED
+    strategy = f"{{_target_: {kind}, process_group_backend: gloo}}"
     dotted = [*common, "trainer.devices=2", f"trainer.strategy={strategy}", "datamodule.batch_size=2"]
     processes = []
     for rank in (0, 1):
