@@ -104,6 +104,13 @@ class Alarms(Callback):
         if trainer.is_global_zero:
             self._table().begin(COLUMNS)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Silence of a run that was too short for any alarm is told from that of a healthy one."""
+        rollouts = pl_module.rollout_number + 1
+        if self.rules and rollouts < self.window and trainer.is_global_zero:
+            log.warning("no alarm could ring: the run made %d rollouts, alarms look at windows of %d (alarms.window)",
+                        rollouts, self.window)  # fmt: skip
+
     def _table(self) -> CsvLog:
         return CsvLog(self.path, identified_by=("step", "alarm"))
 

@@ -272,6 +272,15 @@ def test_an_alarm_looks_at_the_mean_of_its_window_and_climbs():
     assert alarm(rule, [float("nan"), 3.0]) == ["warn 2 0"]  # what is unknown is left out
 
 
+def test_a_run_that_is_shorter_than_a_window_says_that_no_alarm_could_ring(caplog):
+    alarms = Alarms("unused", {"it": AlarmRule("x", above=1.0)}, window=3)
+    trainer = SimpleNamespace(is_global_zero=True)
+    alarms.on_train_end(trainer, SimpleNamespace(rollout_number=2))
+    assert caplog.text == ""
+    alarms.on_train_end(trainer, SimpleNamespace(rollout_number=1))
+    assert "the run made 2 rollouts, alarms look at windows of 3" in caplog.text
+
+
 def test_a_scorer_without_a_judge_is_no_agreement():
     with pytest.raises(DataError, match="weight 0"):
         Reward(PdmTerm(), {"idle": SimpleNamespace(weight=0.0)})
