@@ -380,3 +380,18 @@ def test_panel_has_twenty_graded_planners():
     assert careful["nc"] == 1.0
     assert blind["nc"] == 0.0
     assert scored(scene, Idm())["nc"] == 1.0
+
+
+def test_who_would_come_after_the_drive_is_not_in_it():
+    """Recordings are longer than drives of them: a car that is first seen later was never in the world."""
+    cars = [Car(0.0, -1.75, 5.0), Car(60.0, -5.25, 3.0, seen=(60, 90)), Car(30.0, -1.75, 5.0)]
+    scene = road(cars)
+    world = World(horizon_s=2.0)
+    state, policy = world.reset([scene]), Replay()
+    policy.start(state, [scene])
+    while state.steps_left >= 5:
+        world.step(state, policy.act(state))
+    made = drive_scene(state, 0)
+    assert made.agent_id.tolist() == scene.agent_id[[0, 2]].tolist()
+    assert made.valid.any(axis=1).all()
+    assert made.ego == 0
