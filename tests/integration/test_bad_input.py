@@ -4,16 +4,14 @@ nothing that was finished is touched."""
 from __future__ import annotations
 
 import hashlib
-import importlib
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from commands import Ended, forked_commands
+from commands import forked_commands
 from rich.console import Console
 from wod_worlds import sequences, write_files
 
@@ -223,19 +221,6 @@ def check(ended, *words: str) -> None:
         assert word in text, f"{word!r} is not in:\n{text[-3000:]}"
 
 
-@pytest.fixture
-def told(monkeypatch, capfd):
-    """Runs commands in this process, as far as the check of their options: that must end them."""
-
-    def run(module: str, *overrides: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", [module, *overrides])
-        with pytest.raises(SystemExit) as left:
-            importlib.import_module(module).main()
-        return Ended(left.value.code, *capfd.readouterr())
-
-    return run
-
-
 def test_every_command_is_here():
     packages = ("navsim_ext", "stage1_vlm", "stage2_dit", "sim_agents", "stage3_grpo")
     found = {
@@ -260,19 +245,19 @@ def test_wrong_path(commands, places, tmp_path, module, key):
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_no_value_misspelt_key_and_folder_that_takes_no_file(told, places, tmp_path, module):
+def test_no_value_misspelt_key_and_folder_that_takes_no_file(commands, places, tmp_path, module):
     needs = "???" in (config_of(module) / "config.yaml").read_text()
     if needs:
-        check(told(module), "has no value: give ")
+        check(commands(module), "has no value: give ")
     good = overrides_of(module, places, tmp_path)
-    check(told(module, *good, "wrokers=2"), "there is no key wrokers")
+    check(commands(module, *good, "wrokers=2"), "there is no key wrokers")
     if good and good[-1].startswith("output_dir="):
-        check(told(module, *good[:-1], f"output_dir={UNWRITABLE}"), UNWRITABLE, "choose another output_dir")
+        check(commands(module, *good[:-1], f"output_dir={UNWRITABLE}"), UNWRITABLE, "choose another output_dir")
 
 
 @pytest.mark.parametrize("module", with_experiments())
-def test_misspelt_experiment(told, module):
-    check(told(module, "experiment=demmo"), "did you mean experiment=demo?")
+def test_misspelt_experiment(commands, module):
+    check(commands(module, "experiment=demmo"), "did you mean experiment=demo?")
 
 
 def test_missing_weights(commands, places, tmp_path):
