@@ -208,7 +208,7 @@ def overrides_of(module: str, places: dict[str, str], output: Path, **replaced: 
         other = replaced.get(key)
         value = value if other is None else f"[{other}]" if value.startswith("[") else other
         made.append(f"{key}={value}".format(**places, output=output))
-    takes_output = "output_dir" in (config_of(module) / "config.yaml").read_text()
+    takes_output = re.search("^output_dir:", (config_of(module) / "config.yaml").read_text(), re.MULTILINE)
     return [*made, f"output_dir={output}"] if takes_output else made
 
 
