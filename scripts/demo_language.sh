@@ -32,7 +32,7 @@ step warm_up "the shipped tiny InternVL learns the form of a reply from few of t
   stage1_vlm.train experiment=language_demo data.mixture="$job/qa/train.json" output_dir="$job/warm_up"
 evaluated() { # step or beside, name, model
   "$1" "answers_$2" "answers in the unseen town: $2" stage1_vlm.evaluate experiment=demo model_path="$3" \
-    mixture="$job/qa/test.json" max_new_tokens=72 samples=4 swap_pictures=false device=cpu output_dir="$job/answers/$2"
+    mixture="$job/qa/test.json" types=[decision] max_new_tokens=72 samples=4 swap_pictures=false device=cpu output_dir="$job/answers/$2"
 }
 evaluated beside before "$job/warm_up"
 step reinforce "GRPO on all decisions" stage3_grpo.train experiment=language_demo init="$job/warm_up" \

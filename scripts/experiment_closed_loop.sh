@@ -38,8 +38,8 @@ without_eyes() { # agents
   drive "$1" idm planner=idm
 }
 with_eyes() {
-  drive "$1" diffusion_il planner=diffusion planner.checkpoint="$il" "${eyes[@]}"
-  drive "$1" diffusion_rl planner=diffusion planner.checkpoint="$rl" "${eyes[@]}"
+  drive "$1" diffusion_il planner=diffusion planner.candidates=16 planner.checkpoint="$il" "${eyes[@]}"
+  drive "$1" diffusion_rl planner=diffusion planner.candidates=16 planner.checkpoint="$rl" "${eyes[@]}"
 }
 for agents in replay law; do without_eyes "$agents"; done
 await
