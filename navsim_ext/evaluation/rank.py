@@ -97,6 +97,10 @@ def panel(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     return chosen
 
 
+DRIVE_KEYS = ("scenes", "horizon_s", "ask_every_s", "without_plan", "batch_size", "device")
+"""Options of a drive that all drives of a ranking share."""
+
+
 class Driver:
     """Drives one (planner, traffic) after the other, in a process of its own."""
 
@@ -109,7 +113,7 @@ class Driver:
         folder = drives_folder(self.settings["output_dir"], traffic, name)
         seen = planner.get("eyes", False)
         cfg = OmegaConf.create({
-            **{key: self.settings[key] for key in ("scenes", "horizon_s", "ask_every_s", "batch_size", "device")},
+            **{key: self.settings[key] for key in DRIVE_KEYS},
             "planner": {key: value for key, value in planner.items() if key != "eyes"}, "agents": dict(agents),
             "name": name, "output_dir": str(folder),
             "encoder": self.settings["encoder"] if seen else None,

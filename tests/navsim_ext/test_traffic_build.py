@@ -15,6 +15,7 @@ from navsim_ext.errors import DataError, MissingError
 from navsim_ext.fingerprint import FingerprintMismatch
 from navsim_ext.runtime.config import compose
 from navsim_ext.traffic import build as build_module
+from navsim_ext.traffic import record
 from navsim_ext.traffic.build import NothingStored, UnitWorker, build, source_of
 from navsim_ext.traffic.store import TrafficStore
 from navsim_ext.traffic.tfrecord import CorruptRecord, write_records
@@ -73,16 +74,16 @@ def test_a_build_that_dies_anywhere_goes_on(data, built, tmp_path, monkeypatch, 
     def die(*_):
         raise Killed
 
+    options, count = {}, iter(range(100))
     with monkeypatch.context() as patch:
         if kill_at == "scene":
-            real, count = build_module.record.encode, iter(range(100))
-            patch.setattr(build_module.record, "encode", lambda scene: die() if next(count) == 4 else real(scene))
+            options["encode"] = lambda scene: die() if next(count) == 4 else record.encode(scene)
         elif kill_at == "unit":
             patch.setattr(build_module.UnitResult, "to_arrays", die)
         else:
             patch.setattr(build_module, "merge", die)
         with pytest.raises(Killed):
-            build(WomdRecords(str(data)), tmp_path)
+            build(WomdRecords(str(data)), tmp_path, **options)
     read = []
     real_read = WomdRecords.read
     monkeypatch.setattr(WomdRecords, "read", lambda self, unit: (read.append(unit), real_read(self, unit))[1])
@@ -173,7 +174,7 @@ def test_a_worker_is_told_of_bugs_as_bugs(data, tmp_path):
             raise ZeroDivisionError
 
     source = Broken(str(data))
-    worker = UnitWorker(source, tmp_path, build_module.fingerprint_of(source.identity()), True, "0")
+    worker = UnitWorker(source, tmp_path, build_module.fingerprint_of(source.identity()), True, record.encode, "0")
     with pytest.raises(ZeroDivisionError):
         worker.process(source.units()[0])
     worker.close()

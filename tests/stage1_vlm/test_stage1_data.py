@@ -276,7 +276,7 @@ def test_a_damaged_stored_index_is_made_again(processor, tmp_path):
 
     read()
     verdicts = judge_damage(tmp_path / "index", read, np.random.default_rng(0), 20)
-    assert len(verdicts) == 3
+    assert len(verdicts) == 4  # the index, and of its lines: offsets, lengths, pictures
     assert all(verdict == {"named": 0, "without effect": 20} for verdict in verdicts.values())
 
 
