@@ -219,8 +219,8 @@ class WodE2E(LogFiles):
         skip_bad: bool = False,
         report_path: str | os.PathLike[str] | None = None,
     ) -> None:
+        self.sensor_root = Path(root) / split
         self.root, self.split = Path(root), split
-        self.sensor_root = self.root / split
         self.required_cameras = tuple(required_cameras)
         self.store = ShardStore(self.sensor_root)
         found = (self.store.fingerprint.kind, self.store.fingerprint.fields.get("record"))
