@@ -2,8 +2,9 @@
 
 python benchmarks/bench_shape_checks.py --output benchmarks/results/shape_checks.json
 
-Each file of tests runs in processes of its own, by turns without and with; the least of ``--repeats`` counts. The files
-are those that call functions with stated shapes most. Outside of tests nothing is wrapped (``test_shapes.py``).
+All files run in one process, as the suite runs them in two, by turns without and with; the least of ``--repeats``
+counts. The files are those that call functions with stated shapes most. Outside of tests nothing is wrapped
+(``test_shapes.py``).
 """
 
 from __future__ import annotations
@@ -31,22 +32,21 @@ def main() -> None:
     parser.add_argument("--tests", nargs="+", default=TESTS)
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
-    rows, least = [], {"off": 0.0, "on": 0.0}
-    for tests in arguments.tests:
+    rows = []
+    for what, more, target in (
+        ("all of them in one process", (), "<= 10"), ("of it importing and collecting", ("--collect-only",), None),
+    ):  # fmt: skip
         seconds = {"off": [], "on": []}
         for switch in ("off", "on") * arguments.repeats:
-            seconds[switch].append(processor_seconds(tests, switch))
+            seconds[switch].append(processor_seconds([*arguments.tests, *more], switch))
         off, on = min(seconds["off"]), min(seconds["on"])
-        least["off"], least["on"] = least["off"] + off, least["on"] + on
-        rows.append(row(f"{tests}: {off:.1f} s without", 100.0 * (on / off - 1.0), "% more with"))
-    share = 100.0 * (least["on"] / least["off"] - 1.0)
-    rows.insert(0, row(f"all of them: {least['off']:.1f} s without", share, "% more with", "<= 10"))
+        rows.append(row(f"{what}: {off:.1f} s without", 100.0 * (on / off - 1.0), "% more with", target))
     report("shape checks in tests", rows, baseline=f"the same tests with {SWITCH}=off", output=arguments.output)
 
 
-def processor_seconds(tests: str, switch: str) -> float:
+def processor_seconds(tests: list[str], switch: str) -> float:
     """User and system seconds of one run; raises CalledProcessError when a test fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=os.environ | {SWITCH: switch})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

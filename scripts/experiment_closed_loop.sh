@@ -2,8 +2,7 @@
 # The demo's planners in a world that moves: 200 scenes of 15 s of the unseen town, driven among replayed traffic and
 # among the synthetic world's own drivers, who react; cameras are drawn at every question. Ends with the table of
 # closed-loop scores beside the open-loop scores, and whether both rank the planners alike.
-#   bash scripts/demo.sh && bash scripts/experiment_closed_loop.sh      some 25 minutes more on two CPU cores, estimated
-# from 56 ms of processor time a question (measured on a busy machine)
+#   bash scripts/demo.sh && bash scripts/experiment_closed_loop.sh      half an hour more on two CPU cores
 # DEMO_DIR (demo) is the finished demo; CLOSED_LOOP_DIR (DEMO_DIR/closed_loop) is where everything goes; SCENES (200).
 # Run it again after an interruption and it goes on, scene by scene.
 set -euo pipefail
