@@ -55,8 +55,8 @@ Submission = MESSAGES["SimAgentsChallengeSubmission"]
 
 
 @dataclass(frozen=True)
-class Method:
-    """What the server asks of whoever submits; the fields of the message, in words."""
+class ServerMethod:
+    """What each of Waymo's servers asks of whoever submits; the fields of the message, in words."""
 
     account_name: str = ""
     unique_method_name: str = ""
@@ -64,25 +64,43 @@ class Method:
     affiliation: str = ""
     description: str = ""
     method_link: str = ""
-    uses_lidar_data: bool = False
-    uses_camera_data: bool = False
     uses_public_model_pretraining: bool = False
     public_model_names: tuple[str, ...] = ()
     num_model_parameters: str = ""
+
+    def faults(self) -> list[str]:
+        """What the server would refuse, one line each."""
+        found = [
+            f"{name} is empty: the server refuses a submission without it"
+            for name in ("account_name", "unique_method_name", "num_model_parameters")
+            if not getattr(self, name).strip()
+        ]
+        if self.uses_public_model_pretraining and not self.public_model_names:
+            found.append("uses_public_model_pretraining is true but public_model_names is empty: name the models")
+        return found
+
+
+@dataclass(frozen=True)
+class Method(ServerMethod):
+    """That, and what the sim-agents challenge asks besides."""
+
+    uses_lidar_data: bool = False
+    uses_camera_data: bool = False
     acknowledge_complies_with_closed_loop_requirement: bool = False
 
-    def check(self) -> None:
-        """Raises RealismError for what the server refuses."""
-        for name in ("account_name", "unique_method_name", "num_model_parameters"):
-            if not getattr(self, name).strip():
-                raise RealismError(f"{name} is empty: the server refuses a submission without it")
+    def faults(self) -> list[str]:
+        found = super().faults()
         if not self.acknowledge_complies_with_closed_loop_requirement:
-            raise RealismError(
+            found.append(
                 "acknowledge_complies_with_closed_loop_requirement is false: the challenge takes closed-loop rollouts "
                 "only; set it to true if they are"
             )
-        if self.uses_public_model_pretraining and not self.public_model_names:
-            raise RealismError("uses_public_model_pretraining is true but public_model_names is empty: name the models")
+        return found
+
+    def check(self) -> None:
+        """Raises RealismError for what the server refuses."""
+        if faults := self.faults():
+            raise RealismError(faults[0])
 
 
 def write_submission(

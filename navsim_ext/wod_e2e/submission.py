@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from navsim_ext.evaluation.trajectory_file import trajectory_table
 from navsim_ext.evaluation.waypoints import waypoints
 from navsim_ext.frames import POSE_INTERVAL_S
 from navsim_ext.readers.wod_e2e import WodE2E
-from navsim_ext.realism.submission import archive_members, write_shards
+from navsim_ext.realism.submission import ServerMethod, archive_members, write_shards
 from navsim_ext.runtime.config import job
 from navsim_ext.runtime.progress import track
 from navsim_ext.traffic.messages import message_types, parse
@@ -49,32 +49,6 @@ TABLE = {
     "Trajectory": "1 pos_x**:float, 2 pos_y**:float",
 }
 MESSAGES = message_types("trivium.wod_e2e_submission", TABLE)
-
-
-@dataclass(frozen=True)
-class EndToEndMethod:
-    """What the server asks of whoever submits; the fields of the message, in words."""
-
-    account_name: str = ""
-    unique_method_name: str = ""
-    authors: tuple[str, ...] = ()
-    affiliation: str = ""
-    description: str = ""
-    method_link: str = ""
-    uses_public_model_pretraining: bool = False
-    num_model_parameters: str = ""
-    public_model_names: tuple[str, ...] = ()
-
-    def faults(self) -> list[str]:
-        """What the server would refuse, one line each."""
-        found = [
-            f"{name} is empty: the server refuses a submission without it"
-            for name in ("account_name", "unique_method_name", "num_model_parameters")
-            if not getattr(self, name).strip()
-        ]
-        if self.uses_public_model_pretraining and not self.public_model_names:
-            found.append("uses_public_model_pretraining is true but public_model_names is empty: name the models")
-        return found
 
 
 def read_plans(path: str | Path) -> dict[str, NDArray[np.float64]]:
@@ -102,7 +76,7 @@ def read_plans(path: str | Path) -> dict[str, NDArray[np.float64]]:
 
 
 def write_submission(
-    path: str | Path, plans: Mapping[str, NDArray], method: EndToEndMethod, wanted: Sequence[str], *, shards: int = 1
+    path: str | Path, plans: Mapping[str, NDArray], method: ServerMethod, wanted: Sequence[str], *, shards: int = 1
 ) -> None:
     """Writes the .tar.gz atomically, frames in the order of their names.
 
@@ -138,13 +112,13 @@ def check_submission(path: str | Path, wanted: Sequence[str]) -> tuple[dict[str,
     names, faults = set(wanted), []
     plans: dict[str, NDArray[np.float64]] = {}
     seen: dict[str, str] = {}
-    first: EndToEndMethod | None = None
+    first: ServerMethod | None = None
     for shard, content in archive_members(path):
         message = parse(MESSAGES["Submission"], content, f"{path}, {shard}")
         if message.submission_type != END_TO_END:
             faults.append(f"{shard}: submission_type is {message.submission_type}, {END_TO_END} is needed")
-        values = {one.name: getattr(message, one.name) for one in fields(EndToEndMethod)}
-        method = EndToEndMethod(
+        values = {one.name: getattr(message, one.name) for one in fields(ServerMethod)}
+        method = ServerMethod(
             **{key: value if isinstance(value, str | bool) else tuple(value) for key, value in values.items()}
         )
         faults += [f"{shard}: {fault}" for fault in method.faults()]
@@ -191,7 +165,7 @@ def main(cfg: DictConfig) -> None:
         raise DataError(f"tokens={cfg.tokens}: {len(unknown)} of {len(wanted)} are no frames of {folder} {unknown[:3]}")
     if cfg.trajectories is not None:
         values = OmegaConf.to_container(cfg.method)
-        method = EndToEndMethod(
+        method = ServerMethod(
             **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         )
         write_submission(cfg.file, read_plans(cfg.trajectories), method, wanted, shards=cfg.shards)

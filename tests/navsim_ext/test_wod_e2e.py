@@ -28,10 +28,10 @@ from navsim_ext.shards import ShardStore
 from navsim_ext.traffic.build import NothingStored, build
 from navsim_ext.traffic.tfrecord import read_records, write_records
 from navsim_ext.wod_e2e.messages import frame_of, message_of, write_frames
-from navsim_ext.wod_e2e.submission import MESSAGES, EndToEndMethod, check_submission, read_plans, write_submission
+from navsim_ext.wod_e2e.submission import MESSAGES, ServerMethod, check_submission, read_plans, write_submission
 from navsim_ext.wod_e2e.unpack import FrameFiles, fingerprint_of
 
-METHOD = EndToEndMethod(account_name="me", unique_method_name="one", num_model_parameters="1K")
+METHOD = ServerMethod(account_name="me", unique_method_name="one", num_model_parameters="1K")
 
 
 def unpack(source, target, *, cameras=CAMERAS, every=1, skip_bad=False):
@@ -374,7 +374,7 @@ def test_what_is_wrong_with_a_submission_is_listed(root, tmp_path):
     with pytest.raises(InvalidSubmission, match="frame aaaa-000 has no trajectory"):
         write_submission(file, {k: v for k, v in plans.items() if k != "aaaa-000"}, METHOD, list(plans))
     with pytest.raises(InvalidSubmission, match="account_name is empty"):
-        write_submission(file, plans, EndToEndMethod(), list(plans))
+        write_submission(file, plans, ServerMethod(), list(plans))
     assert not file.exists()
     good = MESSAGES["Submission"](
         submission_type=2, account_name="me", unique_method_name="x", num_model_parameters="1"
